@@ -1,0 +1,2 @@
+//! An empty library: `lb-userspace` build-depends on it so that cargo knows this package.
+#![no_std]

@@ -1,0 +1,17 @@
+//! Builds the kernel side and leaves its object in `OUT_DIR`, where `dataplane` embeds it.
+
+use anyhow::Context as _;
+use aya_build::{Package, Toolchain};
+
+fn main() -> anyhow::Result<()> {
+    // aya-build watches the eBPF package only; the packet decision lives in lb-common.
+    println!("cargo:rerun-if-changed=../lb-common/src");
+    println!("cargo:rerun-if-changed=../Cargo.lock");
+    // `core` is built from source for the BPF target, which a stable or distribution compiler does only when told so.
+    // SAFETY: a build script's main thread, before anything else runs.
+    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    let package = Package { name: "lb-ebpf", root_dir: "../lb-ebpf", ..Package::default() };
+    // The name under which `cargo xtask setup` links whichever toolchain of this machine can build for BPF.
+    aya_build::build_ebpf([package], Toolchain::Custom("bpf"))
+        .context("building the eBPF object; `cargo xtask setup` installs what that needs")
+}

@@ -1,0 +1,3 @@
+//! The configuration: one TOML file, parsed into a checked [`model`].
+
+pub mod model;
