@@ -1,0 +1,370 @@
+//! What the kernel and the daemon share: names, keys, values and capacities of the maps.
+//!
+//! Everything is `repr(C)` without implicit padding, addresses and ports are in network order, and 0 is "none".
+
+use crate::{
+    address::Address,
+    conntrack::Patience,
+    flow::{Flow, Key, mix},
+    wire::Tags,
+};
+
+/// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
+pub mod names {
+    pub const XDP_INGRESS: &str = "xdp_ingress";
+    pub const TC_INGRESS: &str = "tc_ingress";
+    pub const TC_EGRESS: &str = "tc_egress";
+    pub const SETTINGS: &str = "SETTINGS";
+    pub const FLOWS4: &str = "FLOWS4";
+    pub const FLOWS6: &str = "FLOWS6";
+    pub const SERVICES: &str = "SERVICES";
+    pub const TABLES: &str = "TABLES";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const TRAFFIC: &str = "TRAFFIC";
+    pub const PORTS: &str = "PORTS";
+    pub const COUNTERS: &str = "COUNTERS";
+    pub const MAPS: [&str; 9] = [SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS];
+}
+
+/// Virtual servers at once.
+pub const MAX_SERVICES: usize = 256;
+/// Backends at once, over all virtual servers.
+pub const MAX_BACKENDS: usize = 4096;
+/// Pairs of interface and VLAN tags at once.
+pub const MAX_PORTS: usize = 256;
+/// Entries of a connection table as compiled; the loader sets the configured number.
+pub const DEFAULT_FLOWS: usize = 2 * 262_144;
+
+/// Place of a backend in the backend table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct BackendId(pub u32);
+
+impl BackendId {
+    /// No backend: an empty slot of a selection table.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+/// Place of a virtual server in the array of selection tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct ServiceId(pub u32);
+
+/// Which address and port a virtual server answers on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// IPv4 as `::ffff:a.b.c.d`.
+    address: [u8; 16],
+    port: [u8; 2],
+    reserved: [u8; 2],
+}
+
+impl ServiceKey {
+    #[inline(always)]
+    pub const fn new(address: [u8; 16], port: [u8; 2]) -> Self {
+        Self { address, port, reserved: [0; 2] }
+    }
+}
+
+/// One backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Backend {
+    address: [u8; 16],
+    port: [u8; 2],
+    flags: u8,
+    reserved: u8,
+}
+
+impl Backend {
+    /// Its connections are lost: the next packet of each is answered with a reset.
+    pub const DOWN: u8 = 1;
+    /// It listens on this host.
+    pub const LOCAL: u8 = 2;
+    /// The entry is in use.
+    pub const PRESENT: u8 = 4;
+
+    pub const fn new(address: [u8; 16], port: [u8; 2], flags: u8) -> Self {
+        Self { address, port, flags: flags | Self::PRESENT, reserved: 0 }
+    }
+
+    /// An entry that stands for no backend.
+    pub const fn absent() -> Self {
+        Self { address: [0; 16], port: [0; 2], flags: 0, reserved: 0 }
+    }
+
+    #[inline(always)]
+    pub fn address<A: Address>(&self) -> A {
+        A::from_mapped(&self.address)
+    }
+
+    #[inline(always)]
+    pub const fn port(&self) -> [u8; 2] {
+        self.port
+    }
+
+    #[inline(always)]
+    pub const fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Whether this entry is the backend with that address and port, and not a successor in its place.
+    #[inline(always)]
+    pub fn answers<A: Address>(&self, address: &A, port: [u8; 2]) -> bool {
+        self.is(Self::PRESENT) && self.address == address.mapped() && self.port == port
+    }
+}
+
+/// Traffic of one backend, counted on each CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Traffic {
+    pub connections: u64,
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+}
+
+/// An interface and the tags that frames have there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Port {
+    pub interface: u32,
+    pub tags: Tags,
+}
+
+/// Words of [`Filter`].
+const FILTER_WORDS: usize = 64;
+
+/// A set of addresses that answers "surely not" with one load: 4096 bits, one for each hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Filter([u64; FILTER_WORDS]);
+
+impl Filter {
+    pub const fn empty() -> Self {
+        Self([0; FILTER_WORDS])
+    }
+
+    pub fn insert<A: Address>(&mut self, address: A) {
+        let (word, bit) = Self::place(address);
+        self.0[word] |= bit;
+    }
+
+    #[inline(always)]
+    pub fn may_hold<A: Address>(&self, address: A) -> bool {
+        let (word, bit) = Self::place(address);
+        self.0[word] & bit != 0
+    }
+
+    #[inline(always)]
+    fn place<A: Address>(address: A) -> (usize, u64) {
+        // Fibonacci hashing: the upper 12 bits.
+        let hash = address.digest().wrapping_mul(0x9e37_79b1) >> 20;
+        ((hash >> 6) as usize & (FILTER_WORDS - 1), 1 << (hash & 63))
+    }
+}
+
+/// What all packets need to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Settings {
+    /// Idle timeouts in kernel ticks, by [`Patience`].
+    timeouts: [u64; 3],
+    /// Raised when a route, a neighbour or a backend changes: what was looked up before is looked up again. Never 0.
+    generation: u32,
+    reserved: u32,
+    /// Addresses of virtual servers.
+    pub vips: Filter,
+    /// Addresses of backends on this host.
+    pub locals: Filter,
+}
+
+impl Settings {
+    pub const fn new(timeouts: [u64; 3], generation: u32, vips: Filter, locals: Filter) -> Self {
+        Self { timeouts, generation, reserved: 0, vips, locals }
+    }
+
+    #[inline(always)]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    #[inline(always)]
+    pub const fn timeout(&self, patience: Patience) -> u64 {
+        match patience {
+            Patience::Syn => self.timeouts[0],
+            Patience::Established => self.timeouts[1],
+            Patience::Closing => self.timeouts[2],
+        }
+    }
+}
+
+/// Declares the counters: their order is their place in the map.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $name:ident = $label:literal,)*) => {
+        /// Things that happen to packets and are counted. Packets that are not ours are not: they leave untouched and
+        /// uncounted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[doc = $doc])* $name,)* }
+
+        impl Counter {
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Name in metrics.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label),* }
+            }
+
+            /// Meaning, for help texts.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*)),* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections that got a backend.
+    Connected = "connected",
+    /// Connections that were found again without their SYN, after a lost entry.
+    Rebuilt = "rebuilt",
+    /// Packets to a VIP that no virtual server asks for, left to the host.
+    NoService = "no_service",
+    /// Fragments to a VIP, left to the host: ports are in the first one only.
+    Fragment = "fragment",
+    /// Packets to a VIP whose lengths contradict each other, left to the host.
+    Malformed = "malformed",
+    /// Connections reset because no backend takes new ones.
+    NoBackend = "no_backend",
+    /// Connections reset because their backend is down.
+    BackendDown = "backend_down",
+    /// Segments that belong to no connection and cannot start one, dropped.
+    Stray = "stray",
+    /// Packets whose time to live ended here, dropped.
+    Expired = "expired",
+    /// Connections dropped because no source port was free towards their backend.
+    NoPort = "no_port",
+    /// Connections dropped because the table would not take them.
+    TableFull = "table_full",
+    /// Packets without a route to where they should go, dropped.
+    NoRoute = "no_route",
+    /// Packets that took the kernel's own way because a neighbour was not resolved yet.
+    Unresolved = "unresolved",
+    /// Packets dropped because the kernel's own way was closed too.
+    NoMetadata = "no_metadata",
+}
+
+impl Counter {
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+/// Spreads a client's address over a selection table.
+#[inline(always)]
+pub fn source_hash<A: Address>(address: &A) -> u32 {
+    mix(address.digest())
+}
+
+/// Sizes are part of the contract with what is already in the kernel.
+const _: () = {
+    assert!(size_of::<Key<crate::address::V4>>() == 12);
+    assert!(size_of::<Key<crate::address::V6>>() == 36);
+    assert!(size_of::<Flow<crate::address::V4>>() == 72);
+    assert!(size_of::<Flow<crate::address::V6>>() == 96);
+    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<Backend>() == 20);
+    assert!(size_of::<Traffic>() == 40);
+    assert!(size_of::<Port>() == 8);
+    assert!(size_of::<Settings>() == 32 + 2 * 512);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{Backend, BackendId, Port, ServiceId, ServiceKey, Settings, Traffic};
+    use crate::{
+        address::{V4, V6},
+        flow::{Flow, Key},
+    };
+
+    /// SAFETY of all: `repr(C)` or `repr(transparent)` over integers and arrays of them, no implicit padding, every bit
+    /// pattern valid.
+    macro_rules! pod {
+        ($($type:ty),*) => { $(
+            // SAFETY: see above.
+            unsafe impl aya::Pod for $type {}
+        )* };
+    }
+    pod!(BackendId, ServiceId, ServiceKey, Backend, Traffic, Port, Settings, Key<V4>, Key<V6>);
+
+    /// A connection entry as bytes: [`Flow`] has shared numbers and cannot be `Copy`.
+    macro_rules! record {
+        ($($name:ident for $address:ty),*) => { $(
+            #[doc = concat!("A stored [`Flow`] of ", stringify!($address), ".")]
+            #[derive(Clone, Copy)]
+            #[repr(C, align(8))]
+            pub struct $name([u8; size_of::<Flow<$address>>()]);
+            // SAFETY: bytes.
+            unsafe impl aya::Pod for $name {}
+
+            impl core::fmt::Debug for $name {
+                fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                    self.flow().fmt(f)
+                }
+            }
+
+            impl $name {
+                pub fn flow(&self) -> &Flow<$address> {
+                    // SAFETY: same size and alignment, every bit pattern valid.
+                    unsafe { &*core::ptr::from_ref(self).cast() }
+                }
+            }
+
+            impl From<&Flow<$address>> for $name {
+                fn from(flow: &Flow<$address>) -> Self {
+                    // SAFETY: same size; an entry has no padding.
+                    Self(unsafe { core::ptr::from_ref(flow).cast::<[u8; size_of::<Flow<$address>>()]>().read() })
+                }
+            }
+        )* };
+    }
+    record!(Record4 for V4, Record6 for V6);
+}
+#[cfg(feature = "user")]
+pub use pod::{Record4, Record6};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::{V4, V6};
+
+    #[test]
+    fn a_filter_knows_what_was_put_in_and_little_else() {
+        let mut filter = Filter::empty();
+        let vip = V4([192, 168, 2, 100]);
+        assert!(!filter.may_hold(vip));
+        filter.insert(vip);
+        filter.insert(V6([0xfd; 16]));
+        assert!(filter.may_hold(vip));
+        assert!(filter.may_hold(V6([0xfd; 16])));
+        let others = (0..=255).filter(|last| *last != 100 && filter.may_hold(V4([192, 168, 2, *last]))).count();
+        assert!(others <= 2, "{others} neighbours of the VIP share its bit");
+    }
+
+    #[test]
+    fn kernel_names_are_short_enough() {
+        for name in names::MAPS.iter().chain(&[names::XDP_INGRESS, names::TC_INGRESS, names::TC_EGRESS]) {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_backends_successor_is_not_the_backend() {
+        let backend = Backend::new(V4([10, 0, 0, 1]).mapped(), [0x19, 0x2b], 0);
+        assert!(backend.answers(&V4([10, 0, 0, 1]), [0x19, 0x2b]));
+        assert!(!backend.answers(&V4([10, 0, 0, 2]), [0x19, 0x2b]));
+        assert!(!Backend::absent().answers(&V4([0; 4]), [0; 2]));
+    }
+}

@@ -1,0 +1,353 @@
+//! The two address families as types, so that everything about packets is written once.
+
+use core::hash::Hash;
+
+use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
+
+use crate::{
+    checksum::Delta,
+    frame::{Frame, Header, Truncated},
+};
+
+// SAFETY: all fields are bytes or arrays of bytes.
+unsafe impl Header for Ipv4Hdr {}
+// SAFETY: as above.
+unsafe impl Header for Ipv6Hdr {}
+
+/// An IPv4 address, as on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct V4(pub [u8; 4]);
+
+/// An IPv6 address, as on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct V6(pub [u8; 16]);
+
+/// Where the transport header starts, and how much of the packet belongs to IP.
+#[derive(Clone, Copy, Debug)]
+pub struct Transport {
+    /// Offset from the start of the frame.
+    pub at: usize,
+    pub protocol: u8,
+    /// Offset from the start of the frame at which the IP packet ends.
+    pub end: usize,
+    pub fragment: bool,
+}
+
+/// An address family: its header and its addresses.
+pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
+    type Header: Header;
+
+    /// Destination of a packet.
+    fn destination(header: &Self::Header) -> Self;
+    fn source(header: &Self::Header) -> Self;
+    /// Time to live, or hop limit.
+    fn hops(header: &Self::Header) -> u8;
+    /// Finds the transport header of the IP packet at `at`; `None` where the header is not well formed.
+    fn transport<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>;
+    /// Writes both addresses, takes one hop off, and corrects the header's own checksum by `delta` if it has one.
+    fn rewrite(header: &mut Self::Header, source: &Self, destination: &Self, delta: u16);
+    /// Writes both addresses and nothing else, and corrects the header's own checksum.
+    fn readdress(header: &mut Self::Header, source: Self, destination: Self);
+    /// What [`Self::rewrite`] does to the header's own checksum.
+    fn header_delta(old: (&Self, &Self), new: (&Self, &Self)) -> u16;
+    /// What new addresses do to a checksum that covers the pseudo-header.
+    fn pseudo_delta(delta: Delta, old: &Self, new: &Self) -> Delta;
+    /// Turns the header round and gives it `payload` bytes after `header_length`, with a fresh hop count.
+    fn answer(header: &mut Self::Header, header_length: u16, payload: u16);
+    /// Unfolded sum of the pseudo-header (RFC 9293 §3.1) for TCP.
+    fn pseudo_sum(header: &Self::Header, length: u16) -> u32;
+    /// IPv4 as `::ffff:a.b.c.d`.
+    fn mapped(self) -> [u8; 16];
+    /// The inverse of [`Self::mapped`], without a check.
+    fn from_mapped(mapped: &[u8; 16]) -> Self;
+    /// 32 bits to be mixed further.
+    fn digest(self) -> u32;
+}
+
+/// Hops that a packet of our own making starts with.
+const OWN_HOPS: u8 = 64;
+/// Extension headers looked through before a packet is left to the kernel.
+const MAX_EXTENSIONS: usize = 4;
+
+impl Address for V4 {
+    type Header = Ipv4Hdr;
+
+    #[inline(always)]
+    fn destination(header: &Ipv4Hdr) -> Self {
+        Self(header.dst_addr)
+    }
+
+    #[inline(always)]
+    fn source(header: &Ipv4Hdr) -> Self {
+        Self(header.src_addr)
+    }
+
+    #[inline(always)]
+    fn hops(header: &Ipv4Hdr) -> u8 {
+        header.ttl
+    }
+
+    #[inline(always)]
+    fn transport<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated> {
+        let header = frame.get::<Ipv4Hdr>(at)?;
+        let header_length = usize::from(header.vihl & 0x0f) * 4;
+        if header.vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN {
+            return Ok(None);
+        }
+        // More fragments, or an offset (RFC 791 §3.1); "don't fragment" is neither.
+        let fragment = header.frags[0] & 0x3f != 0 || header.frags[1] != 0;
+        Ok(Some(Transport {
+            at: at + header_length,
+            protocol: header.proto,
+            end: at + usize::from(u16::from_be_bytes(header.tot_len)),
+            fragment,
+        }))
+    }
+
+    #[inline(always)]
+    fn rewrite(header: &mut Ipv4Hdr, source: &Self, destination: &Self, delta: u16) {
+        header.src_addr = source.0;
+        header.dst_addr = destination.0;
+        header.ttl = header.ttl.wrapping_sub(1);
+        header.check = crate::checksum::adjust(header.check, delta);
+    }
+
+    #[inline(always)]
+    fn readdress(header: &mut Ipv4Hdr, source: Self, destination: Self) {
+        let delta = Delta::new().address(&header.src_addr, &source.0).address(&header.dst_addr, &destination.0);
+        header.src_addr = source.0;
+        header.dst_addr = destination.0;
+        header.check = crate::checksum::adjust(header.check, delta.folded());
+    }
+
+    #[inline(always)]
+    fn header_delta(old: (&Self, &Self), new: (&Self, &Self)) -> u16 {
+        Delta::new()
+            .address(&old.0.0, &new.0.0)
+            .address(&old.1.0, &new.1.0)
+            // TTL is the upper half of its word: one hop less is always the same difference.
+            .word([1, 0], [0, 0])
+            .folded()
+    }
+
+    #[inline(always)]
+    fn pseudo_delta(delta: Delta, old: &Self, new: &Self) -> Delta {
+        delta.address(&old.0, &new.0)
+    }
+
+    #[inline(always)]
+    fn answer(header: &mut Ipv4Hdr, header_length: u16, payload: u16) {
+        let total = header_length.wrapping_add(payload).to_be_bytes();
+        let delta = Delta::new()
+            .word(header.tot_len, total)
+            .word([header.ttl, header.proto], [OWN_HOPS, header.proto])
+            .folded();
+        core::mem::swap(&mut header.src_addr, &mut header.dst_addr);
+        header.tot_len = total;
+        header.ttl = OWN_HOPS;
+        header.check = crate::checksum::adjust(header.check, delta);
+    }
+
+    #[inline(always)]
+    fn pseudo_sum(header: &Ipv4Hdr, length: u16) -> u32 {
+        crate::checksum::sum(&header.src_addr)
+            + crate::checksum::sum(&header.dst_addr)
+            + crate::checksum::sum(&[0, IpProto::Tcp as u8])
+            + crate::checksum::sum(&length.to_be_bytes())
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        let [a, b, c, d] = self.0;
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn from_mapped(mapped: &[u8; 16]) -> Self {
+        Self([mapped[12], mapped[13], mapped[14], mapped[15]])
+    }
+
+    #[inline(always)]
+    fn digest(self) -> u32 {
+        u32::from_ne_bytes(self.0)
+    }
+}
+
+impl Address for V6 {
+    type Header = Ipv6Hdr;
+
+    #[inline(always)]
+    fn destination(header: &Ipv6Hdr) -> Self {
+        Self(header.dst_addr)
+    }
+
+    #[inline(always)]
+    fn source(header: &Ipv6Hdr) -> Self {
+        Self(header.src_addr)
+    }
+
+    #[inline(always)]
+    fn hops(header: &Ipv6Hdr) -> u8 {
+        header.hop_limit
+    }
+
+    #[inline(always)]
+    fn transport<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated> {
+        let header = frame.get::<Ipv6Hdr>(at)?;
+        if header.vcf[0] >> 4 != 6 {
+            return Ok(None);
+        }
+        let end = at + Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(header.payload_len));
+        let mut protocol = header.next_hdr;
+        let mut offset = at + Ipv6Hdr::LEN;
+        let mut fragment = false;
+        for _ in 0..MAX_EXTENSIONS {
+            if protocol == IpProto::Ipv6Frag as u8 {
+                fragment = true;
+                break;
+            }
+            let extension = protocol == IpProto::HopOpt as u8
+                || protocol == IpProto::Ipv6Route as u8
+                || protocol == IpProto::Ipv6Opts as u8;
+            if !extension {
+                break;
+            }
+            // RFC 8200 §4.3–4.6: next header, then the length in units of 8 bytes beyond the first.
+            let option = frame.get::<Extension>(offset)?;
+            protocol = option.0[0];
+            offset += 8 + usize::from(option.0[1]) * 8;
+        }
+        Ok(Some(Transport { at: offset, protocol, end, fragment }))
+    }
+
+    #[inline(always)]
+    fn rewrite(header: &mut Ipv6Hdr, source: &Self, destination: &Self, _delta: u16) {
+        header.src_addr = source.0;
+        header.dst_addr = destination.0;
+        header.hop_limit = header.hop_limit.wrapping_sub(1);
+    }
+
+    #[inline(always)]
+    fn readdress(header: &mut Ipv6Hdr, source: Self, destination: Self) {
+        header.src_addr = source.0;
+        header.dst_addr = destination.0;
+    }
+
+    #[inline(always)]
+    fn header_delta(_old: (&Self, &Self), _new: (&Self, &Self)) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn pseudo_delta(delta: Delta, old: &Self, new: &Self) -> Delta {
+        delta.address(&old.0, &new.0)
+    }
+
+    #[inline(always)]
+    fn answer(header: &mut Ipv6Hdr, header_length: u16, payload: u16) {
+        core::mem::swap(&mut header.src_addr, &mut header.dst_addr);
+        let extensions = header_length.wrapping_sub(Ipv6Hdr::LEN as u16);
+        header.payload_len = extensions.wrapping_add(payload).to_be_bytes();
+        header.hop_limit = OWN_HOPS;
+    }
+
+    #[inline(always)]
+    fn pseudo_sum(header: &Ipv6Hdr, length: u16) -> u32 {
+        crate::checksum::sum(&header.src_addr)
+            + crate::checksum::sum(&header.dst_addr)
+            + crate::checksum::sum(&[0, IpProto::Tcp as u8])
+            + crate::checksum::sum(&length.to_be_bytes())
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        self.0
+    }
+
+    #[inline(always)]
+    fn from_mapped(mapped: &[u8; 16]) -> Self {
+        Self(*mapped)
+    }
+
+    #[inline(always)]
+    fn digest(self) -> u32 {
+        let b = &self.0;
+        u32::from_ne_bytes([b[0], b[1], b[2], b[3]])
+            ^ u32::from_ne_bytes([b[4], b[5], b[6], b[7]]).rotate_left(7)
+            ^ u32::from_ne_bytes([b[8], b[9], b[10], b[11]]).rotate_left(13)
+            ^ u32::from_ne_bytes([b[12], b[13], b[14], b[15]]).rotate_left(19)
+    }
+}
+
+/// The first two bytes of an IPv6 extension header.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Extension([u8; 2]);
+// SAFETY: two bytes.
+unsafe impl Header for Extension {}
+
+#[cfg(any(test, feature = "user"))]
+impl From<V4> for std::net::IpAddr {
+    fn from(address: V4) -> Self {
+        Self::V4(address.0.into())
+    }
+}
+
+#[cfg(any(test, feature = "user"))]
+impl From<V6> for std::net::IpAddr {
+    fn from(address: V6) -> Self {
+        Self::V6(address.0.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_options_move_the_transport_header() {
+        let mut packet = [0_u8; 28];
+        packet[0] = 0x47;
+        packet[2..4].copy_from_slice(&28_u16.to_be_bytes());
+        packet[6] = 0x40;
+        packet[9] = 6;
+        let transport = V4::transport(&packet[..], 0).unwrap().unwrap();
+        assert_eq!((transport.at, transport.protocol, transport.end, transport.fragment), (28, 6, 28, false));
+        packet[0] = 0x44;
+        assert!(V4::transport(&packet[..], 0).unwrap().is_none());
+        packet[0] = 0x65;
+        assert!(V4::transport(&packet[..], 0).unwrap().is_none());
+    }
+
+    #[test]
+    fn ipv4_fragments_are_told_from_dont_fragment() {
+        let fragment = |flags: [u8; 2]| {
+            let mut packet = [0_u8; 20];
+            packet[0] = 0x45;
+            packet[6..8].copy_from_slice(&flags);
+            V4::transport(&packet[..], 0).unwrap().unwrap().fragment
+        };
+        assert!(!fragment([0x40, 0]));
+        assert!(fragment([0x20, 0]));
+        assert!(fragment([0, 1]));
+        assert!(fragment([0x01, 0]));
+    }
+
+    #[test]
+    fn ipv6_extension_headers_are_walked() {
+        let mut packet = [0_u8; 40 + 8 + 16];
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&24_u16.to_be_bytes());
+        packet[6] = 0; // hop-by-hop
+        packet[40] = 60; // destination options …
+        packet[48] = 6; // … then TCP
+        packet[49] = 1;
+        let transport = V6::transport(&packet[..], 0).unwrap().unwrap();
+        assert_eq!((transport.at, transport.protocol, transport.end, transport.fragment), (64, 6, 64, false));
+        packet[40] = 44;
+        assert!(V6::transport(&packet[..], 0).unwrap().unwrap().fragment);
+        assert_eq!(V6::transport(&packet[..41], 0).unwrap_err(), Truncated);
+    }
+}

@@ -1,0 +1,114 @@
+//! Connections that are not known yet.
+
+use super::{Arrival, Family, Refused, Route, Stop};
+use crate::{
+    abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
+    address::Address,
+    conntrack::Phase,
+    flow::{Draft, Hop, Ports, Role},
+    frame::Frame,
+    maglev,
+    wire::{Ethernet, Flags},
+};
+
+/// Gives the connection a backend: makes both halves, inserts the one for replies and leaves the other in the draft.
+///
+/// A segment that is no SYN belongs to a connection whose entry was lost, or that another node carried before: the choice
+/// depends on the client's address only, and the first port tried is the client's own, so the entry comes out as it was. If
+/// it was another connection after all, its backend answers with a reset.
+#[inline(always)]
+pub(super) fn open<A, F, T>(frame: &F, tables: &T, arrival: &Arrival<'_, A>, draft: &mut Draft<A>) -> Result<(), Stop>
+where
+    A: Address,
+    F: Frame + ?Sized,
+    T: Family<A>,
+{
+    let key = &arrival.segment.key;
+    let service = tables
+        .service(&ServiceKey::new(key.destination.mapped(), key.destination_port))
+        .ok_or(Stop::pass(Counter::NoService))?;
+    if arrival.segment.flags.any(Flags::RST) {
+        return Err(Stop::drop(Counter::Stray));
+    }
+    let chosen = tables.slot(service, maglev::slot(source_hash(&key.source))).unwrap_or(BackendId::NONE);
+    let backend =
+        tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(Stop::reset(Counter::NoBackend))?;
+
+    let opens = arrival.segment.flags.opens();
+    let phase = if opens { Phase::SynSent } else { Phase::Established };
+    let local = backend.is(Backend::LOCAL);
+
+    // How the backend will see the connection, turned round: that is how its replies arrive.
+    draft.arrives.source = backend.address();
+    draft.arrives.source_port = backend.port();
+    draft.arrives.destination = if local { key.source } else { key.destination };
+    draft.arrives.destination_port = [0; 2];
+    let (forward, reply) = if local { (Role::LOCAL_FORWARD, Role::LOCAL_REPLY) } else { (Role::FORWARD, Role::REPLY) };
+    draft.reply.start(&draft.arrives, key, reply, chosen, phase, arrival.now);
+    if !local {
+        let back = way_back(frame, tables, arrival);
+        draft.reply.set_way(&back, arrival.settings.generation());
+    }
+    reserve(tables, arrival, draft).map_err(Stop::drop)?;
+    draft.forward.start(key, &draft.arrives, forward, chosen, phase, arrival.now);
+    tables.count(if opens { Counter::Connected } else { Counter::Rebuilt });
+    tables.connected(chosen);
+    Ok(())
+}
+
+/// Finds a source port under which the backend's replies can be told from all others', by inserting their half.
+#[inline(always)]
+fn reserve<A, T>(tables: &T, arrival: &Arrival<'_, A>, draft: &mut Draft<A>) -> Result<(), Counter>
+where
+    A: Address,
+    T: Family<A>,
+{
+    let key = &arrival.segment.key;
+    let ports = Ports::new(key.source_port, key.source.digest(), arrival.now, draft.reply.role.is_local());
+    let unported = draft.reply.segment_delta;
+    for attempt in 0..Ports::TRIES {
+        draft.arrives.destination_port = ports.candidate(attempt);
+        let replace = match tables.flow(&draft.arrives) {
+            Some(taken) => {
+                let idle = arrival.now.wrapping_sub(taken.last_seen());
+                let ours = taken.other == draft.reply.other;
+                if !ours && idle <= arrival.settings.timeout(taken.phase().patience()) {
+                    continue;
+                }
+                true
+            }
+            None => false,
+        };
+        draft.reply.set_arrival_port(unported, draft.arrives.destination_port);
+        match tables.insert(&draft.arrives, &draft.reply, replace) {
+            Ok(()) => return Ok(()),
+            Err(Refused::Full) => return Err(Counter::TableFull),
+            // Another CPU took it in between.
+            Err(Refused::Exists) => {}
+        }
+    }
+    Err(Counter::NoPort)
+}
+
+/// The way to the client: by the routing table, and where that does not know the neighbour, by whoever brought the packet.
+#[inline(always)]
+fn way_back<A, F, T>(frame: &F, tables: &T, arrival: &Arrival<'_, A>) -> Hop
+where
+    A: Address,
+    F: Frame + ?Sized,
+    T: Family<A>,
+{
+    match (
+        tables.route(arrival.from, &arrival.segment.key.destination, &arrival.segment.key.source),
+        frame.get::<Ethernet>(0),
+    ) {
+        (Route::Hop(hop), _) => hop,
+        (_, Ok(ethernet)) => Hop {
+            interface: arrival.from.interface,
+            tags: arrival.from.tags,
+            destination: ethernet.source,
+            source: ethernet.destination,
+        },
+        (_, Err(_)) => Hop::default(),
+    }
+}

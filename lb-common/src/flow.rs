@@ -1,0 +1,310 @@
+//! Connections: their keys, what is kept of each, and the hashes that choose for them.
+
+use crate::{abi::BackendId, address::Address, checksum::Delta, conntrack::Phase, shared::Shared, wire::Tags};
+
+/// One direction of a connection as it arrives: addresses and ports in network order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct Key<A> {
+    pub source: A,
+    pub destination: A,
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+}
+
+impl<A: Address> Key<A> {
+    /// What turning packets of `self` into packets against `other` does to a checksum that covers the ports and the
+    /// pseudo-header.
+    #[inline(always)]
+    fn segment_delta(&self, other: &Self) -> u16 {
+        let delta =
+            Delta::new().word(self.source_port, other.destination_port).word(self.destination_port, other.source_port);
+        let delta = A::pseudo_delta(delta, &self.source, &other.destination);
+        A::pseudo_delta(delta, &self.destination, &other.source).folded()
+    }
+}
+
+/// Which half of a connection an entry is, and so what is done to its packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Role(pub u8);
+
+impl Role {
+    /// Client to VIP, sent on to a remote backend.
+    pub const FORWARD: Self = Self(0);
+    /// Backend to VIP, turned back to the client.
+    pub const REPLY: Self = Self(1);
+    /// Client to VIP, passed up to a backend on this host.
+    pub const LOCAL_FORWARD: Self = Self(2);
+    /// What that backend sends, before it leaves.
+    pub const LOCAL_REPLY: Self = Self(3);
+
+    #[inline(always)]
+    pub const fn from_client(self) -> bool {
+        self.0 & 1 == 0
+    }
+
+    #[inline(always)]
+    pub const fn is_local(self) -> bool {
+        self.0 & 2 != 0
+    }
+}
+
+/// Where a packet goes next on the link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Hop {
+    /// The interface that sends; 0 where the kernel is left to find it.
+    pub interface: u32,
+    /// The tags it must carry there.
+    pub tags: Tags,
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+}
+
+/// One half of a tracked connection: how its packets are rewritten, and what has been seen of it.
+///
+/// Both halves carry all that is needed to make the other again. Only what is [`Shared`] changes after insertion; anything else
+/// is changed by inserting anew, so that no packet sees half a change.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(8))]
+pub struct Flow<A> {
+    /// Kernel ticks at the last packet.
+    last_seen: Shared<u64>,
+    packets: Shared<u64>,
+    bytes: Shared<u64>,
+    /// Key of the other half. What this half's packets become is the same, turned round.
+    pub other: Key<A>,
+    pub hop: Hop,
+    /// [`crate::abi::Settings::generation`] under which `hop` and the backend's state were looked up.
+    pub generation: u32,
+    pub backend: BackendId,
+    /// Folded differences of the checksums, see [`crate::checksum`].
+    pub header_delta: u16,
+    pub segment_delta: u16,
+    pub role: Role,
+    /// A [`Phase`].
+    phase: Shared<u8>,
+    reserved: [u8; 2],
+}
+
+impl<A: Address> Flow<A> {
+    /// Makes this the half for packets of `key`, with no way yet.
+    ///
+    /// In place, because two of these and what it takes to make them are more than a BPF program's stack.
+    #[inline(always)]
+    pub fn start(&mut self, key: &Key<A>, other: &Key<A>, role: Role, backend: BackendId, phase: Phase, now: u64) {
+        self.last_seen.store(now);
+        self.packets.store(0);
+        self.bytes.store(0);
+        self.other = *other;
+        self.role = role;
+        self.backend = backend;
+        self.phase.store(phase as u8);
+        self.reserved = [0; 2];
+        self.header_delta = A::header_delta((&key.source, &key.destination), (self.source(), self.destination()));
+        self.segment_delta = key.segment_delta(other);
+        self.hop = Hop::default();
+        self.generation = 0;
+    }
+
+    /// Makes a half that was started for packets to port 0 the half for packets to `port`: where many ports are tried,
+    /// only one word differs between them.
+    #[inline(always)]
+    pub fn set_arrival_port(&mut self, unported: u16, port: [u8; 2]) {
+        self.segment_delta = Delta::resume(unported).word(port, [0; 2]).folded();
+    }
+
+    /// Keeps the way that was found for this half's packets under a generation.
+    #[inline(always)]
+    pub fn set_way(&mut self, hop: &Hop, generation: u32) {
+        self.hop = *hop;
+        self.generation = generation;
+    }
+
+    /// What packets of this half carry after they are rewritten: the other half's addresses, turned round.
+    #[inline(always)]
+    pub fn source(&self) -> &A {
+        &self.other.destination
+    }
+
+    #[inline(always)]
+    pub fn destination(&self) -> &A {
+        &self.other.source
+    }
+
+    #[inline(always)]
+    pub fn source_port(&self) -> [u8; 2] {
+        self.other.destination_port
+    }
+
+    #[inline(always)]
+    pub fn destination_port(&self) -> [u8; 2] {
+        self.other.source_port
+    }
+
+    /// Notes one packet. A load and a store, not an atomic addition: a connection stays on one queue, and a lost count
+    /// is cheaper than a locked instruction a packet.
+    #[inline(always)]
+    pub fn touch(&self, now: u64, bytes: usize) {
+        self.last_seen.store(now);
+        self.packets.store(self.packets.load().wrapping_add(1));
+        self.bytes.store(self.bytes.load().wrapping_add(bytes as u64));
+    }
+
+    #[inline(always)]
+    pub fn phase(&self) -> Phase {
+        Phase::from_raw(self.phase.load())
+    }
+
+    #[inline(always)]
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8);
+    }
+
+    /// Kernel ticks at the last packet.
+    #[inline(always)]
+    pub fn last_seen(&self) -> u64 {
+        self.last_seen.load()
+    }
+
+    #[inline(always)]
+    pub fn packets(&self) -> u64 {
+        self.packets.load()
+    }
+
+    #[inline(always)]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load()
+    }
+}
+
+/// Room to make the two halves of a connection in.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(8))]
+pub struct Draft<A> {
+    pub forward: Flow<A>,
+    pub reply: Flow<A>,
+    /// Key of `reply`.
+    pub arrives: Key<A>,
+    reserved: [u8; 4],
+}
+
+/// Mixes 32 bits so that each bit of the input reaches each of the output (the finaliser of MurmurHash3).
+#[inline(always)]
+pub const fn mix(mut bits: u32) -> u32 {
+    bits ^= bits >> 16;
+    bits = bits.wrapping_mul(0x85eb_ca6b);
+    bits ^= bits >> 13;
+    bits = bits.wrapping_mul(0xc2b2_ae35);
+    bits ^ (bits >> 16)
+}
+
+/// Source ports to try for a connection, in this order.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    own: u16,
+    seed: u32,
+    local: bool,
+}
+
+impl Ports {
+    /// How many candidates are tried. With half of all ports to one backend taken, one connection in 65,000 finds none.
+    pub const TRIES: u32 = 16;
+    /// Ports below this are left alone.
+    const FLOOR: u16 = 1024;
+    /// Where Linux starts to give out ports by itself (`net.ipv4.ip_local_port_range`).
+    const EPHEMERAL: u16 = 32768;
+
+    /// For a remote backend the client's own port comes first, so that another node can make the same entry again.
+    /// For a backend on this host it comes never: the client keeps its address there, and may have a connection from
+    /// the same port to that backend directly. Ports below the ephemeral range keep the two apart.
+    #[inline(always)]
+    pub const fn new(own: [u8; 2], client: u32, now: u64, local: bool) -> Self {
+        Self { own: u16::from_be_bytes(own), seed: client ^ now as u32, local }
+    }
+
+    /// Candidate number `attempt`.
+    #[inline(always)]
+    pub const fn candidate(&self, attempt: u32) -> [u8; 2] {
+        let spread = mix(self.seed.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
+        let port = match (self.local, attempt) {
+            (false, 0) => self.own,
+            (false, _) => Self::FLOOR + Self::scale(spread, u16::MAX - Self::FLOOR),
+            (true, 0) => Self::FLOOR + Self::scale((self.own as u32) << 16, Self::EPHEMERAL - Self::FLOOR),
+            (true, _) => Self::FLOOR + Self::scale(spread, Self::EPHEMERAL - Self::FLOOR),
+        };
+        port.to_be_bytes()
+    }
+
+    /// Brings 32 bits into `0..range` without a division.
+    #[inline(always)]
+    const fn scale(bits: u32, range: u16) -> u16 {
+        ((bits as u64 * range as u64) >> 32) as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::V4;
+
+    #[test]
+    fn the_two_halves_undo_each_other() {
+        let key = |source: u8, destination: u8, ports: [u16; 2]| Key {
+            source: V4([10, 0, 0, source]),
+            destination: V4([10, 0, 0, destination]),
+            source_port: ports[0].to_be_bytes(),
+            destination_port: ports[1].to_be_bytes(),
+        };
+        let (asks, answers) = (key(50, 100, [40000, 16443]), key(11, 100, [6443, 40000]));
+        let mut draft = Draft::<V4>::default();
+        draft.forward.start(&asks, &answers, Role::FORWARD, BackendId(3), Phase::SynSent, 9);
+        draft.reply.start(&answers, &asks, Role::REPLY, BackendId(3), Phase::SynSent, 9);
+        assert_eq!((draft.forward.source(), draft.forward.destination()), (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 11])));
+        assert_eq!((draft.reply.source(), draft.reply.destination()), (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 50])));
+        assert_eq!(draft.reply.source_port(), asks.destination_port);
+        assert_eq!(draft.reply.destination_port(), asks.source_port);
+    }
+
+    #[test]
+    fn a_port_set_later_makes_no_difference() {
+        let asks = Key {
+            source: V4([1, 2, 3, 4]),
+            destination: V4([5, 6, 7, 8]),
+            source_port: [9, 10],
+            destination_port: [11, 12],
+        };
+        let mut answers = Key { source: V4([13, 14, 15, 16]), source_port: [17, 18], destination_port: [0, 0], ..asks };
+        let (mut late, mut early) = (Flow::default(), Flow::default());
+        late.start(&answers, &asks, Role::REPLY, BackendId(0), Phase::SynSent, 0);
+        late.set_arrival_port(late.segment_delta, [0xfe, 0xdc]);
+        answers.destination_port = [0xfe, 0xdc];
+        early.start(&answers, &asks, Role::REPLY, BackendId(0), Phase::SynSent, 0);
+        let apply = |delta| crate::checksum::adjust([0x12, 0x34], delta);
+        assert_eq!(apply(late.segment_delta), apply(early.segment_delta));
+    }
+
+    #[test]
+    fn remote_backends_see_the_clients_port_first_and_local_ones_never_an_ephemeral_one() {
+        for own in [1_u16, 1023, 1024, 32767, 32768, 60999, 65535] {
+            let remote = Ports::new(own.to_be_bytes(), 7, 9, false);
+            assert_eq!(remote.candidate(0), own.to_be_bytes());
+            let local = Ports::new(own.to_be_bytes(), 7, 9, true);
+            for attempt in 0..Ports::TRIES {
+                let port = u16::from_be_bytes(local.candidate(attempt));
+                assert!((1024..32768).contains(&port), "{own} gave {port}");
+                assert!(u16::from_be_bytes(remote.candidate(attempt)) >= 1024 || attempt == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn candidates_differ() {
+        let ports = Ports::new([0x9c, 0x40], 7, 9, false);
+        let mut seen: std::vec::Vec<_> = (0..Ports::TRIES).map(|attempt| ports.candidate(attempt)).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), Ports::TRIES as usize);
+    }
+}

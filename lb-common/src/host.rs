@@ -1,0 +1,165 @@
+//! The tables in plain memory, for tests and fuzzing: what the maps are in the kernel.
+
+use std::{
+    boxed::Box,
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    vec::Vec,
+};
+
+use crate::{
+    abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic},
+    address::{Address, V4, V6},
+    checksum::adjust,
+    conntrack::Sender,
+    datapath::{Family, Outgoing, Refused, Route, Tables},
+    flow::{Draft, Flow, Key},
+    frame::Frame,
+    wire::{Segment, Tcp},
+};
+
+/// Connections of one family.
+type Flows<A> = RefCell<HashMap<Key<A>, Rc<Flow<A>>>>;
+
+/// All tables of a data plane.
+#[derive(Debug, Default)]
+pub struct Memory {
+    pub settings: Option<Settings>,
+    pub services: HashMap<ServiceKey, ServiceId>,
+    pub tables: HashMap<ServiceId, Vec<BackendId>>,
+    pub backends: HashMap<BackendId, Backend>,
+    /// Routes by destination, IPv4 as `::ffff:a.b.c.d`; every other destination has none.
+    pub routes: HashMap<[u8; 16], Route>,
+    /// Entries per family; 0 is no limit.
+    pub capacity: usize,
+    pub flows4: Flows<V4>,
+    pub flows6: Flows<V6>,
+    counters: RefCell<HashMap<Counter, u64>>,
+    traffic: RefCell<HashMap<BackendId, Traffic>>,
+    lookups: Cell<u64>,
+}
+
+impl Memory {
+    /// How often a thing was counted.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.borrow().get(&counter).copied().unwrap_or(0)
+    }
+
+    /// All counters that are not zero.
+    pub fn counters(&self) -> HashMap<Counter, u64> {
+        self.counters.borrow().clone()
+    }
+
+    pub fn traffic_of(&self, id: BackendId) -> Traffic {
+        self.traffic.borrow().get(&id).copied().unwrap_or_default()
+    }
+
+    /// Route lookups so far.
+    pub fn lookups(&self) -> u64 {
+        self.lookups.get()
+    }
+
+    fn find(&self, destination: [u8; 16]) -> Route {
+        self.lookups.set(self.lookups.get() + 1);
+        self.routes.get(&destination).copied().unwrap_or(Route::None)
+    }
+}
+
+impl Tables for Memory {
+    fn settings(&self) -> Option<&Settings> {
+        self.settings.as_ref()
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<ServiceId> {
+        self.services.get(key).copied()
+    }
+
+    fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId> {
+        self.tables.get(&service)?.get(slot as usize).copied()
+    }
+
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        self.backends.get(&id)
+    }
+
+    fn count(&self, counter: Counter) {
+        *self.counters.borrow_mut().entry(counter).or_default() += 1;
+    }
+
+    fn traffic(&self, id: BackendId, sender: Sender, bytes: usize) {
+        let mut traffic = self.traffic.borrow_mut();
+        let traffic = traffic.entry(id).or_default();
+        match sender {
+            Sender::Client => {
+                traffic.packets_in += 1;
+                traffic.bytes_in += bytes as u64;
+            }
+            Sender::Backend => {
+                traffic.packets_out += 1;
+                traffic.bytes_out += bytes as u64;
+            }
+        }
+    }
+
+    fn connected(&self, id: BackendId) {
+        self.traffic.borrow_mut().entry(id).or_default().connections += 1;
+    }
+}
+
+macro_rules! family {
+    ($address:ty, $flows:ident) => {
+        impl Family<$address> for Memory {
+            type Entry<'a> = Rc<Flow<$address>>;
+
+            type Sheet<'a> = Box<Draft<$address>>;
+
+            fn draft(&self) -> Option<Box<Draft<$address>>> {
+                Some(Box::default())
+            }
+
+            fn flow(&self, key: &Key<$address>) -> Option<Rc<Flow<$address>>> {
+                self.$flows.borrow().get(key).cloned()
+            }
+
+            fn insert(&self, key: &Key<$address>, flow: &Flow<$address>, replace: bool) -> Result<(), Refused> {
+                let mut flows = self.$flows.borrow_mut();
+                if flows.contains_key(key) {
+                    if !replace {
+                        return Err(Refused::Exists);
+                    }
+                } else if self.capacity != 0 && flows.len() >= self.capacity {
+                    return Err(Refused::Full);
+                }
+                flows.insert(*key, Rc::new(flow.clone()));
+                Ok(())
+            }
+
+            fn remove(&self, key: &Key<$address>) {
+                self.$flows.borrow_mut().remove(key);
+            }
+
+            fn route(&self, _from: Port, _source: &$address, destination: &$address) -> Route {
+                self.find(destination.mapped())
+            }
+        }
+    };
+}
+family!(V4, flows4);
+family!(V6, flows6);
+
+impl Outgoing for [u8] {
+    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool {
+        let Ok(header) = Frame::get_mut::<A::Header>(self, segment.network) else {
+            return false;
+        };
+        A::readdress(header, *flow.source(), *flow.destination());
+        let Ok(tcp) = Frame::get_mut::<Tcp>(self, segment.transport) else {
+            return false;
+        };
+        tcp.source = flow.source_port();
+        tcp.destination = flow.destination_port();
+        tcp.checksum = adjust(tcp.checksum, flow.segment_delta);
+        true
+    }
+}

@@ -1,0 +1,233 @@
+//! Ethernet and TCP headers, and what a packet says about itself before anything is known of its connection.
+
+use network_types::{eth::EtherType, ip::IpProto};
+
+use crate::{
+    address::Address,
+    flow::Key,
+    frame::{Frame, Header, Truncated},
+};
+
+/// Ethernet II header. (network-types' has an alignment of 2, which a packet does not promise.)
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Ethernet {
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+    pub ether_type: [u8; 2],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Ethernet {}
+
+impl Ethernet {
+    pub const LEN: usize = size_of::<Self>();
+}
+
+/// An IEEE 802.1Q or 802.1ad tag after its EtherType: the control information, then the next EtherType.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Vlan {
+    pub control: [u8; 2],
+    pub ether_type: [u8; 2],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Vlan {}
+
+/// TCP header without options (RFC 9293 §3.1).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Tcp {
+    pub source: [u8; 2],
+    pub destination: [u8; 2],
+    pub sequence: [u8; 4],
+    pub acknowledgement: [u8; 4],
+    /// Data offset in 32-bit words, in the upper four bits.
+    pub offset: u8,
+    pub flags: Flags,
+    pub window: [u8; 2],
+    pub checksum: [u8; 2],
+    pub urgent: [u8; 2],
+}
+// SAFETY: bytes, and `Flags`, which is one.
+unsafe impl Header for Tcp {}
+
+impl Tcp {
+    pub const LEN: usize = size_of::<Self>();
+}
+
+/// TCP control bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Flags(pub u8);
+
+impl Flags {
+    pub const FIN: Self = Self(0x01);
+    pub const SYN: Self = Self(0x02);
+    pub const RST: Self = Self(0x04);
+    pub const ACK: Self = Self(0x10);
+
+    /// Whether any bit of `other` is set.
+    #[inline(always)]
+    pub const fn any(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// A SYN that opens a connection, not one that answers.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::SYN.0
+    }
+}
+
+/// The VLAN tags of a frame, outer tag first; 0 where there is none. Priority bits are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Tags(pub u32);
+
+/// What carries a frame's IP packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    pub ether_type: [u8; 2],
+    /// Where the network header starts.
+    pub at: usize,
+    pub tags: Tags,
+}
+
+/// Tags that are looked through: a service tag and a customer tag.
+const MAX_TAGS: usize = 2;
+
+pub const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
+pub const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
+const DOT1Q: [u8; 2] = (EtherType::Ieee8021q as u16).to_ne_bytes();
+const DOT1AD: [u8; 2] = (EtherType::Ieee8021ad as u16).to_ne_bytes();
+
+/// Reads the Ethernet header and up to two VLAN tags.
+#[inline(always)]
+pub fn link<F: Frame + ?Sized>(frame: &F) -> Result<Link, Truncated> {
+    let mut link = Link { ether_type: frame.get::<Ethernet>(0)?.ether_type, at: Ethernet::LEN, tags: Tags(0) };
+    for _ in 0..MAX_TAGS {
+        if link.ether_type != DOT1Q && link.ether_type != DOT1AD {
+            break;
+        }
+        let vlan = frame.get::<Vlan>(link.at)?;
+        let id = u16::from_be_bytes(vlan.control) & 0x0fff;
+        // The tag's presence is marked apart from its number: VLAN 0 is a priority tag.
+        link.tags = Tags(link.tags.0 << 16 | 0x8000 | u32::from(id));
+        link.ether_type = vlan.ether_type;
+        link.at += size_of::<Vlan>();
+    }
+    Ok(link)
+}
+
+/// A TCP segment in a well-formed IP packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<A> {
+    pub key: Key<A>,
+    pub flags: Flags,
+    /// Time to live, or hop limit.
+    pub hops: u8,
+    /// Where the network and the transport header start.
+    pub network: usize,
+    pub transport: usize,
+    /// Sequence numbers that the segment takes: its payload, SYN and FIN.
+    pub length: u32,
+}
+
+/// Why a packet is not a segment that can be balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTcp {
+    /// Another protocol.
+    Other,
+    /// Part of a fragmented packet: ports are in the first part only.
+    Fragment,
+    /// Lengths that contradict each other.
+    Malformed,
+}
+
+impl From<Truncated> for NotTcp {
+    fn from(Truncated: Truncated) -> Self {
+        Self::Malformed
+    }
+}
+
+/// Reads the IP packet that starts `at` bytes into the frame.
+#[inline(always)]
+pub fn segment<A: Address, F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Segment<A>, NotTcp> {
+    let transport = A::transport(frame, at)?.ok_or(NotTcp::Malformed)?;
+    if transport.fragment {
+        return Err(NotTcp::Fragment);
+    }
+    if transport.protocol != IpProto::Tcp as u8 {
+        return Err(NotTcp::Other);
+    }
+    let tcp = frame.get::<Tcp>(transport.at)?;
+    let payload = transport.at + usize::from(tcp.offset >> 4) * 4;
+    if (tcp.offset >> 4) < 5 || payload > transport.end || transport.end > frame.len() {
+        return Err(NotTcp::Malformed);
+    }
+    let header = frame.get::<A::Header>(at)?;
+    let controls = u32::from(tcp.flags.any(Flags::SYN)) + u32::from(tcp.flags.any(Flags::FIN));
+    Ok(Segment {
+        key: Key {
+            source: A::source(header),
+            destination: A::destination(header),
+            source_port: tcp.source,
+            destination_port: tcp.destination,
+        },
+        flags: tcp.flags,
+        hops: A::hops(header),
+        network: at,
+        transport: transport.at,
+        length: (transport.end - payload) as u32 + controls,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::V4;
+
+    #[test]
+    fn tags_are_told_apart() {
+        let mut frame = [0_u8; 64];
+        frame[12..14].copy_from_slice(&[0x88, 0xa8]);
+        frame[14..18].copy_from_slice(&[0x20, 0x0a, 0x81, 0x00]);
+        frame[18..22].copy_from_slice(&[0xe0, 0x14, 0x08, 0x00]);
+        let two = link(&frame[..]).unwrap();
+        assert_eq!((two.ether_type, two.at, two.tags), (IPV4, 22, Tags(0x800a_8014)));
+        frame[16..18].copy_from_slice(&[0x86, 0xdd]);
+        let one = link(&frame[..]).unwrap();
+        assert_eq!((one.ether_type, one.at, one.tags), (IPV6, 18, Tags(0x800a)));
+        frame[12..14].copy_from_slice(&[0x08, 0x00]);
+        assert_eq!(link(&frame[..]).unwrap().tags, Tags(0));
+    }
+
+    #[test]
+    fn lengths_must_agree() {
+        let mut frame = [0_u8; 40];
+        frame[0] = 0x45;
+        frame[2..4].copy_from_slice(&40_u16.to_be_bytes());
+        frame[8] = 64;
+        frame[9] = 6;
+        frame[32] = 0x50;
+        frame[33] = 0x02;
+        let read = |frame: &[u8]| segment::<V4, _>(frame, 0).map(|segment| segment.length);
+        assert_eq!(read(&frame), Ok(1));
+        assert_eq!(read(&frame[..39]), Err(NotTcp::Malformed));
+        frame[32] = 0x40;
+        assert_eq!(read(&frame), Err(NotTcp::Malformed), "data offset below 5");
+        frame[32] = 0x60;
+        assert_eq!(read(&frame), Err(NotTcp::Malformed), "options beyond the packet");
+        frame[32] = 0x50;
+        frame[2..4].copy_from_slice(&41_u16.to_be_bytes());
+        assert_eq!(read(&frame), Err(NotTcp::Malformed), "longer than the frame");
+        frame[9] = 17;
+        assert_eq!(read(&frame), Err(NotTcp::Other));
+    }
+}

@@ -1,0 +1,57 @@
+//! The maps. Their layout is `lb_common::abi`'s, the sizes of the connection tables are the loader's.
+
+use aya_ebpf::{
+    bindings::bpf_fib_lookup,
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use lb_common::{
+    abi::{
+        Backend, BackendId, Counter, DEFAULT_FLOWS, MAX_BACKENDS, MAX_PORTS, MAX_SERVICES, Port, ServiceId, ServiceKey,
+        Settings, Traffic,
+    },
+    address::{V4, V6},
+    flow::{Draft, Flow, Key},
+    maglev::SLOTS,
+};
+
+#[btf_map]
+pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map]
+pub(crate) static FLOWS4: LruHashMap<Key<V4>, Flow<V4>, DEFAULT_FLOWS> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static FLOWS6: LruHashMap<Key<V6>, Flow<V6>, DEFAULT_FLOWS> = LruHashMap::new();
+
+/// Where new entries are made.
+#[btf_map]
+pub(crate) static DRAFT4: PerCpuArray<Draft<V4>, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static DRAFT6: PerCpuArray<Draft<V6>, 1> = PerCpuArray::new();
+
+/// Where route lookups are prepared: with this on the stack, the data path would not fit into a program's 512 bytes.
+#[btf_map]
+pub(crate) static QUESTION: PerCpuArray<[u64; size_of::<bpf_fib_lookup>() / 8], 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, MAX_SERVICES> = HashMap::new();
+
+/// Selection tables by [`ServiceId`]. A new one is filled aside and put in place by one update, so no packet sees half.
+#[btf_map]
+pub(crate) static TABLES: ArrayOfMaps<Array<BackendId, { SLOTS as usize }>, MAX_SERVICES> = ArrayOfMaps::new();
+
+#[btf_map]
+pub(crate) static BACKENDS: Array<Backend, MAX_BACKENDS> = Array::new();
+
+#[btf_map]
+pub(crate) static TRAFFIC: PerCpuArray<Traffic, MAX_BACKENDS> = PerCpuArray::new();
+
+/// Interfaces that can be sent from, and how VLAN interfaces and tags stand for each other: (carrier, tag) leads to
+/// (VLAN interface, none) and back. A carrier leads to itself.
+#[btf_map]
+pub(crate) static PORTS: HashMap<Port, Port, MAX_PORTS> = HashMap::new();
+
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();

@@ -1,0 +1,109 @@
+//! The programs: each fetches the packet and the time, asks `lb-common`, and carries out the verdict.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{TC_ACT_OK, xdp_action},
+    helpers::{
+        bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
+    },
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use lb_common::{
+    abi::Counter,
+    datapath::{self, Tables as _, Verdict},
+};
+
+use crate::{
+    frame::{Buffer, Packet},
+    tables::Maps,
+};
+
+/// A note from `xdp_ingress` to `tc_ingress`, in the metadata in front of a packet.
+#[repr(C)]
+struct Note {
+    magic: u32,
+    interface: u32,
+}
+
+impl Note {
+    const MAGIC: u32 = u32::from_ne_bytes(*b"xvip");
+}
+
+/// Frames as the driver receives them.
+#[xdp]
+#[inline(always)]
+fn xdp_ingress(ctx: XdpContext) -> u32 {
+    let tables = Maps::new(ctx.as_ptr());
+    let interface = ctx.ingress_ifindex() as u32;
+    // SAFETY: a plain helper call. Ticks cost half a nanosecond, nanoseconds cost 36.
+    let now = unsafe { bpf_jiffies64() };
+    match datapath::ingress(&mut Packet::received(&ctx), &tables, interface, now) {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Transmit => xdp_action::XDP_TX,
+        // SAFETY: a plain helper call.
+        Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+        Verdict::Answer(length) => answer(&ctx, length),
+        Verdict::Kernel(interface) => hand_over(&ctx, &tables, interface),
+    }
+}
+
+/// Cuts the frame to `length` and sends it back.
+#[inline(always)]
+fn answer(ctx: &XdpContext, length: usize) -> u32 {
+    let excess = (ctx.data_end() - ctx.data()) as i32 - length as i32;
+    if excess > 0 {
+        // SAFETY: a plain helper call. If the driver cannot shrink the frame, the rest is padding after the IP packet.
+        let _ = unsafe { bpf_xdp_adjust_tail(ctx.ctx, -excess) };
+    }
+    xdp_action::XDP_TX
+}
+
+/// Sends the packet up with a note for `tc_ingress`. Up the stack as it is, it would be dropped as a martian: its source
+/// is an address of this host.
+#[inline(always)]
+fn hand_over(ctx: &XdpContext, tables: &Maps, interface: u32) -> u32 {
+    // SAFETY: a plain helper call; packet pointers are taken anew below.
+    let made = unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<Note>() as i32)) } == 0;
+    let note = ctx.metadata();
+    if !made || note + size_of::<Note>() > ctx.data() {
+        tables.count(Counter::NoMetadata);
+        return xdp_action::XDP_DROP;
+    }
+    // SAFETY: within the metadata by the check above.
+    unsafe { *(note as *mut Note) = Note { magic: Note::MAGIC, interface } };
+    xdp_action::XDP_PASS
+}
+
+/// Sends what `xdp_ingress` has rewritten but could not send, resolving the neighbour.
+#[classifier]
+fn tc_ingress(ctx: TcContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let note = unsafe { (*ctx.skb.skb).data_meta } as usize;
+    if note + size_of::<Note>() > ctx.data() {
+        return TC_ACT_OK;
+    }
+    // SAFETY: within the metadata by the check above.
+    let note = unsafe { &*(note as *const Note) };
+    if note.magic != Note::MAGIC {
+        return TC_ACT_OK;
+    }
+    let interface = note.interface;
+    // SAFETY: plain helper calls. The tag, if any, is the arrival's; the way out has its own interface.
+    unsafe {
+        if (*ctx.skb.skb).vlan_present != 0 {
+            let _ = bpf_skb_vlan_pop(ctx.skb.skb);
+        }
+        bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32
+    }
+}
+
+/// What leaves the host: replies of backends on this host become the VIP's again.
+#[classifier]
+fn tc_egress(ctx: TcContext) -> i32 {
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_jiffies64() };
+    datapath::egress(&mut Buffer::leaving(&ctx), &Maps::new(ctx.as_ptr()), now);
+    TC_ACT_OK
+}

@@ -1,0 +1,228 @@
+//! The tables of the data path, kept in maps.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, BPF_NOEXIST, bpf_fib_lookup,
+    },
+    btf_maps::{LruHashMap, PerCpuArray},
+    cty::c_void,
+    helpers,
+};
+use lb_common::{
+    abi::{Backend, BackendId, Counter, DEFAULT_FLOWS, Port, ServiceId, ServiceKey, Settings},
+    address::{Address, V4, V6},
+    conntrack::Sender,
+    datapath::{Family, Refused, Route, Tables},
+    flow::{Draft, Flow, Hop, Key},
+    wire::Tags,
+};
+
+use crate::maps;
+
+/// The maps, seen from one run of a program.
+pub(crate) struct Maps {
+    /// The program's context, which route lookups ask for.
+    context: *mut c_void,
+}
+
+impl Maps {
+    #[inline(always)]
+    pub(crate) const fn new(context: *mut c_void) -> Self {
+        Self { context }
+    }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        maps::SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceId> {
+        // SAFETY: copied out at once; the daemon never changes an entry's value in place.
+        unsafe { maps::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId> {
+        maps::TABLES.get_value(service.0, &slot).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        maps::BACKENDS.get(id.0)
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        if let Some(count) = maps::COUNTERS.get_ptr_mut(counter as u32) {
+            // SAFETY: this CPU's own element, and programs on it do not interrupt each other here.
+            unsafe { *count += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn traffic(&self, id: BackendId, sender: Sender, bytes: usize) {
+        if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(id.0) {
+            // SAFETY: as in `count`.
+            let traffic = unsafe { &mut *traffic };
+            match sender {
+                Sender::Client => {
+                    traffic.packets_in += 1;
+                    traffic.bytes_in += bytes as u64;
+                }
+                Sender::Backend => {
+                    traffic.packets_out += 1;
+                    traffic.bytes_out += bytes as u64;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn connected(&self, id: BackendId) {
+        if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(id.0) {
+            // SAFETY: as in `count`.
+            unsafe { (*traffic).connections += 1 }
+        }
+    }
+}
+
+/// `EEXIST`, negated as helpers return it.
+const EEXIST: i32 = -17;
+
+/// What differs between the families inside the kernel: the map, and how an address stands in a route lookup.
+pub(crate) trait Kernel: Address + 'static {
+    fn flows() -> &'static LruHashMap<Key<Self>, Flow<Self>, DEFAULT_FLOWS>;
+    fn drafts() -> &'static PerCpuArray<Draft<Self>, 1>;
+    fn ask(parameters: &mut bpf_fib_lookup, source: &Self, destination: &Self);
+}
+
+/// Address families of `bpf_fib_lookup` (include/linux/socket.h).
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+impl Kernel for V4 {
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<Key<Self>, Flow<Self>, DEFAULT_FLOWS> {
+        &maps::FLOWS4
+    }
+
+    #[inline(always)]
+    fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
+        &maps::DRAFT4
+    }
+
+    #[inline(always)]
+    fn ask(parameters: &mut bpf_fib_lookup, source: &Self, destination: &Self) {
+        parameters.family = AF_INET;
+        parameters.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
+        parameters.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
+    }
+}
+
+impl Kernel for V6 {
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<Key<Self>, Flow<Self>, DEFAULT_FLOWS> {
+        &maps::FLOWS6
+    }
+
+    #[inline(always)]
+    fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
+        &maps::DRAFT6
+    }
+
+    #[inline(always)]
+    fn ask(parameters: &mut bpf_fib_lookup, source: &Self, destination: &Self) {
+        let words = |b: &[u8; 16]| {
+            [
+                u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+                u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+                u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+                u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+            ]
+        };
+        parameters.family = AF_INET6;
+        parameters.__bindgen_anon_3.ipv6_src = words(&source.0);
+        parameters.__bindgen_anon_4.ipv6_dst = words(&destination.0);
+    }
+}
+
+impl<A: Kernel> Family<A> for Maps {
+    type Entry<'a> = &'a Flow<A>;
+
+    type Sheet<'a> = &'a mut Draft<A>;
+
+    #[inline(always)]
+    fn draft(&self) -> Option<&mut Draft<A>> {
+        // SAFETY: this CPU's own, and the data path asks once a packet.
+        A::drafts().get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &Key<A>) -> Option<&Flow<A>> {
+        // SAFETY: entries change through atomics only; an entry that is evicted while it is read is memory of the map
+        // still, and the data path copies what it needs before it inserts.
+        unsafe { A::flows().get(key) }
+    }
+
+    #[inline(always)]
+    fn insert(&self, key: &Key<A>, flow: &Flow<A>, replace: bool) -> Result<(), Refused> {
+        let flags = if replace { 0 } else { u64::from(BPF_NOEXIST) };
+        match A::flows().insert(key, flow, flags) {
+            Ok(()) => Ok(()),
+            Err(EEXIST) => Err(Refused::Exists),
+            Err(_) => Err(Refused::Full),
+        }
+    }
+
+    #[inline(always)]
+    fn remove(&self, key: &Key<A>) {
+        let _ = A::flows().remove(key);
+    }
+
+    #[inline(always)]
+    fn route(&self, from: Port, source: &A, destination: &A) -> Route {
+        let Some(room) = maps::QUESTION.get_ptr_mut(0) else {
+            return Route::None;
+        };
+        // The helper wants unused fields zero.
+        // SAFETY: this CPU's own, as large as the parameters and aligned for them; zero is a valid value of each field.
+        let parameters = unsafe {
+            room.write([0; size_of::<bpf_fib_lookup>() / 8]);
+            &mut *room.cast::<bpf_fib_lookup>()
+        };
+        A::ask(parameters, source, destination);
+        // A frame with the tag of a VLAN interface is routed as if it came in by that. Tags without an interface are
+        // carried along.
+        // SAFETY: copied out at once.
+        let entered = if from.tags == Tags(0) { None } else { unsafe { maps::PORTS.get(from) }.copied() };
+        parameters.ifindex = entered.map_or(from.interface, |port| port.interface);
+        // SAFETY: the context is the program's own, the size is the structure's.
+        let answer =
+            unsafe { helpers::bpf_fib_lookup(self.context, parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
+        let leaves = parameters.ifindex;
+        match answer as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => {}
+            BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_UNSUPP_LWT | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+                return Route::Kernel(leaves);
+            }
+            // Forwarding is off on the interface: the kernel's output path does not ask for it.
+            BPF_FIB_LKUP_RET_FWD_DISABLED => return Route::Kernel(from.interface),
+            _ => return Route::None,
+        }
+        // SAFETY: copied out at once.
+        let Some(port) = unsafe { maps::PORTS.get(Port { interface: leaves, tags: Tags(0) }) }.copied() else {
+            return Route::Kernel(leaves);
+        };
+        let transparent = entered.is_none() && port.interface == from.interface;
+        Route::Hop(Hop {
+            interface: port.interface,
+            tags: if transparent && port.tags == Tags(0) { from.tags } else { port.tags },
+            destination: parameters.dmac,
+            source: parameters.smac,
+        })
+    }
+}
