@@ -1,31 +1,21 @@
 //! News from the kernel: links, addresses, routes and neighbours, in batches and without the noise.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    io,
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use log::warn;
+use futures_util::{Stream, StreamExt as _};
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
-    packet_route::{
-        RouteNetlinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-        route::RouteFlags,
-    },
+    packet_route::RouteNetlinkMessage,
     sys::AsyncSocket as _,
 };
 use tokio::{
     sync::mpsc,
-    task::JoinHandle,
+    task::{JoinHandle, coop::unconstrained},
     time::{Instant, sleep_until},
 };
 
-use super::NetlinkError;
+use super::{NetlinkError, news::Neighbours};
 
 /// Something that happened to this host's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,7 +81,9 @@ impl Changes {
         let (sender, batches) = mpsc::channel(1);
         let messages = messages.map(|(message, _)| message);
         let task = tokio::spawn(async move {
+            // The connection first, so that it has read all there is whenever `forward` finds nothing to do.
             tokio::select! {
+                biased;
                 () = connection => {}
                 () = forward(messages, neighbours, sender) => {}
             }
@@ -113,12 +105,17 @@ impl Drop for Changes {
 }
 
 /// Gathers messages into batches until either end is closed.
+///
+/// The kernel reports an overrun before it hands out what it queued earlier, and drops everything until that queue is empty
+/// (NETLINK_S_CONGESTED in net/netlink/af_netlink.c). So `Everything` is told until a pause shows that the queue was emptied:
+/// told only at once, it would come before the last loss.
 async fn forward(
     mut messages: impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin,
     mut neighbours: Neighbours,
     batches: mpsc::Sender<BTreeSet<Change>>,
 ) {
     let mut batch = BTreeSet::new();
+    let mut losing = false;
     let (mut first, mut last) = (Instant::now(), Instant::now());
     loop {
         let ripe = (last + QUIET).min(first + PATIENCE);
@@ -127,214 +124,47 @@ async fn forward(
             batches.reserve().await
         };
         tokio::select! {
+            biased;
             message = messages.next() => {
                 let Some(message) = message else { return };
-                let Some(change) = neighbours.change(&message.payload) else { continue };
                 last = Instant::now();
+                losing |= matches!(message.payload, NetlinkPayload::Overrun(_));
+                let Some(change) = neighbours.change(&message.payload) else { continue };
                 if batch.is_empty() {
                     first = last;
                 }
                 batch.insert(change);
-                if batch.len() > BATCH || change == Change::Everything {
+                if batch.len() > BATCH || batch.contains(&Change::Everything) {
                     batch = BTreeSet::from([Change::Everything]);
                 }
             }
-            permit = hand_on, if !batch.is_empty() => {
+            // Unconstrained: in a storm the connection has used up the task's budget before the timer is asked.
+            permit = unconstrained(hand_on), if !batch.is_empty() => {
                 let Ok(permit) = permit else { return };
                 permit.send(std::mem::take(&mut batch));
+                if losing && last.elapsed() < QUIET {
+                    (batch, first) = (BTreeSet::from([Change::Everything]), Instant::now());
+                } else if losing {
+                    losing = false;
+                    neighbours.forget();
+                }
             }
             () = batches.closed() => return,
         }
     }
 }
 
-/// The MACs of usable neighbours, by interface and address: what tells news from noise.
-#[derive(Debug, Default)]
-struct Neighbours(HashMap<(u32, IpAddr), [u8; 6]>);
-
-impl Neighbours {
-    async fn read(handle: &Handle) -> Result<Self, NetlinkError> {
-        let all: Vec<NeighbourMessage> = handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| NetlinkError::new("listing the neighbours", e))?;
-        let mut neighbours = Self::default();
-        for message in &all {
-            neighbours.update(message, usable_mac(message));
-        }
-        Ok(neighbours)
-    }
-
-    /// What a message means, if it means anything.
-    fn change(&mut self, payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
-        use RouteNetlinkMessage as M;
-        match payload {
-            NetlinkPayload::Overrun(_) => {
-                warn!("the kernel's netlink queue ran over: taking everything as changed");
-                // What was lost is unknown: better one change told twice than one untold.
-                self.0.clear();
-                Some(Change::Everything)
-            }
-            NetlinkPayload::InnerMessage(message) => match message {
-                M::NewLink(_) | M::DelLink(_) => Some(Change::Link),
-                M::NewAddress(_) | M::DelAddress(_) => Some(Change::Address),
-                // Clones are per-destination exceptions (path MTU), no routes.
-                M::NewRoute(route) | M::DelRoute(route) => {
-                    (!route.header.flags.contains(RouteFlags::Cloned)).then_some(Change::Route)
-                }
-                M::NewNeighbour(neighbour) => self.update(neighbour, usable_mac(neighbour)),
-                M::DelNeighbour(neighbour) => self.update(neighbour, None),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    fn update(&mut self, message: &NeighbourMessage, mac: Option<[u8; 6]>) -> Option<Change> {
-        let interface = message.header.ifindex;
-        let address = message.attributes.iter().find_map(|a| match a {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                Some(IpAddr::V4(*address))
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                Some(IpAddr::V6(*address))
-            }
-            _ => None,
-        })?;
-        if address.is_multicast() {
-            return None;
-        }
-        let before = match mac {
-            Some(mac) => self.0.insert((interface, address), mac),
-            None => self.0.remove(&(interface, address)),
-        };
-        (before != mac).then_some(Change::Neighbour {
-            interface,
-            address,
-            mac,
-        })
-    }
-}
-
-/// The MAC that the kernel would send to now (NUD_VALID of include/net/neighbour.h).
-fn usable_mac(message: &NeighbourMessage) -> Option<[u8; 6]> {
-    use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
-    if !matches!(
-        message.header.state,
-        Permanent | Noarp | Reachable | Probe | Stale | Delay
-    ) {
-        return None;
-    }
-    message.attributes.iter().find_map(|a| match a {
-        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
-        _ => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
-    use rtnetlink::packet_route::{link::LinkMessage, route::RouteMessage};
+    use rtnetlink::packet_route::{
+        link::LinkMessage, neighbour::NeighbourState, route::RouteMessage,
+    };
 
-    use super::*;
-
-    const ADDRESS: &str = "192.168.2.11";
-    const A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
-    const B: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
-
-    fn neighbour(state: NeighbourState, mac: Option<[u8; 6]>) -> NeighbourMessage {
-        let mut message = NeighbourMessage::default();
-        message.header.ifindex = 2;
-        message.header.state = state;
-        let IpAddr::V4(address) = ADDRESS.parse().unwrap() else {
-            unreachable!()
-        };
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-                address,
-            )));
-        message
-            .attributes
-            .extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
-        message
-    }
-
-    fn payload(message: RouteNetlinkMessage) -> NetlinkPayload<RouteNetlinkMessage> {
-        NetlinkPayload::InnerMessage(message)
-    }
-
-    #[test]
-    fn only_news_of_a_neighbour_is_told() {
-        use NeighbourState::{Delay, Failed, Incomplete, Probe, Reachable, Stale};
-        let told = |mac| {
-            Some(Change::Neighbour {
-                interface: 2,
-                address: ADDRESS.parse().unwrap(),
-                mac,
-            })
-        };
-        let mut neighbours = Neighbours::default();
-        let table = [
-            (Incomplete, None, None),
-            (Reachable, Some(A), told(Some(A))),
-            (Stale, Some(A), None),
-            (Delay, Some(A), None),
-            (Probe, Some(A), None),
-            (Reachable, Some(A), None),
-            (Stale, Some(B), told(Some(B))),
-            // The kernel keeps the last MAC in a failed entry.
-            (Failed, Some(B), told(None)),
-            (Failed, Some(B), None),
-            (Incomplete, None, None),
-            (Reachable, Some(B), told(Some(B))),
-        ];
-        for (step, (state, mac, expected)) in table.into_iter().enumerate() {
-            let message = payload(RouteNetlinkMessage::NewNeighbour(neighbour(state, mac)));
-            assert_eq!(
-                neighbours.change(&message),
-                expected,
-                "step {step}: {state:?}"
-            );
-        }
-        let gone = payload(RouteNetlinkMessage::DelNeighbour(neighbour(Stale, Some(B))));
-        assert_eq!(neighbours.change(&gone), told(None));
-        assert_eq!(neighbours.change(&gone), None);
-    }
-
-    #[test]
-    fn cached_route_exceptions_are_noise() {
-        let mut route = RouteMessage::default();
-        let mut neighbours = Neighbours::default();
-        assert_eq!(
-            neighbours.change(&payload(RouteNetlinkMessage::NewRoute(route.clone()))),
-            Some(Change::Route)
-        );
-        route.header.flags = RouteFlags::Cloned;
-        assert_eq!(
-            neighbours.change(&payload(RouteNetlinkMessage::NewRoute(route))),
-            None
-        );
-    }
-
-    #[test]
-    fn after_an_overrun_neighbours_are_news_again() {
-        let mut neighbours = Neighbours::default();
-        let message = payload(RouteNetlinkMessage::NewNeighbour(neighbour(
-            NeighbourState::Stale,
-            Some(A),
-        )));
-        assert!(neighbours.change(&message).is_some());
-        assert_eq!(neighbours.change(&message), None);
-        assert_eq!(
-            neighbours.change(&NetlinkPayload::Overrun(Vec::new())),
-            Some(Change::Everything)
-        );
-        assert!(neighbours.change(&message).is_some());
-    }
+    use super::{
+        super::news::tests::{A, neighbour, payload},
+        *,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn a_storm_becomes_one_batch() {
@@ -356,6 +186,44 @@ mod tests {
             Some(BTreeSet::from([Change::Link, Change::Route]))
         );
         assert!(batches.try_recv().is_err());
+        drop(batches);
+        task.await.unwrap();
+    }
+
+    /// After an overrun the kernel drops all that happens while the daemon reads what was queued before.
+    #[tokio::test(start_paused = true)]
+    async fn everything_is_told_after_the_last_loss() {
+        const READING: Duration = Duration::from_secs(1);
+        let begin = Instant::now();
+        let overrun = stream::iter([NetlinkMessage::new(
+            Default::default(),
+            NetlinkPayload::Overrun(Vec::new()),
+        )]);
+        let queued = stream::unfold((), |()| async {
+            tokio::time::sleep(QUIET / 2).await;
+            let route = payload(RouteNetlinkMessage::NewRoute(RouteMessage::default()));
+            Some((NetlinkMessage::new(Default::default(), route), ()))
+        });
+        let queued = queued
+            .take_until(sleep_until(begin + READING))
+            .chain(stream::pending());
+        let (sender, mut batches) = mpsc::channel(1);
+        let task = tokio::spawn(forward(
+            Box::pin(overrun.chain(queued)),
+            Neighbours::default(),
+            sender,
+        ));
+
+        let mut told = Instant::now();
+        while let Ok(batch) = tokio::time::timeout(READING, batches.recv()).await {
+            assert_eq!(batch, Some(BTreeSet::from([Change::Everything])));
+            told = Instant::now();
+        }
+        assert!(
+            told > begin + READING,
+            "last told {:?} after the overrun",
+            told - begin
+        );
         drop(batches);
         task.await.unwrap();
     }

@@ -9,6 +9,7 @@ pub mod announce;
 pub mod changes;
 pub mod forwarding;
 pub mod interface;
+mod news;
 pub mod preflight;
 pub mod vip;
 

@@ -26,7 +26,7 @@ use rtnetlink::{
 
 use super::{Interface, NetlinkError, interface::address_of};
 
-/// Marks the addresses that xvip added (IFA_PROTO, `ip address show` prints `proto 0x58`), so that one left by a crash is known as
+/// Marks the addresses that xvip added (attribute IFA_PROTO), so that one left by a crash is known as
 /// its own. Kernels before 5.18 drop the mark: there a left-over VIP counts as the administrator's and stays.
 pub const ADDRESS_PROTOCOL: u8 = 0x58;
 
