@@ -1,4 +1,6 @@
 //! The daemon behind `xvip`, as a library so that the lab can drive its rooms one by one.
 
+pub mod admin;
 pub mod config;
 pub mod health;
+pub mod host;

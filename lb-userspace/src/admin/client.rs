@@ -1,0 +1,97 @@
+//! The other end of the control socket, for the command line.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, time::timeout};
+
+use super::Status;
+
+/// For the whole exchange.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Thousands of backends fit.
+const LARGEST_STATUS: usize = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no xvip daemon listens on {}. Start one (systemctl start xvip, or xvip run -c FILE), or name its control socket \
+         if it has another.", socket.display()
+    )]
+    NotRunning { socket: PathBuf },
+    #[error("this user may not open {}. Become root (sudo), or a member of the group that owns it.", socket.display())]
+    Forbidden { socket: PathBuf },
+    #[error("the daemon on {} did not answer within {} s. Look at its log (journalctl -u xvip).", socket.display(), DEADLINE.as_secs())]
+    Silent { socket: PathBuf },
+    #[error("asking the daemon on {}: {reason}. It may be of another version than this command.", socket.display())]
+    Talk { socket: PathBuf, reason: String },
+}
+
+/// Asks the daemon that listens on `socket` for its status.
+pub async fn status(socket: &Path) -> Result<Status, ClientError> {
+    let silent = |_| ClientError::Silent {
+        socket: socket.to_owned(),
+    };
+    let body = timeout(DEADLINE, exchange(socket, "/v1/status"))
+        .await
+        .map_err(silent)??;
+    serde_json::from_slice(&body).map_err(|e| ClientError::Talk {
+        socket: socket.to_owned(),
+        reason: e.to_string(),
+    })
+}
+
+async fn exchange(socket: &Path, path: &str) -> Result<Bytes, ClientError> {
+    let talk = |reason: String| ClientError::Talk {
+        socket: socket.to_owned(),
+        reason,
+    };
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning {
+                socket: socket.to_owned(),
+            },
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden {
+                socket: socket.to_owned(),
+            },
+            _ => talk(e.to_string()),
+        })?;
+    let request = Request::get(path)
+        .header(header::HOST, "xvip")
+        .body(Empty::<Bytes>::new());
+    let request = request.map_err(|e| talk(e.to_string()))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| talk(e.to_string()))?;
+    let answer = async {
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| talk(e.to_string()))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LARGEST_STATUS)
+            .collect()
+            .await;
+        let body = body.map_err(|e| talk(e.to_string()))?.to_bytes();
+        match status {
+            StatusCode::OK => Ok(body),
+            _ => Err(talk(format!(
+                "{status}: {}",
+                String::from_utf8_lossy(&body).trim()
+            ))),
+        }
+    };
+    tokio::pin!(answer);
+    // The connection moves the bytes; it ends first only when the daemon closes it, and the answer then says how far it came.
+    tokio::select! {
+        answered = &mut answer => answered,
+        _ = connection => answer.await,
+    }
+}

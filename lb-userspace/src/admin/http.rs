@@ -1,0 +1,184 @@
+//! A small HTTP/1.1 server: one function from a request to an answer, over any listener.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header,
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use log::{debug, info, warn};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
+
+/// Connections served at once; one more waits in the listener's backlog. Scrapers and people need a handful.
+const CONNECTIONS: usize = 64;
+/// A connection is closed after this, whatever it does: so none of the above is held for long.
+const CONNECTION: Duration = Duration::from_secs(60);
+/// For the head of a request.
+const HEAD: Duration = Duration::from_secs(5);
+/// Accepting fails when descriptors run out: wait for some to be closed rather than spin.
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// Who is at the other end, as far as the kernel vouches for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Process {
+        uid: u32,
+        gid: u32,
+        pid: Option<i32>,
+    },
+    Unknown,
+}
+
+/// What goes back.
+#[derive(Debug)]
+pub(super) struct Answer {
+    status: StatusCode,
+    content_type: &'static str,
+    body: String,
+}
+
+impl Answer {
+    pub(super) fn new(content_type: &'static str, body: String) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            body,
+        }
+    }
+
+    pub(super) fn text(body: String) -> Self {
+        Self::new("text/plain; charset=utf-8", body)
+    }
+
+    pub(super) fn not_found(hint: &str) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            ..Self::text(hint.to_owned())
+        }
+    }
+
+    pub(super) fn failed(reason: &str) -> Self {
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            ..Self::text(reason.to_owned())
+        }
+    }
+
+    fn not_allowed() -> Self {
+        Self {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            ..Self::text("only GET is served here\n".to_owned())
+        }
+    }
+}
+
+/// Something that connections come from.
+pub(super) trait Listener {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    async fn accept(&self) -> io::Result<(Self::Stream, Peer)>;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+        Ok((TcpListener::accept(self).await?.0, Peer::Unknown))
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+    async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+        let (stream, _) = UnixListener::accept(self).await?;
+        // SO_PEERCRED: who connected, as it was then.
+        let peer = stream.peer_cred().map_or(Peer::Unknown, |c| Peer::Process {
+            uid: c.uid(),
+            gid: c.gid(),
+            pid: c.pid(),
+        });
+        Ok((stream, peer))
+    }
+}
+
+/// Answers GET (and HEAD) by `respond`, and refuses all else, until it is dropped; then open connections end, too.
+pub(super) async fn serve<L, F>(listener: L, respond: F)
+where
+    L: Listener,
+    F: Fn(Peer, &Request<Incoming>) -> Answer + Send + Sync + 'static,
+{
+    let respond = Arc::new(respond);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                warn!("accepting a connection: {e}");
+                tokio::time::sleep(AFTER_FAILURE).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        let respond = respond.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request| {
+                let answer = answer(peer, &request, &*respond);
+                async move { Ok::<_, Infallible>(into_response(answer)) }
+            });
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+            let served = timeout(
+                CONNECTION,
+                http.serve_connection(TokioIo::new(stream), service),
+            );
+            if let Ok(Err(e)) = served.await {
+                debug!("connection of {peer:?}: {e}");
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer(
+    peer: Peer,
+    request: &Request<Incoming>,
+    respond: impl Fn(Peer, &Request<Incoming>) -> Answer,
+) -> Answer {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return respond(peer, request);
+    }
+    info!(
+        "refused {} {} of {peer:?}",
+        request.method(),
+        request.uri().path()
+    );
+    Answer::not_allowed()
+}
+
+fn into_response(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(answer.body));
+    *response.status_mut() = answer.status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(answer.content_type),
+    );
+    if answer.status == StatusCode::METHOD_NOT_ALLOWED {
+        response
+            .headers_mut()
+            .insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}

@@ -1,0 +1,334 @@
+//! The control socket: HTTP/1.1 on a unix socket that only its owner and group may open.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io,
+    os::{
+        fd::AsFd as _,
+        unix::{
+            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+            net::{UnixListener as StdListener, UnixStream as StdStream},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use log::{debug, info, warn};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::stat::{Mode, fchmod},
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::UnixListener;
+
+use super::{
+    Published,
+    http::{self, Answer},
+};
+
+/// For the owner and the group.
+const MODE: u32 = 0o660;
+/// Waiting callers; each is answered at once.
+const BACKLOG: i32 = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error(
+        "another xvip already runs on this node: it answers on {}. Stop it first (systemctl stop xvip), or give this one its own \
+         admin.control_socket and dataplane.bpffs.", path.display()
+    )]
+    Running { path: PathBuf },
+    #[error("another xvip is starting: it holds the lock of {}. Try again when it is done.", directory.display())]
+    Starting { directory: PathBuf },
+    #[error("{} exists and is not a socket. Move it away, or set admin.control_socket to another path.", path.display())]
+    NotASocket { path: PathBuf },
+    #[error("opening the control socket {}: {source}. Set admin.control_socket to a path this process may create.", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// The bound socket; its file goes when it is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+impl ControlSocket {
+    /// Binds, after a file that a crashed daemon left behind has been removed. The directory is made if need be.
+    /// Bind this before anything else is touched: it is what keeps two daemons apart.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let failed = |source| BindError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let directory = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .map_err(failed)?;
+
+        // Held over look, remove and bind: otherwise of two daemons that start at once one could remove the other's fresh socket.
+        let handle = File::open(directory).map_err(failed)?;
+        let _lock = Flock::lock(handle, FlockArg::LockExclusiveNonblock).map_err(|_| {
+            BindError::Starting {
+                directory: directory.to_owned(),
+            }
+        })?;
+        remove_stale(path)?;
+        Self::bind_fresh(path).map_err(failed)
+    }
+
+    /// Serves until it is dropped, then removes the file.
+    pub async fn serve(self, status: Published) {
+        let Self {
+            listener,
+            file: _file,
+        } = self;
+        http::serve(listener, move |peer, request| {
+            debug!("{} {} of {peer:?}", request.method(), request.uri().path());
+            match request.uri().path() {
+                "/v1/status" => match serde_json::to_string(&**status.borrow()) {
+                    Ok(json) => Answer::new("application/json", json),
+                    Err(e) => Answer::failed(&format!("writing the status: {e}\n")),
+                },
+                _ => Answer::not_found("GET /v1/status is served here\n"),
+            }
+        })
+        .await;
+    }
+
+    fn bind_fresh(path: &Path) -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // The mode of the descriptor becomes that of the file, less the umask: so the file is never open to others, not even
+        // until the chmod that gives back what the umask took (unix_bind_bsd in net/unix/af_unix.c).
+        fchmod(socket.as_fd(), Mode::from_bits_truncate(MODE))?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        let file = SocketFile {
+            path: path.to_owned(),
+            inode: fs::symlink_metadata(path)?.ino(),
+        };
+        fs::set_permissions(path, Permissions::from_mode(MODE))?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(StdListener::from(socket))?;
+        info!("control socket {}", path.display());
+        Ok(Self { listener, file })
+    }
+}
+
+/// Removes the file, as long as it is the one that was bound.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let still_ours = fs::symlink_metadata(&self.path).is_ok_and(|now| now.ino() == self.inode);
+        if still_ours && let Err(e) = fs::remove_file(&self.path) {
+            warn!("removing {}: {e}", self.path.display());
+        }
+    }
+}
+
+/// A socket whose connect is refused has no listener any more.
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let failed = |source| BindError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::NotASocket {
+                path: path.to_owned(),
+            });
+        }
+        Ok(_) => {}
+    }
+    match StdStream::connect(path) {
+        Ok(_) => Err(BindError::Running {
+            path: path.to_owned(),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            info!(
+                "removing {}, left by a daemon that ended without cleaning up",
+                path.display()
+            );
+            fs::remove_file(path).map_err(failed)
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::UnixStream,
+        sync::watch,
+    };
+
+    use super::{
+        super::{
+            client::{self, ClientError},
+            status::tests::sample,
+        },
+        *,
+    };
+
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/xvip/control.sock");
+        (directory, path)
+    }
+
+    #[tokio::test]
+    async fn the_client_gets_the_latest_status() {
+        let (_directory, path) = directory();
+        let socket = ControlSocket::bind(&path).unwrap();
+        let (publish, status) = watch::channel(Arc::new(sample()));
+        let serving = tokio::spawn(socket.serve(status));
+        assert_eq!(client::status(&path).await.unwrap(), sample());
+
+        publish.send_modify(|status| Arc::make_mut(status).version = "9.9.9".into());
+        assert_eq!(client::status(&path).await.unwrap().version, "9.9.9");
+
+        serving.abort();
+        assert!(serving.await.unwrap_err().is_cancelled());
+        assert!(!path.exists(), "the file goes with the server");
+    }
+
+    #[tokio::test]
+    async fn only_the_owner_and_the_group_may_open_it() {
+        let (_directory, path) = directory();
+        let _socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o660);
+    }
+
+    #[tokio::test]
+    async fn a_second_daemon_is_refused() {
+        let (_directory, path) = directory();
+        let _first = ControlSocket::bind(&path).unwrap();
+        let message = ControlSocket::bind(&path).unwrap_err().to_string();
+        let expected = format!(
+            "another xvip already runs on this node: it answers on {}. ",
+            path.display()
+        );
+        assert!(message.starts_with(&expected), "{message}");
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_starting_keeps_others_out() {
+        let (_directory, path) = directory();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let handle = File::open(path.parent().unwrap()).unwrap();
+        let lock = Flock::lock(handle, FlockArg::LockExclusive).unwrap();
+        assert!(matches!(
+            ControlSocket::bind(&path),
+            Err(BindError::Starting { .. })
+        ));
+        drop(lock);
+        ControlSocket::bind(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stale_file_is_replaced() {
+        let (_directory, path) = directory();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        drop(StdListener::bind(&path).unwrap());
+        assert!(path.exists(), "std leaves the file, as a crash does");
+        assert!(matches!(
+            client::status(&path).await,
+            Err(ClientError::NotRunning { .. })
+        ));
+        ControlSocket::bind(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let (_directory, path) = directory();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(
+            ControlSocket::bind(&path),
+            Err(BindError::NotASocket { .. })
+        ));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_successors_file_is_left_alone() {
+        let (_directory, path) = directory();
+        let first = ControlSocket::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _second = ControlSocket::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn without_a_daemon_the_client_says_so() {
+        let (_directory, path) = directory();
+        assert_eq!(
+            client::status(&path).await.unwrap_err().to_string(),
+            format!(
+                "no xvip daemon listens on {}. Start one (systemctl start xvip, or xvip run -c FILE), \
+                 or name its control socket if it has another.",
+                path.display()
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_talks_otherwise_is_told_from_a_silent_one() {
+        let (_directory, path) = directory();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+            stream.write_all(answer).await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+        });
+        let error = client::status(&path).await.unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Talk { reason, .. } if reason.contains("missing field")),
+            "{error}"
+        );
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_can_be_changed_yet() {
+        let (_directory, path) = directory();
+        let socket = ControlSocket::bind(&path).unwrap();
+        let (_publish, status) = watch::channel(Arc::new(sample()));
+        let serving = tokio::spawn(socket.serve(status));
+        for (line, expected) in [
+            ("POST /v1/status", "HTTP/1.1 405 "),
+            ("GET /v2/status", "HTTP/1.1 404 "),
+        ] {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.unwrap();
+            assert!(response.starts_with(expected), "{line}: {response}");
+        }
+        serving.abort();
+    }
+}

@@ -1,0 +1,218 @@
+//! The status as text for people: one line a backend, in columns.
+
+use std::{
+    io::{self, Write},
+    time::{Duration, SystemTime},
+};
+
+use tabwriter::TabWriter;
+
+use super::status::{Backend, Mode, Status, VirtualServer, state_name};
+
+const HEADER: &str = "VIRTUAL SERVER\tVIP\tHELD\tBACKEND\tADDRESS\tWEIGHT\tSTATE\tSINCE\tCHECK\tLATENCY\tACTIVE\tTOTAL\tBYTES";
+
+/// The daemon in one line.
+pub fn summary(status: &Status, now: SystemTime) -> String {
+    let interfaces = status.interfaces.iter().map(|i| {
+        let mode = match i.mode {
+            Mode::Native => "native",
+            Mode::Generic => "generic",
+        };
+        format!("{} ({mode})", i.name)
+    });
+    format!(
+        "xvip {}, up {}, on {}; {} of {} connections tracked\n",
+        status.version,
+        age(now, status.started),
+        interfaces.collect::<Vec<_>>().join(", "),
+        status.connections.tracked,
+        status.connections.capacity,
+    )
+}
+
+/// A header and one line for each backend, in the order of the configuration.
+pub fn backends(status: &Status, now: SystemTime) -> String {
+    let render = || -> io::Result<Vec<u8>> {
+        let mut table = TabWriter::new(Vec::new()).padding(2);
+        writeln!(table, "{HEADER}")?;
+        for server in &status.virtual_servers {
+            for backend in &server.backends {
+                writeln!(table, "{}", line(server, backend, now))?;
+            }
+        }
+        table
+            .into_inner()
+            .map_err(|e| io::Error::other(e.to_string()))
+    };
+    // Writing to memory cannot fail.
+    String::from_utf8(render().unwrap_or_default()).unwrap_or_default()
+}
+
+fn line(server: &VirtualServer, backend: &Backend, now: SystemTime) -> String {
+    let check = backend.last_check.as_ref();
+    [
+        // A name or a check's text may hold anything; a tab would break the columns.
+        one_cell(&server.name),
+        server.vip().to_string(),
+        (if server.held { "yes" } else { "no" }).to_owned(),
+        one_cell(&backend.name),
+        backend.socket_address().to_string(),
+        backend.weight.to_string(),
+        state_name(backend.state).to_owned(),
+        age(now, backend.since),
+        check.map_or("-".to_owned(), |check| one_cell(&check.text)),
+        check.map_or("-".to_owned(), |check| {
+            format!("{:.1}ms", check.latency.as_secs_f64() * 1e3)
+        }),
+        backend
+            .active_connections
+            .map_or("-".to_owned(), |n| n.to_string()),
+        backend.connections.to_string(),
+        bytes(backend.bytes),
+    ]
+    .join("\t")
+}
+
+/// The time since `then` as kubectl writes ages: two units at most, the coarser the older.
+fn age(now: SystemTime, then: SystemTime) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    // A clock set back meanwhile: nothing has an age yet.
+    let seconds = now.duration_since(then).unwrap_or(Duration::ZERO).as_secs();
+    let pair = |large: u64, large_unit: char, small: u64, small_unit: char| match seconds % large
+        / small
+    {
+        0 => format!("{}{large_unit}", seconds / large),
+        rest => format!("{}{large_unit}{rest}{small_unit}", seconds / large),
+    };
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        // 2–10 minutes.
+        120..600 => pair(MINUTE, 'm', 1, 's'),
+        600..10_800 => format!("{}m", seconds / MINUTE),
+        // 3–8 hours.
+        10_800..28_800 => pair(HOUR, 'h', MINUTE, 'm'),
+        28_800..172_800 => format!("{}h", seconds / HOUR),
+        // 2–8 days.
+        172_800..691_200 => pair(DAY, 'd', HOUR, 'h'),
+        _ => format!("{}d", seconds / DAY),
+    }
+}
+
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    // Exact below 2^53 bytes, and one decimal is all that is shown.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "one decimal of a rounded figure"
+    )]
+    let mut value = n as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" {
+        format!("{n}B")
+    } else {
+        format!("{value:.1}{unit}")
+    }
+}
+
+fn one_cell(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::status::tests::{NOON, sample},
+        *,
+    };
+
+    fn noon() -> SystemTime {
+        SystemTime::UNIX_EPOCH + NOON
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_backend() {
+        assert_eq!(
+            backends(&sample(), noon()),
+            "\
+VIRTUAL SERVER  VIP                  HELD  BACKEND   ADDRESS            WEIGHT  STATE     SINCE  CHECK                        LATENCY  ACTIVE  TOTAL  BYTES
+apiserver       192.168.2.100:16443  yes   master-1  192.168.2.11:6443  1       up        5m12s  200 OK                       3.2ms    12      1034   10.0MiB
+apiserver       192.168.2.100:16443  yes   master-2  192.168.2.12:6443  1       draining  60s    200 OK                       3.2ms    12      1034   10.0MiB
+apiserver       192.168.2.100:16443  yes   master-3  192.168.2.13:6443  1       down      4s     connect: connection refused  0.4ms    -       1034   10.0MiB
+apiserver6      [fd00:2::100]:16443  no    six       [fd00:2::b]:6443   1       down      1s     -                            -        12      0      0B
+"
+        );
+    }
+
+    #[test]
+    fn the_daemon_in_one_line() {
+        assert_eq!(
+            summary(&sample(), noon()),
+            "xvip 0.1.0, up 5m12s, on eth0 (native), eth1 (generic); 24 of 131072 connections tracked\n"
+        );
+    }
+
+    #[test]
+    fn a_tab_or_newline_breaks_nothing() {
+        let mut status = sample();
+        status.virtual_servers.truncate(1);
+        status.virtual_servers[0].backends.truncate(1);
+        status.virtual_servers[0].backends[0]
+            .last_check
+            .as_mut()
+            .unwrap()
+            .text = "one\ttwo\nthree".into();
+        let table = backends(&status, noon());
+        assert_eq!(table.lines().count(), 2);
+        assert!(table.contains("  one two three  "), "{table}");
+    }
+
+    #[test]
+    fn ages_read_as_kubectls_do() {
+        let table = [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (312, "5m12s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (11_100, "3h5m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (180_000, "2d2h"),
+            (691_200, "8d"),
+            (86_400 * 400, "400d"),
+        ];
+        for (seconds, expected) in table {
+            assert_eq!(
+                age(noon(), noon() - Duration::from_secs(seconds)),
+                expected,
+                "{seconds} s"
+            );
+        }
+        assert_eq!(age(noon(), noon() + Duration::from_secs(5)), "0s");
+    }
+
+    #[test]
+    fn bytes_in_binary_units() {
+        let table = [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.0KiB"),
+            (1_572_864, "1.5MiB"),
+            (u64::MAX, "16.0EiB"),
+        ];
+        for (n, expected) in table {
+            assert_eq!(bytes(n), expected);
+        }
+    }
+}
