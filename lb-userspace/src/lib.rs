@@ -1,4 +1,5 @@
 //! The daemon behind `xvip`, as a library so that the lab can drive its rooms one by one.
 
 pub mod config;
+pub mod dataplane;
 pub mod health;
