@@ -2,5 +2,6 @@
 
 pub mod admin;
 pub mod config;
+pub mod dataplane;
 pub mod health;
 pub mod host;
