@@ -1,0 +1,28 @@
+//! `bench`: measurements of a release build, as root, in place of this process.
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::{
+    build,
+    demo::run_lab,
+    setup::{self, Need},
+};
+
+/// Arguments of `bench`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Nanoseconds a packet, and multiples of a program that only returns it
+    Datapath {
+        /// Passed on to the benchmark; `--json` prints one object a line
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+}
+
+pub(crate) fn run(arguments: &Bench) -> Result<()> {
+    let Bench::Datapath { rest } = arguments;
+    setup::ensure(&[Need::Compile, Need::Lab])?;
+    build::release(&["--package", "lb-tests", "--bin", "lab-bench"])?;
+    run_lab("lab-bench", rest)
+}
