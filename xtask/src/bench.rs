@@ -5,7 +5,8 @@ use clap::Subcommand;
 
 use crate::{
     build,
-    demo::run_lab,
+    demo::{WHY, run_lab},
+    exec::ask_root,
     setup::{self, Need},
 };
 
@@ -22,6 +23,7 @@ pub(crate) enum Bench {
 
 pub(crate) fn run(arguments: &Bench) -> Result<()> {
     let Bench::Datapath { rest } = arguments;
+    ask_root(WHY)?;
     setup::ensure(&[Need::Compile, Need::Lab])?;
     build::release(&["--package", "lb-tests", "--bin", "lab-bench"])?;
     run_lab("lab-bench", rest)

@@ -5,9 +5,12 @@ use clap::Args;
 
 use crate::{
     build,
-    exec::{replace, root_command, step, target_dir},
+    exec::{ask_root, replace, root_command, step, target_dir},
     setup::{self, Need},
 };
+
+/// What the lab does that only root may.
+pub(crate) const WHY: &str = "to make network namespaces and load XDP programs";
 
 /// Arguments of `demo`.
 #[derive(Args, Debug)]
@@ -18,6 +21,7 @@ pub(crate) struct Demo {
 }
 
 pub(crate) fn run(arguments: &Demo) -> Result<()> {
+    ask_root(WHY)?;
     setup::ensure(&[Need::Compile, Need::Lab])?;
     build::release(&["--package", "lb-userspace"])?;
     build::release(&[
@@ -35,9 +39,6 @@ pub(crate) fn run(arguments: &Demo) -> Result<()> {
 pub(crate) fn run_lab(program: &str, arguments: &[String]) -> Result<()> {
     let file = target_dir().join("release").join(program);
     step(format!("{program} {}", arguments.join(" ")).trim_end());
-    let mut command = root_command(
-        &file.to_string_lossy(),
-        "to make network namespaces and load XDP programs",
-    )?;
+    let mut command = root_command(&file.to_string_lossy(), WHY)?;
     match replace(command.args(arguments))? {}
 }

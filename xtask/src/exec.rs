@@ -45,13 +45,51 @@ pub(crate) fn command(program: &str) -> Command {
 
 /// The same as root: directly, or through sudo, which then has asked for its password at most once.
 pub(crate) fn root_command(program: &str, why: &str) -> Result<Command> {
+    ask_root(why)?;
     if is_root() {
         return Ok(command(program));
     }
-    become_root(why)?;
     let mut sudo = command("sudo");
     sudo.args(["--preserve-env=CI,RUST_BACKTRACE,RUST_LOG", "--", program]);
     Ok(sudo)
+}
+
+/// Makes sudo ask now, with the reason in sight, and keeps its answer fresh while xtask lives.
+///
+/// A verb that needs root at its end calls this at its start, so that nobody has to wait for the question.
+pub(crate) fn ask_root(why: &str) -> Result<()> {
+    static ASKED: OnceLock<()> = OnceLock::new();
+    if is_root() || ASKED.get().is_some() {
+        return Ok(());
+    }
+    if find("sudo").is_none() {
+        bail!("root is needed {why}, and there is no sudo: run this as root");
+    }
+    step(format!(
+        "root is needed {why}: sudo may ask for your password"
+    ));
+    exec(command("sudo").arg("--validate"))?;
+    ASKED.get_or_init(|| {
+        thread::spawn(|| {
+            loop {
+                // sudo forgets after some minutes, and a first build takes longer.
+                thread::sleep(Duration::from_secs(60));
+                let mut refresh = command("sudo");
+                refresh
+                    .args(["--non-interactive", "--validate"])
+                    .stdin(Stdio::null());
+                if !refresh
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status()
+                    .is_ok_and(|status| status.success())
+                {
+                    return;
+                }
+            }
+        });
+    });
+    Ok(())
 }
 
 /// Runs to the end; a status other than zero is an error that prints the command. The output is progress: it goes to stderr.
@@ -116,42 +154,6 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 fn is_root() -> bool {
     // The owner of a process's own directory is its effective user.
     fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
-}
-
-/// Makes sudo ask now, with the reason in sight, and keeps its answer fresh while xtask lives.
-fn become_root(why: &str) -> Result<()> {
-    static ASKED: OnceLock<()> = OnceLock::new();
-    if ASKED.get().is_some() {
-        return Ok(());
-    }
-    if find("sudo").is_none() {
-        bail!("root is needed {why}, and there is no sudo: run this as root");
-    }
-    step(format!(
-        "root is needed {why}: sudo may ask for your password"
-    ));
-    exec(command("sudo").arg("--validate"))?;
-    ASKED.get_or_init(|| {
-        thread::spawn(|| {
-            loop {
-                // sudo forgets after some minutes, and a first build takes longer.
-                thread::sleep(Duration::from_secs(60));
-                let mut refresh = command("sudo");
-                refresh
-                    .args(["--non-interactive", "--validate"])
-                    .stdin(Stdio::null());
-                if !refresh
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .status()
-                    .is_ok_and(|status| status.success())
-                {
-                    return;
-                }
-            }
-        });
-    });
-    Ok(())
 }
 
 fn path() -> OsString {

@@ -139,7 +139,9 @@ pub(crate) fn unmount_own_bpffs() -> Result<()> {
     let own = fs::read_to_string(&note).is_ok_and(|kept| boot().is_ok_and(|now| now == kept));
     if own && bpffs_is_mounted()? {
         let why = "to unmount the BPF filesystem";
-        if capture(root_command("ls", why)?.args(["--almost-all", BPFFS]))?.is_empty() {
+        let names = capture(root_command("ls", why)?.args(["--almost-all", BPFFS]))?;
+        // The kernel puts `maps.debug` and `progs.debug` there itself.
+        if names.lines().all(|name| name.ends_with(".debug")) {
             step(format!("unmounting {BPFFS}"));
             exec(root_command("umount", why)?.arg(BPFFS))?;
             fs::remove_file(&note).with_context(|| format!("removing {}", note.display()))?;

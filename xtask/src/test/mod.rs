@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    exec::{capture, command, exec, root_command, root_dir, step, stream},
+    demo::WHY,
+    exec::{ask_root, capture, command, exec, root_command, root_dir, step, stream},
     fuzz,
     setup::{self, Need},
 };
@@ -81,6 +82,9 @@ fn layers(arguments: &Test, rows: &mut Vec<Row>) {
         .map(|(_, need)| *need)
         .collect();
     let prepared = measure(rows, "setup", || {
+        if all {
+            ask_root(WHY)?;
+        }
         setup::ensure(&needs)?;
         Ok(Tally::default())
     });
@@ -208,10 +212,7 @@ fn test_binaries(messages: &str) -> Result<Vec<Binary>> {
 }
 
 fn run_as_root(binary: &Binary) -> Result<Tally> {
-    let mut command = root_command(
-        "timeout",
-        "to make network namespaces and load XDP programs",
-    )?;
+    let mut command = root_command("timeout", WHY)?;
     // In the foreground, so that Ctrl-C reaches the test.
     command
         .args(["--foreground", "--kill-after=10", LAB_SECONDS])
