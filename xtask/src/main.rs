@@ -1,27 +1,64 @@
-//! Everything a developer does with xvip.
-
-mod vm_test;
+//! Everything a developer does with xvip, one file a verb: `cargo xtask --help`.
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use anyhow::Result;
+use clap::{Parser, Subcommand};
 
-#[derive(Parser)]
-#[command(name = "cargo xtask")]
+mod bench;
+mod build;
+mod clean;
+mod demo;
+mod exec;
+mod fuzz;
+mod setup;
+mod test;
+mod vm_test;
+
+/// Everything a developer does with xvip.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
 enum Verb {
-    /// Load every program and run the packet table on the kernels of Debian, in virtual machines
+    /// Find or install what the other verbs need
+    Setup(setup::Setup),
+    /// Build target/release/xvip
+    Build,
+    /// Remove what an interrupted demo or test left on this host
+    Clean,
+    /// Carry HTTPS through the data plane in a lab of network namespaces, kill a backend, bring it back
+    Demo(demo::Demo),
+    /// Run every test there is: host, lab, fuzz, virtual machine
+    Test(test::Test),
+    /// Measure the data plane
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Load every program and run the packet table on older kernels, in virtual machines
     VmTest(vm_test::VmTest),
 }
 
 fn main() -> ExitCode {
-    let done = match Verb::parse() {
-        Verb::VmTest(args) => vm_test::run(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
+    let result = run(Arguments::parse().verb);
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup(arguments) => setup::run(&arguments)?,
+        Verb::Build => build::run()?,
+        Verb::Clean => clean::run()?,
+        Verb::Demo(arguments) => demo::run(&arguments)?,
+        Verb::Test(arguments) => return test::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments)?,
+        Verb::VmTest(arguments) => vm_test::run(&arguments)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,298 @@
+//! `test`: every layer in turn, cheapest first, and one closing line that adds them all up.
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    demo::WHY,
+    exec::{ask_root, capture, command, exec, root_command, root_dir, step, stream},
+    fuzz,
+    setup::{self, Need},
+};
+
+mod tally;
+
+use tally::Tally;
+
+/// Arguments of `test`.
+#[derive(Args, Debug)]
+pub(crate) struct Test {
+    /// Only the tests that need neither root nor a lab
+    #[arg(long)]
+    quick: bool,
+    /// Everything but the virtual machine
+    #[arg(long)]
+    no_vm: bool,
+}
+
+/// The oldest kernel that is tried has the strictest verifier.
+const VM: &[&str] = &["vm-test", "--provider", "qemu", "--kernel", "6.1"];
+/// For one test binary of the lab: a test that hangs must not hang the run.
+const LAB_SECONDS: &str = "600";
+
+/// One line of the closing table.
+#[derive(Debug)]
+struct Row {
+    name: String,
+    tally: Tally,
+    took: Duration,
+}
+
+/// A test binary of the lab.
+#[derive(Debug, PartialEq, Eq)]
+struct Binary {
+    name: String,
+    file: PathBuf,
+    /// Integration tests share the host's namespaces and BPF filesystem, so they go one at a time.
+    shares_host: bool,
+}
+
+pub(crate) fn run(arguments: &Test) -> Result<ExitCode> {
+    let mut rows = Vec::new();
+    layers(arguments, &mut rows);
+    let sum = close(&rows);
+    // Alone and last: continuous integration reads it.
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    Ok(if sum.failed == 0 && sum.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the layers; without a first one that works the others could only repeat its errors.
+fn layers(arguments: &Test, rows: &mut Vec<Row>) {
+    let all = !arguments.quick;
+    let vm = all && !arguments.no_vm;
+    let needs = [
+        (true, Need::Compile),
+        (all, Need::Lab),
+        (all, Need::Fuzz),
+        (vm, Need::Vm),
+    ];
+    let needs: Vec<_> = needs
+        .iter()
+        .filter(|(wanted, _)| *wanted)
+        .map(|(_, need)| *need)
+        .collect();
+    let prepared = measure(rows, "setup", || {
+        if all {
+            ask_root(WHY)?;
+        }
+        setup::ensure(&needs)?;
+        Ok(Tally::default())
+    });
+    if !prepared {
+        return;
+    }
+    measure(rows, "host", host);
+    if all {
+        lab(rows);
+        match fuzz::targets() {
+            Ok(targets) => targets.iter().for_each(|target| {
+                measure(rows, &format!("fuzz {target}"), || {
+                    Ok(Tally::single(fuzz::smoke(target)?.success()))
+                });
+            }),
+            Err(error) => drop(measure(rows, "fuzz", || Err(error))),
+        }
+    }
+    if vm {
+        measure(rows, "vm", vm_test);
+    }
+}
+
+/// Adds a row; an error is printed and counts as one failure. Returns whether there was none.
+fn measure(rows: &mut Vec<Row>, name: &str, layer: impl FnOnce() -> Result<Tally>) -> bool {
+    step(format!("test: {name}"));
+    let start = Instant::now();
+    let result = layer();
+    let fine = result.is_ok();
+    let tally = result.unwrap_or_else(|error| {
+        eprintln!("error: {name}: {error:#}");
+        Tally::single(false)
+    });
+    rows.push(Row {
+        name: name.to_owned(),
+        tally,
+        took: start.elapsed(),
+    });
+    fine
+}
+
+fn host() -> Result<Tally> {
+    let arguments = [
+        "test",
+        "--locked",
+        "--workspace",
+        "--exclude",
+        "lb-tests",
+        "--no-fail-fast",
+    ];
+    counted(command("cargo").args(arguments))
+}
+
+fn vm_test() -> Result<Tally> {
+    // Through cargo: building the tests may have replaced the file that this process was started from.
+    counted(command("cargo").arg("xtask").args(VM))
+}
+
+/// Builds the lab's tests as the user and runs each binary as root.
+fn lab(rows: &mut Vec<Row>) {
+    let mut binaries = Vec::new();
+    let built = measure(rows, "lab: build", || {
+        binaries = build_lab()?;
+        Ok(Tally::default())
+    });
+    if built {
+        for binary in &binaries {
+            measure(rows, &format!("lab: {}", binary.name), || {
+                run_as_root(binary)
+            });
+        }
+    }
+}
+
+fn build_lab() -> Result<Vec<Binary>> {
+    // The programs that the tests start: the daemon, and the lab's own.
+    exec(command("cargo").args([
+        "build",
+        "--locked",
+        "--package",
+        "lb-userspace",
+        "--package",
+        "lb-tests",
+        "--bins",
+    ]))?;
+    let arguments = [
+        "test",
+        "--locked",
+        "--package",
+        "lb-tests",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ];
+    let messages = capture(command("cargo").args(arguments).stderr(Stdio::inherit()))?;
+    let binaries = test_binaries(&messages)?;
+    if binaries.is_empty() {
+        bail!("cargo built no test of lb-tests");
+    }
+    Ok(binaries)
+}
+
+/// The executables among cargo's messages, one JSON object a line.
+fn test_binaries(messages: &str) -> Result<Vec<Binary>> {
+    let mut binaries = Vec::new();
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)
+            .with_context(|| format!("a message of cargo that is no JSON: {line}"))?;
+        let (Some(file), Some(true)) = (
+            message["executable"].as_str(),
+            message["profile"]["test"].as_bool(),
+        ) else {
+            continue;
+        };
+        let target = &message["target"];
+        binaries.push(Binary {
+            name: target["name"]
+                .as_str()
+                .context("a test without a name")?
+                .to_owned(),
+            file: file.into(),
+            shares_host: target["kind"][0] == "test",
+        });
+    }
+    Ok(binaries)
+}
+
+fn run_as_root(binary: &Binary) -> Result<Tally> {
+    let mut command = root_command("timeout", WHY)?;
+    // In the foreground, so that Ctrl-C reaches the test.
+    command
+        .args(["--foreground", "--kill-after=10", LAB_SECONDS])
+        .arg(&binary.file);
+    if binary.shares_host {
+        command.arg("--test-threads=1");
+    }
+    // Where cargo would start it.
+    counted(command.current_dir(root_dir().join("tests")))
+}
+
+/// Runs a runner and believes its lines, unless its status says otherwise.
+fn counted(command: &mut Command) -> Result<Tally> {
+    let mut reported: Option<Tally> = None;
+    let status = stream(command, |line| {
+        println!("{line}");
+        if let Some(tally) = Tally::read(line) {
+            *reported.get_or_insert_default() += tally;
+        }
+    })?;
+    Ok(Tally::judge(reported, status))
+}
+
+/// Prints the table and returns the sum.
+fn close(rows: &[Row]) -> Tally {
+    println!(
+        "\n{:32} {:>7} {:>7} {:>8} {:>9}",
+        "layer", "passed", "failed", "ignored", "seconds"
+    );
+    for Row { name, tally, took } in rows {
+        let Tally {
+            passed,
+            failed,
+            ignored,
+        } = tally;
+        println!(
+            "{name:32} {passed:>7} {failed:>7} {ignored:>8} {:>9.1}",
+            took.as_secs_f64()
+        );
+    }
+    let took: Duration = rows.iter().map(|row| row.took).sum();
+    println!(
+        "{:32} {:>7} {:>7} {:>8} {:>9.1}\n",
+        "all",
+        "",
+        "",
+        "",
+        took.as_secs_f64()
+    );
+    rows.iter().map(|row| row.tally).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_binaries_are_picked_out_of_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"anyhow"},"profile":{"test":false},"executable":null}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"lab-demo"},"profile":{"test":false},"executable":"/t/lab-demo"}
+{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"lb_tests"},"profile":{"test":true},"executable":"/t/lb_tests-1"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"traffic"},"profile":{"test":true},"executable":"/t/traffic-2"}
+{"reason":"build-finished","success":true}"#;
+        let binary = |name: &str, file: &str, shares_host| Binary {
+            name: name.into(),
+            file: file.into(),
+            shares_host,
+        };
+        let expected = [
+            binary("lb_tests", "/t/lb_tests-1", false),
+            binary("traffic", "/t/traffic-2", true),
+        ];
+        assert_eq!(test_binaries(messages).unwrap(), expected);
+        assert!(test_binaries("warning: not JSON").is_err());
+    }
+
+    #[test]
+    fn an_error_is_one_failure() {
+        let mut rows = Vec::new();
+        assert!(!measure(&mut rows, "broken", || bail!("no such layer")));
+        assert_eq!(rows[0].tally, Tally::single(false));
+    }
+}
