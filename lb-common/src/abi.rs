@@ -12,6 +12,7 @@ use crate::{
 /// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
+    pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
     pub const SETTINGS: &str = "SETTINGS";

@@ -102,7 +102,8 @@ impl<A: Address> Flow<A> {
         self.backend = backend;
         self.phase.store(phase as u8);
         self.reserved = [0; 2];
-        self.header_delta = A::header_delta((&key.source, &key.destination), (self.source(), self.destination()));
+        self.header_delta =
+            A::header_delta((&key.source, &key.destination), (self.new_source(), self.new_destination()));
         self.segment_delta = key.segment_delta(other);
         self.hop = Hop::default();
         self.generation = 0;
@@ -124,22 +125,22 @@ impl<A: Address> Flow<A> {
 
     /// What packets of this half carry after they are rewritten: the other half's addresses, turned round.
     #[inline(always)]
-    pub fn source(&self) -> &A {
+    pub fn new_source(&self) -> &A {
         &self.other.destination
     }
 
     #[inline(always)]
-    pub fn destination(&self) -> &A {
+    pub fn new_destination(&self) -> &A {
         &self.other.source
     }
 
     #[inline(always)]
-    pub fn source_port(&self) -> [u8; 2] {
+    pub fn new_source_port(&self) -> [u8; 2] {
         self.other.destination_port
     }
 
     #[inline(always)]
-    pub fn destination_port(&self) -> [u8; 2] {
+    pub fn new_destination_port(&self) -> [u8; 2] {
         self.other.source_port
     }
 
@@ -261,10 +262,16 @@ mod tests {
         let mut draft = Draft::<V4>::default();
         draft.forward.start(&asks, &answers, Role::FORWARD, BackendId(3), Phase::SynSent, 9);
         draft.reply.start(&answers, &asks, Role::REPLY, BackendId(3), Phase::SynSent, 9);
-        assert_eq!((draft.forward.source(), draft.forward.destination()), (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 11])));
-        assert_eq!((draft.reply.source(), draft.reply.destination()), (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 50])));
-        assert_eq!(draft.reply.source_port(), asks.destination_port);
-        assert_eq!(draft.reply.destination_port(), asks.source_port);
+        assert_eq!(
+            (draft.forward.new_source(), draft.forward.new_destination()),
+            (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 11]))
+        );
+        assert_eq!(
+            (draft.reply.new_source(), draft.reply.new_destination()),
+            (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 50]))
+        );
+        assert_eq!(draft.reply.new_source_port(), asks.destination_port);
+        assert_eq!(draft.reply.new_destination_port(), asks.source_port);
     }
 
     #[test]

@@ -153,12 +153,12 @@ impl Outgoing for [u8] {
         let Ok(header) = Frame::get_mut::<A::Header>(self, segment.network) else {
             return false;
         };
-        A::readdress(header, *flow.source(), *flow.destination());
+        A::readdress(header, *flow.new_source(), *flow.new_destination());
         let Ok(tcp) = Frame::get_mut::<Tcp>(self, segment.transport) else {
             return false;
         };
-        tcp.source = flow.source_port();
-        tcp.destination = flow.destination_port();
+        tcp.source = flow.new_source_port();
+        tcp.destination = flow.new_destination_port();
         tcp.checksum = adjust(tcp.checksum, flow.segment_delta);
         true
     }

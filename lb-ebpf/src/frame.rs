@@ -138,13 +138,13 @@ impl Outgoing for Buffer<'_> {
         let checksum = segment.transport + core::mem::offset_of!(TcpHdr, check);
         let pair = |[a, b]: [u8; 2], [c, d]: [u8; 2]| [a, b, c, d];
         let old = pair(segment.key.source_port, segment.key.destination_port);
-        let new = pair(flow.source_port(), flow.destination_port());
+        let new = pair(flow.new_source_port(), flow.new_destination_port());
         // Of the addresses only the source changes: the client keeps its own. Ports are not in the pseudo-header.
-        let mut ok = self.readdress(header, checksum, segment.key.source, *flow.source());
+        let mut ok = self.readdress(header, checksum, segment.key.source, *flow.new_source());
         let word = |bytes| u64::from(u32::from_ne_bytes(bytes));
         ok &= self.ctx.skb.l4_csum_replace(checksum, word(old), word(new), 4).is_ok();
         ok &= self.store(segment.transport, &new);
-        let mapped = flow.source().mapped();
+        let mapped = flow.new_source().mapped();
         if size_of::<A>() == 4 {
             let source = segment.network + core::mem::offset_of!(Ipv4Hdr, src_addr);
             ok & self.store(source, &[mapped[12], mapped[13], mapped[14], mapped[15]])

@@ -76,6 +76,18 @@ fn hand_over(ctx: &XdpContext, tables: &Maps, interface: u32) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// Writes the kernel's ticks into a frame: attached nowhere, it tells the daemon the time in the data path's unit.
+#[xdp]
+#[inline(always)]
+fn xdp_clock(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + size_of::<u64>() <= ctx.data_end() {
+        // SAFETY: within the packet by the check above; packets may be written at any alignment.
+        unsafe { (start as *mut u64).write_unaligned(bpf_jiffies64()) }
+    }
+    xdp_action::XDP_PASS
+}
+
 /// Sends what `xdp_ingress` has rewritten but could not send, resolving the neighbour.
 #[classifier]
 fn tc_ingress(ctx: TcContext) -> i32 {

@@ -221,7 +221,7 @@ where
     let route = if flow.role.is_local() {
         Route::Hop(Hop::default())
     } else {
-        tables.route(arrival.from, flow.source(), flow.destination())
+        tables.route(arrival.from, flow.new_source(), flow.new_destination())
     };
     if let Route::Hop(hop) = &route {
         flow.set_way(hop, arrival.settings.generation());

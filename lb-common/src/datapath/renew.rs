@@ -16,8 +16,11 @@ where
 {
     let key = &arrival.segment.key;
     let from_client = flow.role.from_client();
-    let (address, port) =
-        if from_client { (flow.destination(), flow.destination_port()) } else { (&key.source, key.source_port) };
+    let (address, port) = if from_client {
+        (flow.new_destination(), flow.new_destination_port())
+    } else {
+        (&key.source, key.source_port)
+    };
     match tables.backend(flow.backend) {
         Some(backend) if backend.is(Backend::DOWN) && backend.answers(address, port) => {}
         _ => return Ok(()),

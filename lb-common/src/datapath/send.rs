@@ -37,10 +37,10 @@ where
         return Err(Stop::drop(Counter::NoRoute));
     }
     let header = frame.get_mut::<A::Header>(arrival.segment.network)?;
-    A::rewrite(header, flow.source(), flow.destination(), flow.header_delta);
+    A::rewrite(header, flow.new_source(), flow.new_destination(), flow.header_delta);
     let tcp = frame.get_mut::<Tcp>(arrival.segment.transport)?;
-    tcp.source = flow.source_port();
-    tcp.destination = flow.destination_port();
+    tcp.source = flow.new_source_port();
+    tcp.destination = flow.new_destination_port();
     tcp.checksum = checksum::adjust(tcp.checksum, flow.segment_delta);
 
     let hop = match route {

@@ -1,0 +1,139 @@
+//! The maps, typed, and how a change gets into them.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Ebpf,
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray},
+};
+use lb_common::{
+    abi::{
+        Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Traffic, names,
+    },
+    address::{Address, V4, V6},
+    flow::{Flow, Key},
+    maglev::SLOTS,
+};
+
+use super::{ApplyError, Change, LoadError};
+
+pub(super) struct Maps {
+    settings: Array<MapData, Settings>,
+    services: HashMap<MapData, ServiceKey, ServiceId>,
+    tables: ArrayOfMaps<MapData, Array<MapData, BackendId>>,
+    backends: Array<MapData, Backend>,
+    traffic: PerCpuArray<MapData, Traffic>,
+    ports: HashMap<MapData, Port, Port>,
+    counters: PerCpuArray<MapData, u64>,
+    flows4: HashMap<MapData, Key<V4>, Record4>,
+    flows6: HashMap<MapData, Key<V6>, Record6>,
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        Ok(Self {
+            settings: taken(ebpf, names::SETTINGS)?,
+            services: taken(ebpf, names::SERVICES)?,
+            tables: taken(ebpf, names::TABLES)?,
+            backends: taken(ebpf, names::BACKENDS)?,
+            traffic: taken(ebpf, names::TRAFFIC)?,
+            ports: taken(ebpf, names::PORTS)?,
+            counters: taken(ebpf, names::COUNTERS)?,
+            flows4: taken(ebpf, names::FLOWS4)?,
+            flows6: taken(ebpf, names::FLOWS6)?,
+        })
+    }
+
+    pub(super) fn apply(&mut self, change: &Change) -> Result<(), ApplyError> {
+        let outcome = match change {
+            Change::Settings(settings) => self.settings.set(0, **settings, 0),
+            Change::Backend(id, backend) => self.backends.set(id.0, *backend, 0),
+            Change::Table(service, slots) => self.swap(*service, slots),
+            Change::Serve(key, service) => self.services.insert(key, service, 0),
+            Change::Withdraw(key) => ignore_missing(self.services.remove(key)),
+            Change::Port(from, to) => self.ports.insert(from, to, 0),
+            Change::Forget(port) => ignore_missing(self.ports.remove(port)),
+        };
+        outcome.map_err(|source| ApplyError::Map { what: format!("writing {}", name_of(change)), source })
+    }
+
+    /// Fills a new table aside, then puts it in place by one update.
+    fn swap(&mut self, service: ServiceId, slots: &[BackendId]) -> Result<(), MapError> {
+        let mut table = Array::<_, BackendId>::create(SLOTS, 0)?;
+        for (slot, backend) in (0..SLOTS).zip(slots) {
+            table.set(slot, backend, 0)?;
+        }
+        self.tables.set(service.0, &table, 0)
+    }
+
+    pub(super) fn counters(&self) -> Result<BTreeMap<Counter, u64>, ApplyError> {
+        let read = |counter: &Counter| {
+            let each = self.counters.get(&(*counter as u32), 0).map_err(reading("a counter"))?;
+            Ok((*counter, each.iter().sum()))
+        };
+        Counter::ALL.iter().map(read).collect()
+    }
+
+    pub(super) fn traffic(&self, id: BackendId) -> Result<Traffic, ApplyError> {
+        let each = self.traffic.get(&id.0, 0).map_err(reading("a backend's traffic"))?;
+        Ok(each.iter().fold(Traffic::default(), |sum, cpu| Traffic {
+            connections: sum.connections + cpu.connections,
+            packets_in: sum.packets_in + cpu.packets_in,
+            bytes_in: sum.bytes_in + cpu.bytes_in,
+            packets_out: sum.packets_out + cpu.packets_out,
+            bytes_out: sum.bytes_out + cpu.bytes_out,
+        }))
+    }
+
+    pub(super) fn connections(&self, now: u64) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
+        let settings = self.settings.get(&0, 0).map_err(reading("the settings"))?;
+        let mut counts = BTreeMap::new();
+        for entry in self.flows4.iter() {
+            let (_, record) = entry.map_err(reading("the connections"))?;
+            tally(record.flow(), &settings, now, &mut counts);
+        }
+        for entry in self.flows6.iter() {
+            let (_, record) = entry.map_err(reading("the connections"))?;
+            tally(record.flow(), &settings, now, &mut counts);
+        }
+        Ok(counts)
+    }
+}
+
+/// Counts a connection once, by the half that comes from its client.
+fn tally<A: Address>(flow: &Flow<A>, settings: &Settings, now: u64, counts: &mut BTreeMap<BackendId, u64>) {
+    let idle = now.saturating_sub(flow.last_seen());
+    if flow.role.from_client() && idle <= settings.timeout(flow.phase().patience()) {
+        *counts.entry(flow.backend).or_default() += 1;
+    }
+}
+
+fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(MapError::KeyNotFound);
+    map.and_then(T::try_from).map_err(|source| LoadError::Map { name, source })
+}
+
+fn reading(what: &'static str) -> impl Fn(MapError) -> ApplyError {
+    move |source| ApplyError::Map { what: format!("reading {what}"), source }
+}
+
+fn ignore_missing(outcome: Result<(), MapError>) -> Result<(), MapError> {
+    match outcome {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+const fn name_of(change: &Change) -> &'static str {
+    match change {
+        Change::Settings(_) => "the settings",
+        Change::Backend(..) => "a backend",
+        Change::Table(..) => "a selection table",
+        Change::Serve(..) | Change::Withdraw(_) => "a virtual server",
+        Change::Port(..) | Change::Forget(_) => "a port",
+    }
+}
