@@ -2,5 +2,6 @@
 //! and a client that counts. Tests and the demo stand on it; it needs root.
 
 pub mod apiserver;
+pub mod client;
 pub mod lab;
 pub mod wait;
