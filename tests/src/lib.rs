@@ -4,4 +4,5 @@
 pub mod apiserver;
 pub mod client;
 pub mod lab;
+pub mod topology;
 pub mod wait;
