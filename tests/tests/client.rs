@@ -12,6 +12,7 @@ use lb_tests::{
     client::{EchoPlan, Failure, Load, Report, Stage, addresses, echo, run},
     topology::{APISERVER_PORT, Deployment, Topology},
 };
+use tokio::sync::{mpsc, watch};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -137,10 +138,35 @@ fn rate_and_time_are_bounds() {
     let start = Instant::now();
     let load = Load {
         time: Some(Duration::from_millis(300)),
-        ..Load::sequential(1_000_000)
+        ..Load::sequential(20_000)
     };
     let report = requests(&deployment, target, load);
     assert!(report.good() > 0 && start.elapsed() < LIMIT, "{report}");
+}
+
+#[test]
+fn a_load_is_watched_and_stopped_while_it_runs() {
+    let (deployment, _server, target) = first_master("live");
+    let client = deployment.client(target).unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let (live, mut outcomes) = mpsc::channel(64);
+    let load = Load {
+        stop: Some(stopped),
+        live: Some(live),
+        ..Load::sequential(20_000)
+    };
+    let watched = || async {
+        let watcher = async {
+            for _ in 0..5 {
+                let outcome = outcomes.recv().await.unwrap();
+                assert_eq!(outcome.result.as_deref(), Ok("master-1"));
+            }
+            stop.send_replace(true);
+        };
+        tokio::join!(run(&client, load), watcher).0
+    };
+    let report = deployment.client_host().run(watched).unwrap();
+    assert!((5..1_000).contains(&report.good()), "{report}");
 }
 
 #[test]
@@ -148,7 +174,7 @@ fn an_echo_stream_goes_on_until_its_server_dies() {
     let (deployment, server, target) = first_master("echo");
     let client = deployment.client(target).unwrap();
     let plan = EchoPlan {
-        lines: 200,
+        lines: 201,
         pause: Duration::ZERO,
         patience: LIMIT,
         source: None,
@@ -156,7 +182,7 @@ fn an_echo_stream_goes_on_until_its_server_dies() {
     };
     let host = deployment.client_host();
     let report = host.run(|| echo(&client, plan.clone())).unwrap().unwrap();
-    assert_eq!((report.echoed, report.failure), (200, None));
+    assert_eq!((report.echoed, report.failure), (201, None));
     assert_eq!(report.backend, "master-1");
 
     let endless = EchoPlan {

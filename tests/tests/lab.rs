@@ -7,13 +7,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use ipnet::IpNet;
 use lb_tests::{
-    lab::{Error, Host, HostSpec, Lab},
+    lab::{Error, Host, HostSpec, Lab, Process},
     wait,
 };
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
@@ -241,24 +242,35 @@ fn nothing_is_left_of_a_dropped_lab() {
     sleep.arg("600");
     let process = a.spawn(sleep).unwrap();
     // A child of a child, which no signal to the child itself would reach.
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "sleep 600 & echo started $!; wait"]);
-    let shell = a.spawn(shell).unwrap();
-    shell.wait_for_output("started ", LIMIT).unwrap();
-    let words = shell.stdout();
-    let grandchild: i32 = words.split_whitespace().last().unwrap().parse().unwrap();
+    let (shell, grandchild) = shell_with_child(&a, "sleep 600");
+    shell.kill();
+    wait::until("the end of a process group", LIMIT, || gone(grandchild)).unwrap();
+    // And one that has left the process group.
+    let (shell, deserter) = shell_with_child(&a, "setsid sleep 600");
     let (directory, prefix) = (lab.directory(), a.netns().replace("-a", "-"));
+    let pins = b.bpffs().unwrap();
+    fs::create_dir(&pins).unwrap();
     assert!(directory.exists());
     assert_eq!(namespaces(&prefix).len(), 3);
 
     // The handles of hosts and processes are still held.
     drop(lab);
     assert_eq!(namespaces(&prefix), Vec::<String>::new());
-    assert!(!directory.exists());
-    for pid in [process.pid(), shell.pid(), Pid::from_raw(grandchild)] {
+    assert!(!directory.exists() && !pins.exists());
+    for pid in [process.pid(), shell.pid(), deserter] {
         wait::until("the end of a process", LIMIT, || gone(pid)).unwrap();
     }
     assert!(b.ping(A4.into()).is_err());
+}
+
+fn shell_with_child(host: &Host, child: &str) -> (Arc<Process>, Pid) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{child} & echo started $!; wait")]);
+    let shell = host.spawn(shell).unwrap();
+    shell.wait_for_output("started ", LIMIT).unwrap();
+    let words = shell.stdout();
+    let pid = words.split_whitespace().last().unwrap().parse().unwrap();
+    (shell, Pid::from_raw(pid))
 }
 
 /// Makes a lab and dies without a word; run by the test below.

@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use hyper::StatusCode;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 
 use super::{Client, Failure};
@@ -87,6 +88,7 @@ pub struct Report {
 
 /// Makes the requests, within the namespace of the calling thread.
 pub async fn run(client: &Client, load: Load) -> Report {
+    raise_limit();
     let start = Instant::now();
     let outcomes = RefCell::new(Vec::with_capacity(load.requests));
     let stopped = || load.stop.as_ref().is_some_and(|stop| *stop.borrow());
@@ -107,6 +109,14 @@ pub async fn run(client: &Client, load: Load) -> Report {
         .await;
     Report {
         outcomes: outcomes.into_inner(),
+    }
+}
+
+/// One descriptor a connection: the usual soft limit of 1024 is less than a load may need. Where it cannot be raised,
+/// requests fail and say why.
+fn raise_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process,
-    remove_directory,
+    sweep::remove_directory,
 };
 
 /// How long a command may take that is expected to end.
@@ -121,9 +121,10 @@ impl Host {
         &self.inner.directory
     }
 
-    /// A directory of this host's own in the BPF filesystem. The lab does not make it, but removes what is left of it.
-    pub fn bpffs(&self) -> PathBuf {
-        Path::new(BPFFS).join(self.netns())
+    /// A directory of this host's own in the BPF filesystem, which must be there. The lab does not make the directory,
+    /// but removes what is left of it.
+    pub fn bpffs(&self) -> Result<PathBuf, Error> {
+        Ok(super::bpffs()?.join(self.netns()))
     }
 
     /// Runs `f` inside the host, on a thread of its own.
@@ -238,7 +239,7 @@ impl Host {
         for process in self.processes().drain(..).filter_map(|p| p.upgrade()) {
             process.kill();
         }
-        remove_directory(&self.bpffs()).and(self.inner.netns.remove())
+        remove_directory(&Path::new(BPFFS).join(self.netns())).and(self.inner.netns.remove())
     }
 
     fn processes(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Process>>> {

@@ -15,26 +15,19 @@ mod netns;
 mod netstat;
 mod ping;
 mod process;
+mod sweep;
 mod xdp_pass;
 
 use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::ExitStatus,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    net::if_::if_nametoindex,
-    sys::{
-        signal::{Signal, kill},
-        statfs,
-    },
-    unistd::{Pid, Uid},
-};
+use nix::{errno::Errno, net::if_::if_nametoindex, sys::statfs};
 
 pub use self::{
     host::{Host, HostSpec},
@@ -43,7 +36,8 @@ pub use self::{
 };
 use self::{
     host::{Port, address_line},
-    netns::{NETNS_DIR, Netns, run},
+    netns::Netns,
+    sweep::remove_directory,
 };
 use crate::wait;
 
@@ -208,32 +202,6 @@ impl Lab {
         assert!(errors.is_empty(), "wrong checksums arrived: {errors:#?}");
     }
 
-    /// Removes what labs of programs that no longer run have left: processes, namespaces, pins and files.
-    /// Gives the names of the namespaces.
-    pub fn sweep() -> Result<Vec<String>, Error> {
-        if !Uid::effective().is_root() {
-            return Err(Error::NotRoot);
-        }
-        let namespaces = orphans(NETNS_DIR);
-        for name in &namespaces {
-            let inside = run(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
-            for pid in inside.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            let removed = run(Command::new("ip").args(["netns", "del", name]));
-            // Another program may be sweeping too.
-            if Path::new(NETNS_DIR).join(name).exists() {
-                removed?;
-            }
-        }
-        for directory in [BPFFS, RUN_DIR] {
-            for name in orphans(directory) {
-                remove_directory(&Path::new(directory).join(name))?;
-            }
-        }
-        Ok(namespaces)
-    }
-
     /// The bridge of a segment, made when first asked for.
     fn segment(&mut self, name: &str) -> Result<(), Error> {
         if self.segments.iter().any(|known| known == name) {
@@ -314,18 +282,19 @@ impl Drop for Lab {
 
 /// The BPF filesystem, or what to do where there is none.
 pub fn bpffs() -> Result<&'static Path, Error> {
-    match statfs::statfs(BPFFS) {
-        Ok(stat) if stat.filesystem_type() == statfs::BPF_FS_MAGIC => Ok(Path::new(BPFFS)),
-        Ok(_) | Err(Errno::ENOENT) => Err(Error::NoBpffs),
-        Err(errno) => Err(io_error(format!("statfs {BPFFS}"))(errno.into())),
+    let path = Path::new(BPFFS);
+    if is_bpffs(path)? {
+        Ok(path)
+    } else {
+        Err(Error::NoBpffs)
     }
 }
 
-/// That it is gone already, by another program's sweep, is no error.
-fn remove_directory(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(error) if path.exists() => Err(io_error(format!("remove {}", path.display()))(error)),
-        _ => Ok(()),
+fn is_bpffs(path: &Path) -> Result<bool, Error> {
+    match statfs::statfs(path) {
+        Ok(stat) => Ok(stat.filesystem_type() == statfs::BPF_FS_MAGIC),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(io_error(format!("statfs {}", path.display()))(errno.into())),
     }
 }
 
@@ -349,32 +318,14 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(letter)
 }
 
-/// Entries of a directory that are named after a lab of a program that has ended.
-fn orphans(directory: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    (entries.flatten())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| owner(name).is_some_and(|pid| kill(pid, None) == Err(Errno::ESRCH)))
-        .collect()
-}
-
-/// The pid in `xv-<pid>-…`.
-fn owner(name: &str) -> Option<Pid> {
-    let (pid, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
-    pid.parse().ok().filter(|&pid| pid > 0).map(Pid::from_raw)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_labs_have_an_owner() {
-        assert_eq!(owner("xv-42-demo0-client"), Some(Pid::from_raw(42)));
-        for other in ["xv-42", "xv--1-a", "xv-0-a", "xv-a-b", "xvip", "cni-42-a"] {
-            assert_eq!(owner(other), None, "{other}");
+    fn other_filesystems_are_no_bpffs() {
+        for path in ["/proc", "/no/such/place"] {
+            assert!(!is_bpffs(Path::new(path)).unwrap(), "{path}");
         }
     }
 

@@ -7,7 +7,11 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{Error, io_error};
 
@@ -90,8 +94,20 @@ impl Netns {
         written.map_err(io_error(format!("write {}", path.display())))
     }
 
+    /// Ends what still runs inside, and the name.
     pub(super) fn remove(&self) -> Result<(), Error> {
+        kill_inside(&self.name);
         run(Command::new("ip").args(["netns", "del", &self.name])).map(drop)
+    }
+}
+
+/// Kills the processes in a namespace of the lab's making: nothing else can be inside. A thread that is in there does not
+/// make its process one of them.
+pub(super) fn kill_inside(name: &str) {
+    let inside = run(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
+    for pid in inside.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        // It may have ended since it was listed.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
 

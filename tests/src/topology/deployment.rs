@@ -119,7 +119,7 @@ impl Deployment {
         let host = self.lab.host(node)?;
         let mut toml = format!(
             "[dataplane]\ninterfaces = [\"eth0\"]\nbpffs = {:?}\n\n[admin]\ncontrol_socket = {:?}\nmetrics = \"127.0.0.1:9095\"\n",
-            host.bpffs(),
+            host.bpffs()?,
             self.control_socket(node)?,
         );
         for endpoint in self.topology.endpoints() {
