@@ -1,4 +1,10 @@
-//! The lab and what the tests that need root share.
+//! The lab: hosts out of network namespaces, a stand-in for the kube-apiserver, the deployments that users run today,
+//! and a client that counts. Tests, the demo and the virtual machines stand on it; it needs root.
 
+pub mod apiserver;
+pub mod client;
 pub mod guest;
+pub mod lab;
 pub mod packets;
+pub mod topology;
+pub mod wait;

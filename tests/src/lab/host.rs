@@ -1,0 +1,260 @@
+//! One host of the lab: a namespace with its interfaces, and what one does on a host.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{
+    BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process,
+    sweep::remove_directory,
+};
+
+/// How long a command may take that is expected to end.
+const EXEC_LIMIT: Duration = Duration::from_secs(60);
+const PING_LIMIT: Duration = Duration::from_secs(2);
+
+/// A host to be made: its name, the segments it is on (`eth0` is the first), and what runs there.
+#[derive(Clone, Debug)]
+pub struct HostSpec {
+    pub(super) name: String,
+    pub(super) joins: Vec<(String, Vec<IpNet>)>,
+    pub(super) xdp: bool,
+    pub(super) forwarding: bool,
+}
+
+impl HostSpec {
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            joins: Vec::new(),
+            xdp: false,
+            forwarding: false,
+        }
+    }
+
+    /// Adds an interface on `segment` with these addresses.
+    pub fn on(mut self, segment: &str, addresses: impl IntoIterator<Item = IpNet>) -> Self {
+        self.joins
+            .push((segment.to_owned(), addresses.into_iter().collect()));
+        self
+    }
+
+    /// An XDP program will send frames from this host: its switch ports get a pass-all program so that they arrive.
+    pub fn with_xdp(mut self) -> Self {
+        self.xdp = true;
+        self
+    }
+
+    /// Routes between its interfaces, as a router; other hosts have forwarding off, whatever this machine has.
+    pub fn with_forwarding(mut self) -> Self {
+        self.forwarding = true;
+        self
+    }
+}
+
+/// A host that runs. Clones are the same host; none of them keeps it alive once the lab is gone.
+#[derive(Clone, Debug)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    netns: Netns,
+    switch: Netns,
+    ports: Vec<Port>,
+    directory: PathBuf,
+    processes: Mutex<Vec<Weak<Process>>>,
+    started: AtomicUsize,
+}
+
+/// The switch's end of one interface of a host.
+#[derive(Clone, Debug)]
+pub(super) struct Port {
+    pub(super) device: String,
+    pub(super) segment: String,
+}
+
+impl Host {
+    pub(super) fn new(
+        name: &str,
+        netns: Netns,
+        switch: Netns,
+        ports: Vec<Port>,
+        directory: PathBuf,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                name: name.to_owned(),
+                netns,
+                switch,
+                ports,
+                directory,
+                processes: Mutex::default(),
+                started: AtomicUsize::new(0),
+            }),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The namespace's name, as `ip netns` lists it.
+    pub fn netns(&self) -> &str {
+        self.inner.netns.name()
+    }
+
+    /// A directory of this host's own, for sockets, configurations and logs; gone with the lab.
+    pub fn directory(&self) -> &Path {
+        &self.inner.directory
+    }
+
+    /// A directory of this host's own in the BPF filesystem, which must be there. The lab does not make the directory,
+    /// but removes what is left of it.
+    pub fn bpffs(&self) -> Result<PathBuf, Error> {
+        Ok(super::bpffs()?.join(self.netns()))
+    }
+
+    /// Runs `f` inside the host, on a thread of its own.
+    pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        self.inner.netns.enter(f)
+    }
+
+    /// Runs a future inside the host, on a thread and a current-thread runtime of its own.
+    pub fn run<F: Future>(&self, f: impl FnOnce() -> F + Send) -> Result<F::Output, Error>
+    where
+        F::Output: Send,
+    {
+        self.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(io_error("make a runtime"))?;
+            Ok(runtime.block_on(f()))
+        })?
+    }
+
+    /// Runs a program to its end and gives what it wrote to stdout; an exit code other than 0 is an error.
+    pub fn exec<S: AsRef<std::ffi::OsStr>>(&self, words: &[S]) -> Result<String, Error> {
+        let [program, arguments @ ..] = words else {
+            return Ok(String::new());
+        };
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let process = self.spawn(command)?;
+        let status = process.wait(EXEC_LIMIT)?;
+        process.outcome(status)
+    }
+
+    /// Starts a program that goes on until the handle or the lab is dropped.
+    pub fn spawn(&self, command: Command) -> Result<Arc<Process>, Error> {
+        let program = Path::new(command.get_program())
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let count = self.inner.started.fetch_add(1, Ordering::Relaxed);
+        let log = self.directory().join(format!("{count}-{program}"));
+        let process = Arc::new(Process::start(&self.inner.netns, command, &log)?);
+        let mut processes = self.processes();
+        processes.retain(|known| known.strong_count() > 0);
+        processes.push(Arc::downgrade(&process));
+        Ok(process)
+    }
+
+    /// A socket that belongs to this host, wherever it is used.
+    pub fn socket(
+        &self,
+        domain: Domain,
+        kind: Type,
+        protocol: Option<Protocol>,
+    ) -> Result<Socket, Error> {
+        self.enter(|| Socket::new(domain, kind, protocol))?
+            .map_err(io_error("make a socket"))
+    }
+
+    /// One ICMP echo, and the time its answer took.
+    pub fn ping(&self, to: IpAddr) -> Result<Duration, Error> {
+        self.enter(|| ping::ping(to, PING_LIMIT))?
+            .map_err(io_error(format!("ping {to} from {}", self.name())))
+    }
+
+    /// One line for `ip`, such as `route add default via 192.168.2.1`.
+    pub fn ip(&self, line: &str) -> Result<(), Error> {
+        self.inner.netns.ip(&[line.to_owned()])
+    }
+
+    pub fn add_address(&self, interface: &str, address: IpNet) -> Result<(), Error> {
+        self.ip(&address_line(interface, address))
+    }
+
+    /// Writes a sysctl, named by its path below /proc/sys.
+    pub fn sysctl(&self, path: &str, value: &str) -> Result<(), Error> {
+        self.inner.netns.sysctl(path, value)
+    }
+
+    pub fn netstat(&self) -> Result<Netstat, Error> {
+        self.enter(Netstat::read)?
+            .map_err(io_error(format!("read the counters of {}", self.name())))
+    }
+
+    /// Takes the host off the network without a word: carriers stay up at both ends, as at a power cut behind a switch.
+    pub fn unplug(&self) -> Result<(), Error> {
+        self.on_ports(|port| format!("link set {} nomaster", port.device))
+    }
+
+    /// Undoes [`Host::unplug`].
+    pub fn plug(&self) -> Result<(), Error> {
+        self.on_ports(|port| format!("link set {} master {}", port.device, port.segment))
+    }
+
+    /// Pulls the cables: the host sees its carrier go.
+    pub fn carrier_down(&self) -> Result<(), Error> {
+        self.on_ports(|port| format!("link set {} down", port.device))
+    }
+
+    pub fn carrier_up(&self) -> Result<(), Error> {
+        self.on_ports(|port| format!("link set {} up", port.device))
+    }
+
+    fn on_ports(&self, line: impl Fn(&Port) -> String) -> Result<(), Error> {
+        let lines: Vec<String> = self.inner.ports.iter().map(line).collect();
+        self.inner.switch.ip(&lines)
+    }
+
+    /// Kills what runs here and removes the namespace and what the host left in the BPF filesystem.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        for process in self.processes().drain(..).filter_map(|p| p.upgrade()) {
+            process.kill();
+        }
+        remove_directory(&Path::new(BPFFS).join(self.netns())).and(self.inner.netns.remove())
+    }
+
+    fn processes(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Process>>> {
+        self.inner
+            .processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `nodad`: an IPv6 address is good at once.
+pub(super) fn address_line(interface: &str, address: IpNet) -> String {
+    let nodad = match address {
+        IpNet::V4(_) => "",
+        IpNet::V6(_) => " nodad",
+    };
+    format!("addr add {address} dev {interface}{nodad}")
+}

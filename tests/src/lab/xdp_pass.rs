@@ -1,0 +1,79 @@
+//! The smallest XDP program, `return XDP_PASS`, for the switch's side of a port.
+//!
+//! A veth drops the frames that XDP_TX sends into it unless its own receive path runs under NAPI, which an XDP program
+//! there turns on (drivers/net/veth.c, veth_xdp_xmit and veth_napi_enable). Two instructions need no object file.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+// include/uapi/linux/bpf.h
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// `r0 = 2 /* XDP_PASS */; exit`, as `struct bpf_insn`s in memory.
+const PASS: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+
+/// The part of `union bpf_attr` that BPF_PROG_LOAD reads here; the kernel takes the rest as zero.
+#[repr(C)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+}
+
+/// The part of `union bpf_attr` that BPF_LINK_CREATE reads here.
+#[repr(C)]
+struct LinkAttr {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches the program natively to an interface of the calling thread's namespace, for as long as the link is held.
+pub(super) fn attach(ifindex: u32) -> io::Result<OwnedFd> {
+    let license = c"MIT";
+    let program = bpf(
+        BPF_PROG_LOAD,
+        &LoadAttr {
+            prog_type: BPF_PROG_TYPE_XDP,
+            insn_cnt: PASS.len() as u32,
+            insns: PASS.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+        },
+    )?;
+    bpf(
+        BPF_LINK_CREATE,
+        &LinkAttr {
+            prog_fd: program.as_raw_fd().cast_unsigned(),
+            target_ifindex: ifindex,
+            attach_type: BPF_XDP,
+            flags: XDP_FLAGS_DRV_MODE,
+        },
+    )
+}
+
+/// bpf(2) for the two commands here, both of which return a new descriptor.
+fn bpf<A>(command: libc::c_int, attr: &A) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` without padding, alive and of the size given during the
+    // call; the addresses inside it are of constants. The kernel only reads them.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attr),
+            size_of::<A>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so `fd` is a fresh descriptor that nobody else owns; it fits, as all descriptors do.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
