@@ -1,0 +1,228 @@
+//! From the file as written to the [`model`]: whatever depends on more than one key is checked here.
+//!
+//! A field that is wrong has been reported while it was read; here it only ends the section it is in.
+
+mod check;
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
+};
+
+use super::{
+    files::FileUse,
+    keys::{Field, Section as _},
+    leaf::Time,
+    model::{self, Config},
+    raw,
+    report::{Mistakes, Span, line_of},
+};
+
+/// State of the checks between keys.
+#[derive(Debug)]
+pub(super) struct Checker<'a> {
+    pub(super) text: &'a str,
+    pub(super) mistakes: &'a mut Mistakes,
+    /// Files that the configuration names, for whoever may look at the file system.
+    pub(super) files: Vec<FileUse>,
+}
+
+impl Checker<'_> {
+    /// `None` only after a mistake.
+    pub(super) fn config(&mut self, raw: raw::File) -> Option<Config> {
+        self.refuse_shared_vips(&raw.virtual_server.0);
+        let dataplane = self.dataplane(raw.dataplane.0);
+        let admin = admin(raw.admin.0);
+        let servers: Vec<_> = raw.virtual_server.0.into_iter().map(|server| self.virtual_server(server)).collect();
+        Some(Config {
+            dataplane: dataplane?,
+            admin: admin?,
+            virtual_servers: servers.into_iter().collect::<Option<_>>()?,
+        })
+    }
+
+    fn dataplane(&mut self, raw: raw::Dataplane) -> Option<model::Dataplane> {
+        let timeouts = self.timeouts(&raw.timeouts.0);
+        let names = raw.interfaces.value().map(Vec::as_slice).unwrap_or_default();
+        self.refuse_duplicates(names.iter().map(|name| (name.get_ref().0.as_str(), name.span())), |name, line| {
+            (format!("interface `{name}` is given twice (first in line {line})"), "leave out one of the two".to_owned())
+        });
+        let names = names.iter().map(|name| name.get_ref().0.clone()).collect();
+        Some(model::Dataplane {
+            interfaces: raw.interfaces.value().map(|_| names)?,
+            mode: *raw.mode.value()?,
+            max_connections: *raw.max_connections.value()?,
+            timeouts: timeouts?,
+            bpffs: raw.bpffs.value()?.0.clone(),
+        })
+    }
+
+    fn timeouts(&mut self, raw: &raw::Timeouts) -> Option<model::Timeouts> {
+        if let Some(established) = raw.established.value() {
+            for (name, shorter) in [("syn", &raw.syn), ("closing", &raw.closing)] {
+                if shorter.value().is_some_and(|shorter| shorter > established) {
+                    let at = shorter.span().or(raw.established.span()).unwrap_or(raw.header());
+                    self.mistakes.add(
+                        &at,
+                        format!(
+                            "`{name}` is longer than `established`: connections that are open would be forgotten first"
+                        ),
+                        format!("make `{name}` shorter, or `established` longer (it is {})", written(*established)),
+                    );
+                }
+            }
+        }
+        Some(model::Timeouts {
+            syn: raw.syn.value()?.0,
+            established: raw.established.value()?.0,
+            closing: raw.closing.value()?.0,
+        })
+    }
+
+    fn virtual_server(&mut self, raw: raw::VirtualServer) -> Option<model::VirtualServer> {
+        let check = self.check(&raw.check.0);
+        let backends = self.backends(&raw);
+        Some(model::VirtualServer {
+            name: raw.name.value()?.0.clone(),
+            address: raw.address.value()?.0,
+            port: *raw.port.value()?,
+            interface: optional(&raw.interface)?.map(|name| name.0.clone()),
+            check: check?,
+            backends: backends?,
+        })
+    }
+
+    /// What must differ, or agree, between virtual servers.
+    fn refuse_shared_vips(&mut self, servers: &[raw::VirtualServer]) {
+        let names = servers.iter().filter_map(|server| at(&server.name)).map(|(name, at)| (name.0.as_str(), at));
+        self.refuse_duplicates(names, |name, line| {
+            (
+                format!("the name `{name}` is taken by the virtual server in line {line}"),
+                "give each its own name".to_owned(),
+            )
+        });
+        let vips = servers.iter().filter_map(|server| {
+            let (address, at) = at(&server.address)?;
+            // The line that is there to be changed is the port's, where the address is shared on purpose.
+            Some(((address.0, *server.port.value()?), server.port.span().unwrap_or(at)))
+        });
+        self.refuse_duplicates(vips, |(address, port), line| {
+            let message = format!("{} is taken by the virtual server in line {line}", endpoint(*address, *port));
+            (message, "change the port or the address, or put the backends of both into one".to_owned())
+        });
+        let mut interfaces = HashMap::new();
+        for server in servers {
+            let (Some(address), Some((interface, at))) = (server.address.value(), at(&server.interface)) else {
+                continue;
+            };
+            let (first, first_at) = interfaces.entry(address.0).or_insert((interface, at.clone()));
+            if *first != interface {
+                let message = format!(
+                    "{} is carried by `{}` already (line {})",
+                    address.0,
+                    first.0,
+                    line_of(self.text, first_at)
+                );
+                self.mistakes.add(&at, message, "give both virtual servers the same interface");
+            }
+        }
+        let vips: Vec<_> =
+            servers.iter().filter_map(|server| Some((server.address.value()?.0, *server.port.value()?))).collect();
+        for backend in servers.iter().flat_map(|server| &server.backend.0) {
+            let (Some((address, at)), Some(port)) = (at(&backend.address), backend.port.value()) else {
+                continue;
+            };
+            if vips.contains(&(address.0, *port)) {
+                self.mistakes.add(
+                    &at,
+                    format!(
+                        "{} is a virtual server: its traffic would go round in circles",
+                        endpoint(address.0, *port)
+                    ),
+                    "give the backend's own address and port",
+                );
+            }
+        }
+    }
+
+    fn backends(&mut self, server: &raw::VirtualServer) -> Option<Vec<model::Backend>> {
+        let backends = &server.backend.0;
+        let names = backends.iter().filter_map(|backend| at(&backend.name)).map(|(name, at)| (name.0.as_str(), at));
+        self.refuse_duplicates(names, |name, line| {
+            (format!("the name `{name}` is taken by the backend in line {line}"), "give each its own name".to_owned())
+        });
+        let endpoints = backends.iter().filter_map(|backend| {
+            let (address, at) = at(&backend.address)?;
+            Some(((address.0, *backend.port.value()?), at))
+        });
+        self.refuse_duplicates(endpoints, |(address, port), line| {
+            let message = format!("{} is the backend in line {line} already", endpoint(*address, *port));
+            (message, "leave out one of the two; to give it more connections, raise its `weight`".to_owned())
+        });
+        for backend in backends {
+            let (Some(vip), Some((address, at))) = (server.address.value(), at(&backend.address)) else {
+                continue;
+            };
+            if vip.0.is_ipv4() != address.0.is_ipv4() {
+                let (family, other) = if vip.0.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+                self.mistakes.add(
+                    &at,
+                    format!("{} is {other}, but the VIP {} is {family}", address.0, vip.0),
+                    format!("give the backend's {family} address, or move it to a virtual server with an {other} VIP"),
+                );
+            }
+        }
+        let checked: Option<Vec<_>> = backends.iter().map(backend).collect();
+        checked.filter(|backends| !backends.is_empty())
+    }
+
+    /// `say` gets the thing and the line it stood in first.
+    fn refuse_duplicates<K: Eq + Hash>(
+        &mut self,
+        things: impl Iterator<Item = (K, Span)>,
+        say: impl Fn(&K, usize) -> (String, String),
+    ) {
+        let mut seen: HashMap<K, Span> = HashMap::new();
+        for (thing, at) in things {
+            if let Some(first) = seen.get(&thing) {
+                let (message, help) = say(&thing, line_of(self.text, first));
+                self.mistakes.add(&at, message, help);
+            } else {
+                seen.insert(thing, at);
+            }
+        }
+    }
+}
+
+fn admin(raw: raw::Admin) -> Option<model::Admin> {
+    Some(model::Admin { control_socket: raw.control_socket.value()?.0.clone(), metrics: raw.metrics.value()?.0 })
+}
+
+fn backend(raw: &raw::Backend) -> Option<model::Backend> {
+    Some(model::Backend {
+        name: raw.name.value()?.0.clone(),
+        address: raw.address.value()?.0,
+        port: *raw.port.value()?,
+        weight: *raw.weight.value()?,
+    })
+}
+
+/// The value and where it was written.
+fn at<T>(field: &Field<T>) -> Option<(&T, Span)> {
+    field.value().zip(field.span())
+}
+
+/// `None` for a wrong one, `Some(None)` for one left out.
+fn optional<T>(field: &Field<T>) -> Option<Option<&T>> {
+    (!field.is_wrong()).then(|| field.value())
+}
+
+fn endpoint(address: IpAddr, port: u16) -> impl Display {
+    SocketAddr::new(address, port)
+}
+
+fn written(time: Time) -> impl Display {
+    humantime::format_duration(time.0)
+}

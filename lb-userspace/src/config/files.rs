@@ -1,0 +1,279 @@
+//! Files that a configuration names: there, readable, and holding what they should.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use rustls::{
+    RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::CertifiedKey,
+};
+
+use super::report::{Mistakes, Span};
+
+/// Nothing that a configuration is made of comes near this.
+const LARGEST: u64 = 1 << 20;
+
+/// A file, and the place that names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileUse {
+    pub(super) path: PathBuf,
+    pub(super) at: Span,
+    pub(super) content: Content,
+}
+
+/// What a file should hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Authorities,
+    /// As above, in a file that only the default names.
+    DefaultAuthorities,
+    /// A certificate for the key in that file.
+    CertificateFor(PathBuf),
+    Key,
+    Token,
+}
+
+/// Reads a whole file of ordinary size.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > LARGEST {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB")),
+        false => Ok(bytes),
+    }
+}
+
+/// Reports the files that would not do.
+pub(super) fn check(files: &[FileUse], mistakes: &mut Mistakes) {
+    for FileUse { path, at, content } in files {
+        let fault = match read(path) {
+            Err(error) => Some(format!("cannot be read: {error}")),
+            Ok(bytes) => content.fault(&bytes),
+        };
+        if let Some(fault) = fault {
+            let default = matches!(content, Content::DefaultAuthorities);
+            let prefix = if default { "`verify` is on and the default `ca_file` " } else { "" };
+            mistakes.add(at, format!("{prefix}{} {fault}", path.display()), content.help());
+        }
+    }
+}
+
+impl Content {
+    /// What keeps these bytes from being of use.
+    fn fault(&self, bytes: &[u8]) -> Option<String> {
+        match self {
+            Self::Authorities | Self::DefaultAuthorities => match certificates(bytes) {
+                Err(fault) => Some(fault),
+                Ok(found) => {
+                    let mut store = RootCertStore::empty();
+                    let refused = found.into_iter().find_map(|certificate| store.add(certificate).err());
+                    refused.map(|error| format!("holds a certificate that cannot be an authority: {error}"))
+                }
+            },
+            Self::CertificateFor(key) => {
+                let chain = match certificates(bytes) {
+                    Err(fault) => return Some(fault),
+                    Ok(chain) => chain,
+                };
+                // Whatever is wrong with the key alone is said where the key is named.
+                let key_der = PrivateKeyDer::from_pem_slice(&read(key).ok()?).ok()?;
+                let error = CertifiedKey::from_der(chain, key_der, &ring::default_provider()).err()?;
+                Some(format!("does not go with the key in {}: {error}", key.display()))
+            }
+            Self::Key => {
+                let key = match PrivateKeyDer::from_pem_slice(bytes) {
+                    Err(error) => {
+                        return Some(format!("holds no private key in PEM form: {error}"));
+                    }
+                    Ok(key) => key,
+                };
+                let error = ring::sign::any_supported_type(&key).err()?;
+                Some(format!("holds a private key that cannot be used: {error}"))
+            }
+            Self::Token => match str::from_utf8(bytes).map(str::trim) {
+                Ok("") => Some("is empty".to_owned()),
+                Ok(token) if token.bytes().all(|byte| byte.is_ascii_graphic()) => None,
+                _ => Some("is not a token: a token is one line of printable characters".to_owned()),
+            },
+        }
+    }
+
+    fn help(&self) -> &'static str {
+        match self {
+            Self::Authorities => {
+                "`ca_file` names a PEM file of certificates, such as the cluster's /etc/kubernetes/pki/ca.crt"
+            }
+            Self::DefaultAuthorities => {
+                "set `ca_file` in the check's section to the certificate authority of the backends, or `verify = false` to take any certificate"
+            }
+            Self::CertificateFor(_) => "`client_certificate` names a PEM file with the certificate of `client_key`",
+            Self::Key => "`client_key` names a PEM file with a private key that is not encrypted",
+            Self::Token => "`token_file` names a file that holds a bearer token and nothing else",
+        }
+    }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+        Err(error) => Err(format!("is not a PEM file: {error}")),
+        Ok(found) if found.is_empty() => Err("holds no certificate in PEM form".to_owned()),
+        Ok(found) => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::{example, load, model};
+
+    struct Pki {
+        dir: TempDir,
+    }
+
+    impl Pki {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            let pki = Self { dir };
+            for name in ["one", "two"] {
+                let key = KeyPair::generate().expect("a key");
+                let params = CertificateParams::new([name.to_owned()]).expect("parameters");
+                pki.write(&format!("{name}.crt"), &params.self_signed(&key).expect("a certificate").pem());
+                pki.write(&format!("{name}.key"), &key.serialize_pem());
+            }
+            pki.write("token", "eyJhbGciOi.x-y_z\n");
+            pki.write("empty", "\n");
+            pki.write("two-lines", "a\nb\n");
+            pki.write("garbage.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+            pki.write("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
+            pki
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.dir.path().join(name), text).expect("the file can be written");
+        }
+
+        /// Loads the example with these lines in its check, and gives "line-of-check:column: message" of each mistake, with
+        /// the directory left out.
+        fn load(&self, check: &str) -> Vec<String> {
+            let dir = self.dir.path().display().to_string();
+            let header = "[virtual_server.check]\n";
+            let text = example().replace(header, &format!("{header}{}\n", check.replace("DIR", &dir)));
+            let first = text.lines().position(|line| line == header.trim()).expect("the header") + 1;
+            self.write("xvip.toml", &text);
+            let Err(report) = load(&self.dir.path().join("xvip.toml")) else {
+                return Vec::new();
+            };
+            let say = |mistake: &crate::config::Mistake| {
+                let at = mistake.position.expect("a position");
+                format!("{}:{}: {}", at.line - first, at.column, mistake.message.replace(&format!("{dir}/"), ""))
+            };
+            report.mistakes().iter().map(say).collect()
+        }
+    }
+
+    #[test]
+    fn files_are_looked_at_where_they_are_named() {
+        let pki = Pki::new();
+        let client = "verify = false\nclient_certificate = \"DIR/CRT\"\nclient_key = \"DIR/KEY\"";
+        let client = |crt: &str, key: &str| client.replace("CRT", crt).replace("KEY", key);
+        let cases: &[(String, &[&str])] = &[
+            ("ca_file = \"DIR/one.crt\"\ntoken_file = \"DIR/token\"".into(), &[]),
+            (client("one.crt", "one.key"), &[]),
+            ("ca_file = \"DIR/none\"".into(), &["1:11: none cannot be read: No such file or directory (os error 2)"]),
+            ("ca_file = \"DIR\"".into(), &["1:11: DIR cannot be read: Is a directory (os error 21)"]),
+            ("ca_file = \"DIR/token\"".into(), &["1:11: token holds no certificate in PEM form"]),
+            ("ca_file = \"DIR/one.key\"".into(), &["1:11: one.key holds no certificate in PEM form"]),
+            ("ca_file = \"DIR/cut.pem\"".into(), &["1:11: cut.pem is not a PEM file"]),
+            (
+                "ca_file = \"DIR/garbage.pem\"".into(),
+                &["1:11: garbage.pem holds a certificate that cannot be an authority"],
+            ),
+            (client("one.crt", "two.key"), &["2:22: one.crt does not go with the key in two.key"]),
+            (client("one.crt", "one.crt"), &["3:14: one.crt holds no private key in PEM form"]),
+            (client("empty", "none"), &["2:22: empty holds no certificate in PEM form", "3:14: none cannot be read"]),
+            ("verify = false\ntoken_file = \"DIR/empty\"".into(), &["2:14: empty is empty"]),
+            (
+                "path = \"readyz\"\nca_file = \"DIR/none\"\ntoken_file = \"DIR/empty\"".into(),
+                &[
+                    "1:8: `path`: \"readyz\" does not begin with `/`",
+                    "2:11: none cannot be read",
+                    "3:14: empty is empty",
+                ],
+            ),
+            ("verify = false\ntoken_file = \"DIR/two-lines\"".into(), &["2:14: two-lines is not a token"]),
+        ];
+        for (check, expected) in cases {
+            let found = pki.load(check);
+            let dir = pki.dir.path().display().to_string();
+            let as_expected = |(found, expected): (&String, &&str)| found.replace(&dir, "DIR").starts_with(*expected);
+            assert!(
+                found.len() == expected.len() && found.iter().zip(*expected).all(as_expected),
+                "{check}\nexpected {expected:#?}\nfound {found:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_authority_that_only_the_default_names_is_refused_at_what_asked_for_it() {
+        let mut mistakes = Mistakes::default();
+        let path = PathBuf::from("/nonexistent/ca.crt");
+        check(&[FileUse { path, at: 0..1, content: Content::DefaultAuthorities }], &mut mistakes);
+        let report = mistakes.into_report("f", "verify = true").expect("a mistake");
+        let mistake = &report.mistakes()[0];
+        assert!(
+            mistake.message.starts_with("`verify` is on and the default `ca_file` /nonexistent/ca.crt cannot be read")
+        );
+        assert!(mistake.help.contains("set `ca_file`") && mistake.help.contains("`verify = false`"));
+
+        for (text, at) in [("verify = true", "verify = ".len()), ("rise = 1", 0)] {
+            let text = example().replace("[virtual_server.check]\n", &format!("[virtual_server.check]\n{text}\n"));
+            let files = crate::config::read(&text).files;
+            assert_eq!(files.len(), 1);
+            assert_eq!(files[0].content, Content::DefaultAuthorities);
+            assert_eq!(files[0].path, Path::new("/etc/kubernetes/pki/ca.crt"));
+            let header = text.find("[virtual_server.check]").expect("the header");
+            let expected = if at == 0 { header } else { header + "[virtual_server.check]\n".len() + at };
+            assert_eq!(files[0].at.start, expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_as_text_is_one_mistake_without_a_position() {
+        let pki = Pki::new();
+        let path = pki.dir.path().join("xvip.toml");
+        for (bytes, expected) in [
+            (None, "cannot be read: No such file or directory"),
+            (Some(b"a = 1\nb = \xff".to_vec()), "cannot be read: line 2 is not UTF-8 text (byte 0xff)"),
+            (Some(vec![b'#'; 1 << 21]), "cannot be read: larger than 1 MiB"),
+        ] {
+            if let Some(bytes) = bytes {
+                fs::write(&path, bytes).expect("the file can be written");
+            }
+            let report = load(&path).expect_err("nothing to load");
+            assert_eq!(report.mistakes().len(), 1);
+            assert_eq!(report.mistakes()[0].position, None);
+            assert!(report.mistakes()[0].message.starts_with(expected), "{report}");
+            assert!(report.to_string().starts_with(&format!("{}: cannot be read", path.display())));
+        }
+    }
+
+    #[test]
+    fn what_is_loaded_is_what_is_parsed() {
+        let pki = Pki::new();
+        assert_eq!(pki.load("verify = false"), Vec::<String>::new());
+        let config = load(&pki.dir.path().join("xvip.toml")).expect("a good file");
+        let model::CheckKind::Https(_, tls) = &config.virtual_servers[0].check.kind else { panic!("https by default") };
+        assert_eq!(tls.verify, model::Verify::No);
+    }
+}

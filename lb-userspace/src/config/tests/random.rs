@@ -1,0 +1,247 @@
+//! Random texts never break the parser, and random configurations come back as they were written.
+
+use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
+
+use proptest::prelude::*;
+
+use super::WHOLE;
+use crate::config::{example, model::*, parse};
+
+/// What must hold for any text: an answer, and if that is a report, one that can be shown and that points into the text.
+fn assert_answers(text: &str) {
+    let Err(report) = parse(text, "random") else {
+        return;
+    };
+    assert!(!report.mistakes().is_empty());
+    let lines: Vec<&str> = text.split('\n').collect();
+    for mistake in report.mistakes() {
+        let position = mistake.position.expect("text has positions");
+        let line = lines.get(position.line - 1).expect("a line of the text");
+        assert!((1..=line.chars().count() + 1).contains(&position.column), "{position:?} in {line:?}");
+    }
+    assert!(report.to_string().ends_with(" in random"));
+}
+
+/// One change of a text: at a share of its length, take away some characters and put in others.
+fn edit() -> impl Strategy<Value = (f64, usize, String)> {
+    let inserted = prop_oneof![
+        any::<String>(),
+        "[-\\[\\]{}=\"'.,#\n\r\t 0-9a-z_\u{1}é]{0,8}",
+        Just("\n[[virtual_server]]\n".to_owned()),
+        Just("\"\"\"".to_owned()),
+    ];
+    (0.0..1.0, 0_usize..40, inserted)
+}
+
+fn edited(text: &str, edits: &[(f64, usize, String)]) -> String {
+    let mut characters: Vec<char> = text.chars().collect();
+    for (place, removed, inserted) in edits {
+        let start = (characters.len() as f64 * place) as usize;
+        let end = (start + removed).min(characters.len());
+        characters.splice(start..end, inserted.chars());
+    }
+    characters.into_iter().collect()
+}
+
+fn duration(range: std::ops::RangeInclusive<u64>) -> impl Strategy<Value = Duration> {
+    range.prop_map(Duration::from_millis)
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    "/[a-zA-Z0-9 \"\\\\é._-]{1,20}".prop_map(PathBuf::from)
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9][a-zA-Z0-9._-]{0,20}"
+}
+
+fn counter() -> impl Strategy<Value = NonZeroU32> {
+    (1_u32..=9).prop_map(|count| NonZeroU32::new(count).expect("not zero"))
+}
+
+fn request() -> impl Strategy<Value = HttpRequest> {
+    let status = (100_u16..=599, 0_u16..=99).prop_map(|(least, more)| (least, (least + more).min(599)));
+    (
+        "/[a-z0-9/?=&%._-]{0,20}",
+        prop::collection::vec(status, 1..4),
+        prop::option::of("[a-z][a-z0-9]{0,9}(:[1-9][0-9]{0,3})?"),
+        prop::option::of(path()),
+    )
+        .prop_map(|(path, status, host, token_file)| HttpRequest { path, status, host, token_file })
+}
+
+fn tls() -> impl Strategy<Value = Tls> {
+    (
+        prop_oneof![Just(Verify::No), path().prop_map(Verify::Authority)],
+        prop::option::of("[a-z][a-z0-9]{0,9}(\\.[a-z]{1,5})?"),
+        prop::option::of((path(), path())),
+    )
+        .prop_map(|(verify, server_name, client_certificate)| Tls { verify, server_name, client_certificate })
+}
+
+fn check() -> impl Strategy<Value = Check> {
+    let kind = prop_oneof![
+        Just(CheckKind::Tcp),
+        request().prop_map(CheckKind::Http),
+        (request(), tls()).prop_map(|(request, tls)| CheckKind::Https(request, tls)),
+    ];
+    (kind, duration(100..=5_000), duration(10..=60_000), counter(), counter(), 0_u8..=50, prop::option::of(1_u16..))
+        .prop_map(|(kind, interval, timeout, rise, fall, jitter_percent, port)| Check {
+            kind,
+            interval,
+            timeout,
+            rise,
+            fall,
+            jitter_percent,
+            port,
+        })
+}
+
+/// Number `index` of its configuration, so that what must be unique is.
+fn virtual_server() -> impl Strategy<Value = VirtualServer> {
+    let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256), 1..5);
+    (name(), any::<bool>(), 1_u16.., prop::option::of("[a-z0-9._-]{3,15}"), check(), backends).prop_map(
+        |(name, v4, port, interface, check, backends)| {
+            let address = |host: u8| {
+                if v4 {
+                    IpAddr::from([10, 0, 0, host])
+                } else {
+                    IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)])
+                }
+            };
+            let backend = |(host, (name, port, weight)): (u8, (String, u16, u16))| Backend {
+                name: format!("{name}{host}"),
+                address: address(host),
+                port,
+                weight,
+            };
+            let backends = (1..).zip(backends).map(backend).collect();
+            VirtualServer { name, address: address(100), port, interface, check, backends }
+        },
+    )
+}
+
+fn config() -> impl Strategy<Value = Config> {
+    let timeouts = (duration(1_000..=60_000), duration(60_000..=86_400_000), duration(1_000..=60_000))
+        .prop_map(|(syn, established, closing)| Timeouts { syn, established, closing });
+    let mode = prop_oneof![Just(XdpMode::Auto), Just(XdpMode::Native), Just(XdpMode::Generic)];
+    let connections = (256_u32..=16_777_216).prop_map(|count| NonZeroU32::new(count).expect("not zero"));
+    let interfaces =
+        prop::collection::hash_set("[a-z0-9._-]{3,15}", 1..4).prop_map(|names| names.into_iter().collect());
+    let dataplane = (interfaces, mode, connections, timeouts, path()).prop_map(
+        |(interfaces, mode, max_connections, timeouts, bpffs)| Dataplane {
+            interfaces,
+            mode,
+            max_connections,
+            timeouts,
+            bpffs,
+        },
+    );
+    let metrics = prop::option::of((any::<bool>(), 1_u16..)).prop_map(|metrics| {
+        metrics.map(
+            |(v4, port)| {
+                if v4 { ([127, 0, 0, 1], port).into() } else { ([0, 0, 0, 0, 0, 0, 0, 1_u16], port).into() }
+            },
+        )
+    });
+    let admin = (path(), metrics).prop_map(|(control_socket, metrics)| Admin { control_socket, metrics });
+    (dataplane, admin, prop::collection::vec(virtual_server(), 1..4)).prop_map(
+        |(dataplane, admin, mut virtual_servers)| {
+            for (index, server) in (0_u8..).zip(&mut virtual_servers) {
+                server.name = format!("{}{index}", server.name);
+                // Every server has a VIP of its own, out of reach of the backends.
+                server.address = match server.address {
+                    IpAddr::V4(_) => IpAddr::from([10, 0, 1, index]),
+                    IpAddr::V6(_) => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, u16::from(index)]),
+                };
+            }
+            Config { dataplane, admin, virtual_servers }
+        },
+    )
+}
+
+/// The configuration as a file.
+fn written(config: &Config) -> String {
+    let Config { dataplane, admin, virtual_servers } = config;
+    let mut text = String::from("[dataplane]\n");
+    let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
+    let time = |duration: Duration| toml::Value::from(humantime::format_duration(duration).to_string());
+    let file = |path: &PathBuf| toml::Value::from(path.to_str().expect("UTF-8"));
+    let integer = |number: NonZeroU32| toml::Value::from(number.get());
+    key("interfaces", dataplane.interfaces.clone().into());
+    key("mode", format!("{:?}", dataplane.mode).to_lowercase().into());
+    key("max_connections", integer(dataplane.max_connections));
+    key("bpffs", file(&dataplane.bpffs));
+    key("timeouts.syn", time(dataplane.timeouts.syn));
+    key("timeouts.established", time(dataplane.timeouts.established));
+    key("timeouts.closing", time(dataplane.timeouts.closing));
+    text += "[admin]\n";
+    let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
+    key("control_socket", file(&admin.control_socket));
+    key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
+    for VirtualServer { name, address, port, interface, check, backends } in virtual_servers {
+        text += "[[virtual_server]]\n";
+        let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
+        key("name", name.as_str().into());
+        key("address", address.to_string().into());
+        key("port", i64::from(*port).into());
+        interface.iter().for_each(|interface| key("interface", interface.as_str().into()));
+        key("check.interval", time(check.interval));
+        key("check.timeout", time(check.timeout));
+        key("check.rise", integer(check.rise));
+        key("check.fall", integer(check.fall));
+        key("check.jitter", i64::from(check.jitter_percent).into());
+        check.port.iter().for_each(|port| key("check.port", i64::from(*port).into()));
+        let (kind, request, tls) = match &check.kind {
+            CheckKind::Tcp => ("tcp", None, None),
+            CheckKind::Http(request) => ("http", Some(request), None),
+            CheckKind::Https(request, tls) => ("https", Some(request), Some(tls)),
+        };
+        key("check.type", kind.into());
+        if let Some(HttpRequest { path, status, host, token_file }) = request {
+            key("check.path", path.as_str().into());
+            let status: Vec<_> = status.iter().map(|(least, most)| format!("{least}-{most}")).collect();
+            key("check.status", status.into());
+            host.iter().for_each(|host| key("check.host", host.as_str().into()));
+            token_file.iter().for_each(|path| key("check.token_file", file(path)));
+        }
+        if let Some(Tls { verify, server_name, client_certificate }) = tls {
+            match verify {
+                Verify::No => key("check.verify", false.into()),
+                Verify::Authority(path) => key("check.ca_file", file(path)),
+            }
+            server_name.iter().for_each(|name| key("check.server_name", name.as_str().into()));
+            if let Some((certificate, private)) = client_certificate {
+                key("check.client_certificate", file(certificate));
+                key("check.client_key", file(private));
+            }
+        }
+        for Backend { name, address, port, weight } in backends {
+            text += &format!("[[virtual_server.backend]]\nname = {name:?}\naddress = \"{address}\"\n");
+            text += &format!("port = {port}\nweight = {weight}\n");
+        }
+    }
+    text
+}
+
+proptest! {
+    #[test]
+    fn any_text_gets_an_answer(text in any::<String>()) {
+        assert_answers(&text);
+    }
+
+    #[test]
+    fn any_edited_file_gets_an_answer(edits in prop::collection::vec(edit(), 1..6), whole in any::<bool>()) {
+        let text = if whole { WHOLE.to_owned() } else { example() };
+        assert_answers(&edited(&text, &edits));
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read(config in config()) {
+        let text = written(&config);
+        match parse(&text, "written") {
+            Ok(read) => prop_assert_eq!(read, config),
+            Err(report) => prop_assert!(false, "{report}\n{text}"),
+        }
+    }
+}
