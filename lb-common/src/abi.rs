@@ -129,7 +129,7 @@ pub struct Traffic {
 }
 
 /// An interface and the tags that frames have there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Port {
     pub interface: u32,
@@ -143,6 +143,12 @@ const FILTER_WORDS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Filter([u64; FILTER_WORDS]);
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
 
 impl Filter {
     pub const fn empty() -> Self {

@@ -86,9 +86,19 @@ impl Flags {
 }
 
 /// The VLAN tags of a frame, outer tag first; 0 where there is none. Priority bits are left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Tags(pub u32);
+
+impl Tags {
+    /// Says that there is a tag: VLAN 0 is one.
+    const PRESENT: u32 = 0x8000;
+
+    /// A single tag.
+    pub const fn single(id: u16) -> Self {
+        Self(Self::PRESENT | (id & 0x0fff) as u32)
+    }
+}
 
 /// What carries a frame's IP packet.
 #[derive(Clone, Copy, Debug)]
@@ -117,8 +127,7 @@ pub fn link<F: Frame + ?Sized>(frame: &F) -> Result<Link, Truncated> {
         }
         let vlan = frame.get::<Vlan>(link.at)?;
         let id = u16::from_be_bytes(vlan.control) & 0x0fff;
-        // The tag's presence is marked apart from its number: VLAN 0 is a priority tag.
-        link.tags = Tags(link.tags.0 << 16 | 0x8000 | u32::from(id));
+        link.tags = Tags(link.tags.0 << 16 | Tags::single(id).0);
         link.ether_type = vlan.ether_type;
         link.at += size_of::<Vlan>();
     }

@@ -1,1 +1,7 @@
-fn main(){}
+//! `xvip`: the daemon and the command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lb_userspace::cli::main()
+}

@@ -8,3 +8,4 @@ pub mod lab;
 pub mod packets;
 pub mod topology;
 pub mod wait;
+pub mod xvip;

@@ -100,6 +100,20 @@ pub struct Counters {
     pub events: BTreeMap<String, u64>,
 }
 
+impl Status {
+    /// Of a daemon that has only just started.
+    pub fn starting(started: SystemTime) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started,
+            interfaces: Vec::new(),
+            virtual_servers: Vec::new(),
+            connections: Connections::default(),
+            counters: Counters::default(),
+        }
+    }
+}
+
 impl VirtualServer {
     pub fn vip(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.port)

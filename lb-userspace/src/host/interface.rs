@@ -8,7 +8,7 @@ use rtnetlink::{
     Handle,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
     },
 };
 
@@ -27,6 +27,8 @@ pub struct Interface {
     /// Set up by the administrator; says nothing of the carrier.
     pub up: bool,
     pub vlan: Option<Vlan>,
+    /// Id of the XDP program that is attached to it, whosever it is.
+    pub xdp: Option<u32>,
 }
 
 /// What makes an interface an 802.1Q sub-interface.
@@ -103,6 +105,7 @@ impl Interface {
             addresses: Vec::new(),
             up: message.header.flags.contains(LinkFlags::Up),
             vlan: None,
+            xdp: None,
         };
         let (mut parent, mut vlan_id) = (None, None);
         for attribute in &message.attributes {
@@ -113,6 +116,7 @@ impl Interface {
                 }
                 LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
                 LinkAttribute::Link(index) => parent = Some(*index),
+                LinkAttribute::Xdp(attributes) => interface.xdp = attributes.iter().find_map(program_of),
                 LinkAttribute::LinkInfo(infos) => vlan_id = infos.iter().find_map(vlan_id_of),
                 _ => {}
             }
@@ -232,6 +236,13 @@ pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(address, message.header.prefix_len).ok()
 }
 
+fn program_of(attribute: &LinkXdp) -> Option<u32> {
+    match attribute {
+        LinkXdp::ProgId(id) if *id != 0 => Some(*id),
+        _ => None,
+    }
+}
+
 fn vlan_id_of(info: &LinkInfo) -> Option<u16> {
     let LinkInfo::Data(InfoData::Vlan(attributes)) = info else {
         return None;
@@ -261,6 +272,7 @@ mod tests {
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             up: true,
             vlan: None,
+            xdp: None,
         }
     }
 

@@ -1,0 +1,79 @@
+//! `xvip check`: the file by itself, then against this host, then against the backends.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{net::TcpStream, runtime, task::JoinSet, time::timeout};
+
+use super::Failure;
+use crate::{
+    config::{self, model::Config},
+    host, supervisor,
+};
+
+/// How long a backend may take to answer a connection.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    file: super::File,
+    /// Look at the file only, not at this host's interfaces or at the backends
+    #[arg(long)]
+    offline: bool,
+    /// Print an example with every key and its default instead
+    #[arg(long, conflicts_with = "offline")]
+    example: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.example {
+        return super::print(&config::example());
+    }
+    let file = &arguments.file.configuration;
+    let config = config::load(file).map_err(|report| Failure::Configuration(report.to_string()))?;
+    if !arguments.offline {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(fits(&config))?;
+        runtime.block_on(reaches(&config))?;
+    }
+    let backends: usize = config.virtual_servers.iter().map(|server| server.backends.len()).sum();
+    super::print(&format!(
+        "{}: {} virtual servers, {backends} backends, no mistakes\n",
+        file.display(),
+        config.virtual_servers.len()
+    ))
+}
+
+/// Whether this host has what the configuration names.
+async fn fits(config: &Config) -> Result<(), Failure> {
+    let interfaces = host::interfaces(&host::connect()?).await?;
+    let fitting = supervisor::carriers(config, &interfaces);
+    fitting.map(drop).map_err(|error| Failure::Configuration(format!("error: {error:#}")))
+}
+
+/// Whether each backend answers a connection from here.
+async fn reaches(config: &Config) -> Result<(), Failure> {
+    let mut attempts = JoinSet::new();
+    for server in &config.virtual_servers {
+        for backend in &server.backends {
+            let name = format!("{}/{}", server.name, backend.name);
+            let address = SocketAddr::new(backend.address, server.check.port.unwrap_or(backend.port));
+            attempts.spawn(async move {
+                let reason = match timeout(PATIENCE, TcpStream::connect(address)).await {
+                    Ok(Ok(_)) => return None,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => format!("no answer within {PATIENCE:?}"),
+                };
+                Some(format!("backend {name} at {address} is not reachable from this host: {reason}"))
+            });
+        }
+    }
+    let mut silent: Vec<String> = attempts.join_all().await.into_iter().flatten().collect();
+    if silent.is_empty() {
+        return Ok(());
+    }
+    silent.sort();
+    let advice = "Start it, correct its address or port, or open the way to it; xvip runs without it and takes it in when its checks \
+                  succeed. `xvip check --offline` looks at the file only.";
+    Err(anyhow::anyhow!("{}. {advice}", silent.join("; ")).into())
+}

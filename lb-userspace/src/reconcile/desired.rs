@@ -1,0 +1,208 @@
+//! What the tables should hold, as a function of everything that matters. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_common::{
+    abi::{Backend, BackendId, Filter, MAX_BACKENDS, MAX_SERVICES, Port, ServiceId, ServiceKey},
+    address::{Address as _, V4, V6},
+    maglev::{self, Member},
+};
+
+use crate::{
+    config::model::{self, VirtualServer},
+    health::State,
+};
+
+/// All that the tables depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    pub servers: &'a [VirtualServer],
+    /// Health by virtual server and backend, in the order of the configuration; what is missing counts as down.
+    pub states: &'a [Vec<State>],
+    /// Addresses of this host.
+    pub local: &'a BTreeSet<IpAddr>,
+    /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
+    pub ports: &'a BTreeMap<Port, Port>,
+    /// Idle timeouts in kernel ticks: SYN, established, closing.
+    pub timeouts: [u64; 3],
+}
+
+/// What the tables should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    pub services: BTreeMap<ServiceKey, ServiceId>,
+    pub tables: BTreeMap<ServiceId, Vec<BackendId>>,
+    pub backends: BTreeMap<BackendId, Backend>,
+    pub ports: BTreeMap<Port, Port>,
+    pub timeouts: [u64; 3],
+    pub vips: Filter,
+    pub locals: Filter,
+}
+
+/// The configuration asks for more than the tables take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooMany {
+    #[error("{0} virtual servers are configured, and {MAX_SERVICES} are the most that one xvip carries. Spread them over several nodes.")]
+    Services(usize),
+    #[error("{0} backends are configured, and {MAX_BACKENDS} are the most that one xvip carries. Spread them over several nodes.")]
+    Backends(usize),
+}
+
+/// Computes the tables.
+///
+/// # Errors
+/// If the configuration asks for more than they take.
+pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
+    let backends: usize = inputs.servers.iter().map(|server| server.backends.len()).sum();
+    if inputs.servers.len() > MAX_SERVICES {
+        return Err(TooMany::Services(inputs.servers.len()));
+    }
+    if backends > MAX_BACKENDS {
+        return Err(TooMany::Backends(backends));
+    }
+    let mut desired =
+        Desired { ports: inputs.ports.clone(), timeouts: inputs.timeouts, ..Desired::default() };
+    let mut ids = (0..).map(BackendId);
+    for (index, server) in inputs.servers.iter().enumerate() {
+        let service = ServiceId(index as u32);
+        mark(&mut desired.vips, server.address);
+        desired.services.insert(ServiceKey::new(mapped(server.address), server.port.to_be_bytes()), service);
+        let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
+        let mut members = Vec::with_capacity(server.backends.len());
+        for ((position, backend), id) in server.backends.iter().enumerate().zip(&mut ids) {
+            let state = states.get(position).copied().unwrap_or(State::Down);
+            let local = inputs.local.contains(&backend.address);
+            if local {
+                mark(&mut desired.locals, backend.address);
+            }
+            desired.backends.insert(id, entry(backend, state, local));
+            members.push(Member {
+                id,
+                address: mapped(backend.address),
+                port: backend.port.to_be_bytes(),
+                weight: backend.weight,
+                live: state == State::Up,
+            });
+        }
+        desired.tables.insert(service, maglev::build(&members));
+    }
+    Ok(desired)
+}
+
+fn entry(backend: &model::Backend, state: State, local: bool) -> Backend {
+    // Draining is not down: its connections go on.
+    let down = if state == State::Down { Backend::DOWN } else { 0 };
+    let local = if local { Backend::LOCAL } else { 0 };
+    Backend::new(mapped(backend.address), backend.port.to_be_bytes(), down | local)
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => V4(v4.octets()).mapped(),
+        IpAddr::V6(v6) => V6(v6.octets()).mapped(),
+    }
+}
+
+fn mark(filter: &mut Filter, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => filter.insert(V4(v4.octets())),
+        IpAddr::V6(v6) => filter.insert(V6(v6.octets())),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::config::model::{Check, CheckKind};
+
+    /// A virtual server with as many backends as there are states.
+    pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
+        let second = std::time::Duration::from_secs(1);
+        VirtualServer {
+            name: name.to_owned(),
+            address: [192, 168, 2, last].into(),
+            port: 16443,
+            interface: None,
+            check: Check {
+                kind: CheckKind::Tcp,
+                interval: second,
+                timeout: second,
+                rise: NonZeroU32::MIN,
+                fall: NonZeroU32::MIN,
+                jitter_percent: 0,
+                port: None,
+            },
+            backends: (1..=backends)
+                .map(|index| model::Backend {
+                    name: format!("m{index}"),
+                    address: [192, 168, 2, 10 + index].into(),
+                    port: 6443,
+                    weight: 1,
+                })
+                .collect(),
+        }
+    }
+
+    pub(crate) fn with_states(servers: &[VirtualServer], states: &[Vec<State>], local: &[IpAddr]) -> Desired {
+        let local = local.iter().copied().collect();
+        let ports = BTreeMap::new();
+        desired(&Inputs { servers, states, local: &local, ports: &ports, timeouts: [1, 2, 3] }).unwrap()
+    }
+
+    fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
+        desired.tables[&ServiceId(service)].iter().map(|id| id.0).collect()
+    }
+
+    #[test]
+    fn only_backends_that_are_up_are_chosen_and_only_dead_ones_are_down() {
+        let servers = [server("a", 100, 3)];
+        let desired = with_states(&servers, &[vec![State::Up, State::Draining, State::Down]], &[]);
+        assert_eq!(chosen(&desired, 0), BTreeSet::from([0]));
+        let down: Vec<bool> = desired.backends.values().map(|backend| backend.is(Backend::DOWN)).collect();
+        assert_eq!(down, [false, false, true]);
+    }
+
+    #[test]
+    fn nobody_up_means_nobody_chosen() {
+        let servers = [server("a", 100, 2)];
+        let desired = with_states(&servers, &[], &[]);
+        assert_eq!(chosen(&desired, 0), BTreeSet::from([BackendId::NONE.0]));
+    }
+
+    #[test]
+    fn each_virtual_server_has_backends_of_its_own() {
+        let servers = [server("a", 100, 2), server("b", 101, 2)];
+        let desired = with_states(&servers, &[vec![State::Up; 2], vec![State::Up; 2]], &[]);
+        assert_eq!(chosen(&desired, 0), BTreeSet::from([0, 1]));
+        assert_eq!(chosen(&desired, 1), BTreeSet::from([2, 3]));
+        assert_eq!(desired.services.len(), 2);
+    }
+
+    #[test]
+    fn a_backend_on_this_host_is_local_and_watched_for_on_the_way_out() {
+        let servers = [server("a", 100, 2)];
+        let here = V4([192, 168, 2, 12]);
+        let desired = with_states(&servers, &[vec![State::Up; 2]], &[here.into()]);
+        let local: Vec<bool> = desired.backends.values().map(|backend| backend.is(Backend::LOCAL)).collect();
+        assert_eq!(local, [false, true]);
+        assert!(desired.locals.may_hold(here));
+        assert!(desired.vips.may_hold(V4([192, 168, 2, 100])));
+    }
+
+    #[test]
+    fn too_many_are_refused() {
+        let servers = vec![server("a", 100, 1); MAX_SERVICES + 1];
+        let (local, ports) = (BTreeSet::new(), BTreeMap::new());
+        let inputs = Inputs { servers: &servers, states: &[], local: &local, ports: &ports, timeouts: [0; 3] };
+        assert_eq!(desired(&inputs), Err(TooMany::Services(MAX_SERVICES + 1)));
+        let mut wide = server("a", 100, 1);
+        wide.backends = vec![wide.backends[0].clone(); MAX_BACKENDS + 1];
+        let inputs = Inputs { servers: &[wide], ..inputs };
+        assert_eq!(desired(&inputs), Err(TooMany::Backends(MAX_BACKENDS + 1)));
+    }
+}

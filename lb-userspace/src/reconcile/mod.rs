@@ -1,0 +1,8 @@
+//! From what is wanted to what is done: configuration, health and host make a [`Desired`] state, and [`plan`] the changes that
+//! lead there.
+
+mod desired;
+mod plan;
+
+pub use desired::{Desired, Inputs, TooMany, desired};
+pub use plan::{Applied, plan};

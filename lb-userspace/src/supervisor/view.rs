@@ -1,0 +1,174 @@
+//! The published status, put together from all rooms.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use lb_common::abi::{BackendId, Counter};
+use tokio::time::Instant;
+
+use super::{WALK_EVERY, WALK_SHARE};
+use crate::{
+    admin::status::{self, Connections, Counters, Status},
+    config::model::{Backend, Config, VirtualServer},
+    dataplane::{ApplyError, Dataplane, Mode},
+    health::{BackendKey, Reports, State},
+};
+
+/// Active connections, counted now and then.
+#[derive(Debug, Default)]
+pub(super) struct Tracked {
+    by_backend: BTreeMap<BackendId, u64>,
+    next: Option<Instant>,
+}
+
+impl Tracked {
+    /// Counts anew if it is time.
+    pub(super) fn refresh(&mut self, dataplane: &mut Dataplane, now: Instant) -> Result<(), ApplyError> {
+        if self.next.is_some_and(|next| now < next) {
+            return Ok(());
+        }
+        self.by_backend = dataplane.connections()?;
+        self.next = Some(Instant::now() + pause(now.elapsed()));
+        Ok(())
+    }
+}
+
+/// How long to leave the table alone after a walk that took `walk`.
+fn pause(walk: Duration) -> Duration {
+    WALK_EVERY.max(walk * WALK_SHARE)
+}
+
+/// Where a status comes from.
+pub(super) struct Sources<'a> {
+    pub(super) config: &'a Config,
+    pub(super) started: SystemTime,
+    pub(super) reports: &'a Reports,
+    pub(super) attached: &'a BTreeMap<String, Mode>,
+    /// Interface of each virtual server's VIP, and whether it is there.
+    pub(super) carriers: &'a [String],
+    pub(super) held: &'a [bool],
+    pub(super) dataplane: &'a Dataplane,
+    pub(super) tracked: &'a Tracked,
+}
+
+pub(super) fn key(server: &VirtualServer, backend: &Backend) -> BackendKey {
+    BackendKey { virtual_server: server.name.clone(), backend: backend.name.clone() }
+}
+
+pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
+    // Numbered as `reconcile::desired` numbers them.
+    let mut ids = (0..).map(BackendId);
+    let mut forwarded = 0;
+    let mut virtual_servers = Vec::new();
+    for (index, server) in sources.config.virtual_servers.iter().enumerate() {
+        let mut backends = Vec::new();
+        for (backend, id) in server.backends.iter().zip(&mut ids) {
+            let shown = view(sources, server, backend, id)?;
+            forwarded += shown.packets;
+            backends.push(shown);
+        }
+        virtual_servers.push(status::VirtualServer {
+            name: server.name.clone(),
+            address: server.address,
+            port: server.port,
+            interface: sources.carriers.get(index).cloned().unwrap_or_default(),
+            held: sources.held.get(index).copied().unwrap_or_default(),
+            backends,
+        });
+    }
+    let mode = |mode: &Mode| match mode {
+        Mode::Native => status::Mode::Native,
+        Mode::Generic => status::Mode::Generic,
+    };
+    let interfaces = sources.attached.iter();
+    Ok(Status {
+        interfaces: interfaces.map(|(name, at)| status::Interface { name: name.clone(), mode: mode(at) }).collect(),
+        virtual_servers,
+        connections: Connections {
+            tracked: sources.tracked.by_backend.values().sum(),
+            capacity: sources.dataplane.capacity(),
+        },
+        counters: counters(&sources.dataplane.counters()?, forwarded),
+        ..Status::starting(sources.started)
+    })
+}
+
+fn view(
+    sources: &Sources<'_>,
+    server: &VirtualServer,
+    backend: &Backend,
+    id: BackendId,
+) -> Result<status::Backend, ApplyError> {
+    let report = sources.reports.get(&key(server, backend));
+    let traffic = sources.dataplane.traffic(id)?;
+    Ok(status::Backend {
+        name: backend.name.clone(),
+        address: backend.address,
+        port: backend.port,
+        weight: backend.weight,
+        state: report.map_or(State::Down, |report| report.state),
+        since: report.map_or(sources.started, |report| report.since),
+        last_check: report.and_then(|report| report.last_check.as_ref()).map(|check| status::LastCheck {
+            text: check.text.clone(),
+            latency: check.latency,
+        }),
+        checks: report.map_or(0, |report| report.checks),
+        check_failures: report.map_or(0, |report| report.failures),
+        active_connections: Some(sources.tracked.by_backend.get(&id).copied().unwrap_or_default()),
+        connections: traffic.connections,
+        packets: traffic.packets_in + traffic.packets_out,
+        bytes: traffic.bytes_in + traffic.bytes_out,
+    })
+}
+
+/// Sorts the data path's counters by what became of the packet.
+fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
+    let mut sorted = Counters::default();
+    sorted.verdicts.insert("forward".to_owned(), forwarded);
+    for (counter, count) in counts {
+        let label = counter.label().to_owned();
+        match counter {
+            Counter::Connected | Counter::Rebuilt | Counter::Unresolved => sorted.events.insert(label, *count),
+            Counter::NoService | Counter::Fragment | Counter::Malformed => {
+                *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
+                sorted.events.insert(label, *count)
+            }
+            Counter::NoBackend | Counter::BackendDown => {
+                *sorted.verdicts.entry("reset".to_owned()).or_default() += count;
+                sorted.events.insert(label, *count)
+            }
+            Counter::Stray
+            | Counter::Expired
+            | Counter::NoPort
+            | Counter::TableFull
+            | Counter::NoRoute
+            | Counter::NoMetadata => {
+                *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
+                sorted.drops.insert(label, *count)
+            }
+        };
+    }
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_shown_once_and_summed_once() {
+        let counts: BTreeMap<Counter, u64> = Counter::ALL.iter().map(|counter| (*counter, 1)).collect();
+        let sorted = counters(&counts, 100);
+        assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
+        let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        assert_eq!(verdicts, [("drop", 6), ("forward", 100), ("pass", 3), ("reset", 2)]);
+    }
+
+    #[test]
+    fn a_long_walk_is_followed_by_a_longer_pause() {
+        assert_eq!(pause(Duration::from_millis(1)), WALK_EVERY);
+        assert_eq!(pause(Duration::from_secs(1)), Duration::from_secs(50));
+    }
+}

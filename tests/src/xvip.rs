@@ -1,0 +1,137 @@
+//! Daemons of the product under test, and what they say of themselves.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use lb_userspace::admin::status::{Backend, Status};
+use nix::sys::signal::Signal;
+
+use crate::{
+    lab::{Host, Process},
+    topology::Deployment,
+    wait,
+};
+
+/// A backend's first check may take its whole timeout before the daemon gives up waiting for it.
+const START_LIMIT: Duration = Duration::from_secs(15);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running daemon on one host of the lab. It ends with this.
+#[derive(Debug)]
+pub struct Xvip {
+    process: Arc<Process>,
+    host: Host,
+    binary: PathBuf,
+    socket: PathBuf,
+}
+
+impl Xvip {
+    /// Writes the node's configuration and starts the daemon with it; it carries traffic when this returns.
+    pub fn start(deployment: &Deployment, node: &str) -> Result<Self> {
+        Self::start_with(deployment, node, &deployment.xvip_config(node)?)
+    }
+
+    /// The same with a configuration of one's own.
+    pub fn start_with(deployment: &Deployment, node: &str, configuration: &str) -> Result<Self> {
+        let host = deployment.host(node)?.clone();
+        let binary = binary()?;
+        let mut command = Command::new(&binary);
+        command.arg("run").arg("-c").arg(write(&host, configuration)?);
+        let process = host.spawn(command)?;
+        let xvip = Self { process, host, binary, socket: deployment.control_socket(node)? };
+        let over = || (xvip.process.exited().is_some() || xvip.status().is_ok()).then_some(());
+        let late = wait::until("xvip to come up", START_LIMIT, over);
+        if late.is_err() || xvip.process.exited().is_some() {
+            bail!("xvip on {node} did not come up:\n{}", xvip.process.stderr());
+        }
+        Ok(xvip)
+    }
+
+    /// Runs the daemon with a configuration that it should refuse; what it printed and how it ended.
+    pub fn refuse(deployment: &Deployment, node: &str, configuration: &str) -> Result<Output> {
+        let host = deployment.host(node)?;
+        let mut command = Command::new(binary()?);
+        command.arg("run").arg("-c").arg(write(host, configuration)?);
+        Self::finish(host, command)
+    }
+
+    /// Runs another command of the program on this daemon's host, with its control socket.
+    pub fn command(&self, words: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.binary);
+        command.args(words).arg("--socket").arg(&self.socket);
+        Self::finish(&self.host, command)
+    }
+
+    pub fn status(&self) -> Result<Status> {
+        let output = self.command(&["status", "--json"])?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+        serde_json::from_slice(&output.stdout).context("reading the status")
+    }
+
+    /// Waits until the status fulfils a condition.
+    pub fn wait_for(&self, what: &str, limit: Duration, condition: impl Fn(&Status) -> bool) -> Result<Status> {
+        let mut last = None;
+        let met = wait::until(what, limit, || {
+            last = self.status().ok();
+            last.clone().filter(&condition)
+        });
+        met.map_err(|late| anyhow!("{late}; last: {last:#?}\n{}", self.process.stderr()))
+    }
+
+    pub fn log(&self) -> String {
+        self.process.stderr()
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Ends it in order and tells how it ended.
+    pub fn stop(self) -> Result<ExitStatus> {
+        self.process.signal(Signal::SIGTERM)?;
+        Ok(self.process.wait(STOP_LIMIT)?)
+    }
+
+    fn finish(host: &Host, mut command: Command) -> Result<Output> {
+        command.stdin(Stdio::null());
+        Ok(host.enter(|| command.output())??)
+    }
+}
+
+/// All backends of a status with a name, over every virtual server.
+pub fn backends<'a>(status: &'a Status, name: &str) -> Vec<&'a Backend> {
+    let all = status.virtual_servers.iter().flat_map(|server| &server.backends);
+    all.filter(|backend| backend.name == name).collect()
+}
+
+fn write(host: &Host, configuration: &str) -> Result<PathBuf> {
+    let path = host.directory().join("xvip.toml");
+    fs::write(&path, configuration).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// The program beside this one: the real `xvip` for the demo, `lab-xvip` for tests, which live one directory deeper.
+fn binary() -> Result<PathBuf> {
+    let own = env::current_exe().context("finding this program's own path")?;
+    let directory = own.parent().context("a program is in a directory")?;
+    let candidate = match directory.file_name().is_some_and(|name| name == "deps") {
+        true => directory.with_file_name("lab-xvip"),
+        false => directory.join("xvip"),
+    };
+    if !candidate.exists() {
+        bail!("{} is not there: build it with `cargo xtask build` or `cargo build -p lb-tests`", candidate.display());
+    }
+    Ok(candidate)
+}
