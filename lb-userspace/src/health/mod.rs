@@ -1,6 +1,10 @@
 //! Health of backends: pure rise/fall counters, probes, and the tasks that run them.
 
+use std::fmt;
+
 use serde::Serialize;
+
+pub mod counter;
 
 /// What the checks say of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -12,4 +16,14 @@ pub enum State {
     Draining,
     /// Nothing answers: its connections are lost.
     Down,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            State::Up => "up",
+            State::Draining => "draining",
+            State::Down => "down",
+        })
+    }
 }
