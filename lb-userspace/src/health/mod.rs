@@ -4,7 +4,18 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use checker::{BackendKey, Checkers, LastCheck, Report, Reports};
+
+mod checker;
+mod connection;
 pub mod counter;
+mod failure;
+mod probe;
+mod schedule;
+#[cfg(test)]
+mod stand_in;
+mod tls;
+mod watched;
 
 /// What the checks say of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
