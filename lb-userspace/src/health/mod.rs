@@ -1,6 +1,21 @@
 //! Health of backends: pure rise/fall counters, probes, and the tasks that run them.
 
+use std::fmt;
+
 use serde::Serialize;
+
+pub use checker::{BackendKey, Checkers, LastCheck, Report, Reports};
+
+mod checker;
+mod connection;
+pub mod counter;
+mod failure;
+mod probe;
+mod schedule;
+#[cfg(test)]
+mod stand_in;
+mod tls;
+mod watched;
 
 /// What the checks say of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -12,4 +27,14 @@ pub enum State {
     Draining,
     /// Nothing answers: its connections are lost.
     Down,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            State::Up => "up",
+            State::Draining => "draining",
+            State::Down => "down",
+        })
+    }
 }

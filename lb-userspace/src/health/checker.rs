@@ -1,0 +1,207 @@
+//! One task a backend: it checks on schedule, counts, and publishes what it knows.
+//!
+//! A backend that is lost right after a good check leaves `Up` within `interval × fall + 1 s`; `schedule` says why.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt,
+    future::{Future, pending},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    State,
+    counter::{Counter, Outcome},
+    failure::Failure,
+    probe::Probe,
+    schedule,
+};
+use crate::config::model::{Check, VirtualServer};
+
+/// The first checks are spread over this time, so that they do not all meet the servers, or this host, at once.
+const SPREAD: Duration = Duration::from_millis(100);
+
+/// A backend of a virtual server. Prints as `virtual-server/backend`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendKey {
+    pub virtual_server: String,
+    pub backend: String,
+}
+
+impl fmt::Display for BackendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.virtual_server, self.backend)
+    }
+}
+
+/// What is known of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// `Down` with no `checks` means that nothing is known yet.
+    pub state: State,
+    /// When the state was entered.
+    pub since: SystemTime,
+    /// `None` until the first check has ended, or could not be made.
+    pub last_check: Option<LastCheck>,
+    /// Checks made, and those of them that failed. One that could not be made for a local reason is in neither.
+    pub checks: u64,
+    pub failures: u64,
+    /// How many checks in a row, up to the latest, were good, or failed.
+    pub consecutive: u32,
+}
+
+/// What the latest check brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastCheck {
+    /// One line: what was answered, or what went wrong.
+    pub text: String,
+    /// How long it took.
+    pub latency: Duration,
+}
+
+/// All backends, one report each.
+pub type Reports = Arc<BTreeMap<BackendKey, Report>>;
+
+/// The running checks. They end when this is dropped.
+#[derive(Debug)]
+pub struct Checkers {
+    tasks: JoinSet<Infallible>,
+    reports: watch::Receiver<Reports>,
+}
+
+impl Checkers {
+    /// Starts to check every backend of `servers`. Call it within a tokio runtime.
+    pub fn spawn(servers: &[VirtualServer]) -> Self {
+        let backends =
+            || servers.iter().flat_map(|server| server.backends.iter().map(move |backend| (server, backend)));
+        let key = |server: &VirtualServer, backend: &str| BackendKey {
+            virtual_server: server.name.clone(),
+            backend: backend.to_owned(),
+        };
+        let unknown = Report {
+            state: State::Down,
+            since: SystemTime::now(),
+            last_check: None,
+            checks: 0,
+            failures: 0,
+            consecutive: 0,
+        };
+        let all = backends().map(|(server, backend)| (key(server, &backend.name), unknown.clone())).collect();
+        let (sender, reports) = watch::channel(Arc::new(all));
+        let sender = Arc::new(sender);
+
+        let mut tasks = JoinSet::new();
+        for (server, backend) in backends() {
+            let mut board = Board { key: key(server, &backend.name), report: unknown.clone(), reports: sender.clone() };
+            match Probe::new(&server.check, backend) {
+                Ok(probe) => {
+                    tasks.spawn(run(probe, server.check.clone(), board));
+                }
+                Err(error) => {
+                    log::error!("backend {} cannot be checked: {error}", board.key);
+                    let last = LastCheck { text: error.to_string(), latency: Duration::ZERO };
+                    board.update(|report| report.last_check = Some(last));
+                }
+            }
+        }
+        Self { tasks, reports }
+    }
+
+    /// The latest reports. They change with every check, states or not.
+    pub fn reports(&self) -> watch::Receiver<Reports> {
+        self.reports.clone()
+    }
+
+    /// Resolves when a task has died, whose backend is then no longer checked: a bug, on which a supervisor should act.
+    ///
+    /// Cancel-safe.
+    pub async fn died(&mut self) -> JoinError {
+        match self.tasks.join_next().await {
+            Some(Err(error)) => error,
+            Some(Ok(never)) => match never {},
+            None => pending().await,
+        }
+    }
+
+    /// Ends all checks, and returns when their connections are closed.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Makes checks; a probe, or what a test puts in its place.
+trait Checks {
+    fn check(&mut self, silence: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
+}
+
+impl Checks for Probe {
+    async fn check(&mut self, silence: Duration) -> Result<String, Failure> {
+        Probe::check(self, silence).await
+    }
+}
+
+/// Where one task puts its reports.
+struct Board {
+    key: BackendKey,
+    report: Report,
+    reports: Arc<watch::Sender<Reports>>,
+}
+
+impl Board {
+    fn update(&mut self, change: impl FnOnce(&mut Report)) {
+        change(&mut self.report);
+        self.reports.send_modify(|all| {
+            Arc::make_mut(all).insert(self.key.clone(), self.report.clone());
+        });
+    }
+}
+
+/// Checks one backend until it is dropped.
+///
+/// Cancel-safe: everything between two awaits is complete in itself, and a check that is dropped closes its connection.
+async fn run(mut probe: impl Checks, check: Check, mut board: Board) -> Infallible {
+    let mut counter = Counter::new(check.rise, check.fall);
+    let mut due = Instant::now() + SPREAD.mul_f64(fastrand::f64());
+    loop {
+        sleep_until(due).await;
+        let start = Instant::now();
+        let result = probe.check(schedule::silence(&check, counter.next_dead_decides())).await;
+        record(&mut counter, &mut board, result, start.elapsed());
+        let roll = fastrand::f64() * 2.0 - 1.0;
+        due = start + schedule::wait(&check, counter.is_failing(), roll);
+    }
+}
+
+fn record(counter: &mut Counter, board: &mut Board, result: Result<String, Failure>, latency: Duration) {
+    let (outcome, text) = match result {
+        Ok(text) => (Some(Outcome::Healthy), text),
+        Err(failure) => (failure.outcome, failure.to_string()),
+    };
+    let before = counter.state();
+    let state = outcome.map_or(before, |outcome| counter.record(outcome));
+    if state != before {
+        let level = if state == State::Up { log::Level::Info } else { log::Level::Warn };
+        log::log!(level, "backend {}: {before} -> {state}: {text}", board.key);
+    }
+    board.update(|report| {
+        if state != before {
+            report.since = SystemTime::now();
+        }
+        report.state = state;
+        report.last_check = Some(LastCheck { text, latency });
+        report.checks += u64::from(outcome.is_some());
+        report.failures += u64::from(matches!(outcome, Some(Outcome::Refused | Outcome::Dead)));
+        report.consecutive = counter.consecutive();
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+use std::{net::SocketAddr, num::NonZeroU32, sync::Mutex};
+
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::{
+    config::model::{Backend, CheckKind},
+    health::{
+        failure::Reason,
+        stand_in::{Reply, StandIn, check, closed_port, readyz},
+        watched::FileError,
+    },
+};
+
+/// A backend made of virtual time.
+#[derive(Clone)]
+struct Imagined {
+    /// When it is lost: right after the first good check that begins later than this.
+    lost_after: Duration,
+    loss: Loss,
+    story: Arc<Mutex<Story>>,
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Loss {
+    /// TCP is refused.
+    Process,
+    /// No packet comes back.
+    Host,
+    /// TCP connects, and nothing follows.
+    Hang,
+}
+
+#[derive(Default)]
+struct Story {
+    begun: Option<Instant>,
+    lost: Option<Instant>,
+    starts: Vec<Instant>,
+}
+
+impl Checks for Imagined {
+    async fn check(&mut self, silence: Duration) -> Result<String, Failure> {
+        let address = SocketAddr::from(([10, 0, 0, 1], 6443));
+        let now = Instant::now();
+        let gone = {
+            let mut story = self.story.lock().unwrap();
+            story.starts.push(now);
+            let begun = *story.begun.get_or_insert(now);
+            let gone = story.lost.is_some();
+            if now - begun >= self.lost_after {
+                story.lost.get_or_insert(now);
+            }
+            gone
+        };
+        if !gone {
+            return Ok("HTTP 200".into());
+        }
+        match self.loss {
+            Loss::Process => Err(Failure::connect(address, std::io::Error::from_raw_os_error(libc::ECONNREFUSED))),
+            Loss::Host => {
+                sleep(silence).await;
+                Err(Failure::dead(Reason::Silent { address, after: silence }))
+            }
+            Loss::Hang => {
+                sleep(self.timeout).await;
+                let url = "https://10.0.0.1:6443/readyz".into();
+                Err(Failure::refused(Reason::Slow { url, after: self.timeout }))
+            }
+        }
+    }
+}
+
+fn unknown() -> Report {
+    Report {
+        state: State::Down,
+        since: SystemTime::UNIX_EPOCH,
+        last_check: None,
+        checks: 0,
+        failures: 0,
+        consecutive: 0,
+    }
+}
+
+fn board() -> (Board, watch::Receiver<Reports>) {
+    let key = BackendKey { virtual_server: "api".into(), backend: "m1".into() };
+    let (sender, receiver) = watch::channel(Arc::new(BTreeMap::from([(key.clone(), unknown())])));
+    (Board { key, report: unknown(), reports: Arc::new(sender) }, receiver)
+}
+
+fn text(report: &Report) -> String {
+    report.last_check.clone().expect("it has been checked").text
+}
+
+/// Waits until the only backend is in `state`.
+async fn becomes(reports: &mut watch::Receiver<Reports>, state: State) -> Report {
+    let wanted = |all: &Reports| all.values().all(|report| report.state == state);
+    let reports = timeout(Duration::from_secs(1000), reports.wait_for(wanted)).await;
+    let reports = reports.expect("in time").expect("published").clone();
+    reports.values().next().unwrap().clone()
+}
+
+/// How long after its loss a backend leaves `Up` for `state`.
+async fn detection(check: &Check, loss: Loss, state: State) -> Duration {
+    let story = Arc::new(Mutex::new(Story::default()));
+    let probe = Imagined { lost_after: check.interval * 3, loss, story: story.clone(), timeout: check.timeout };
+    let (board, mut reports) = board();
+    let mut task = JoinSet::new();
+    task.spawn(run(probe, check.clone(), board));
+    becomes(&mut reports, State::Up).await;
+    becomes(&mut reports, state).await;
+    let found = Instant::now();
+    let lost = story.lock().unwrap().lost.expect("it was up before");
+    found - lost
+}
+
+fn checks() -> impl Iterator<Item = Check> {
+    let of = |(interval, timeout, fall, jitter_percent)| Check {
+        interval: Duration::from_millis(interval),
+        timeout: Duration::from_millis(timeout),
+        fall: NonZeroU32::new(fall).unwrap(),
+        jitter_percent,
+        ..check(CheckKind::Tcp)
+    };
+    [
+        (2000, 3000, 3, 10),
+        (2000, 3000, 3, 50),
+        (2000, 3000, 1, 50),
+        (10_000, 3000, 3, 50),
+        (500, 10_000, 5, 0),
+        (1000, 1000, 2, 25),
+    ]
+    .into_iter()
+    .map(of)
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_process_and_lost_host_are_down_within_the_promise() {
+    for check in checks() {
+        for loss in [Loss::Process, Loss::Host] {
+            let promise = check.interval * check.fall.get() + Duration::from_secs(1);
+            for _ in 0..30 {
+                let took = detection(&check, loss, State::Down).await;
+                assert!(took <= promise, "{loss:?} found after {took:?}: {check:?}");
+                // Never by fewer checks than asked for.
+                let least = check.interval.mul_f64(0.5) * check.fall.get();
+                assert!(took >= least, "{loss:?} found after {took:?}: {check:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hanging_backend_drains_within_the_documented_time() {
+    for check in checks() {
+        let longest = check.interval.max(check.timeout);
+        let slack = Duration::from_millis(250);
+        let took = detection(&check, Loss::Hang, State::Draining).await;
+        assert!(took <= check.interval + longest * check.fall.get() + slack, "{took:?}: {check:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_good_check_is_soon_and_enough() {
+    let start = Instant::now();
+    let (board, mut reports) = board();
+    let probe =
+        Imagined { lost_after: Duration::MAX, loss: Loss::Hang, story: Arc::default(), timeout: Duration::ZERO };
+    let mut task = JoinSet::new();
+    task.spawn(run(probe, check(CheckKind::Tcp), board));
+    let report = becomes(&mut reports, State::Up).await;
+    assert!(start.elapsed() <= SPREAD + Duration::from_millis(2));
+    assert_eq!((report.checks, report.failures, report.consecutive), (1, 0, 1));
+    assert_eq!(text(&report), "HTTP 200");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_count_from_start_to_start_and_differ() {
+    let check = check(CheckKind::Tcp);
+    let story = Arc::new(Mutex::new(Story::default()));
+    let probe = Imagined { lost_after: Duration::MAX, loss: Loss::Hang, story: story.clone(), timeout: Duration::ZERO };
+    let (board, mut reports) = board();
+    let mut task = JoinSet::new();
+    task.spawn(run(probe, check.clone(), board));
+    reports.wait_for(|all| all.values().all(|report| report.checks == 50)).await.unwrap();
+    let starts = story.lock().unwrap().starts.clone();
+    let mut waits: Vec<_> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    waits.sort();
+    assert!(waits[0] >= check.interval.mul_f64(0.9) && waits[0] < check.interval);
+    let last = *waits.last().unwrap();
+    // The clock of tokio's timers ticks in milliseconds.
+    assert!(last <= check.interval.mul_f64(1.1) + Duration::from_millis(1));
+    assert!(last > check.interval);
+}
+
+#[test]
+fn check_that_could_not_be_made_changes_nothing_but_the_text() {
+    let (mut board, reports) = board();
+    let one = NonZeroU32::MIN;
+    let mut counter = Counter::new(one, one);
+    record(&mut counter, &mut board, Ok("HTTP 200".into()), Duration::from_millis(5));
+    let before = board.report.clone();
+    assert_eq!((before.state, before.checks), (State::Up, 1));
+    assert!(before.since > SystemTime::UNIX_EPOCH);
+
+    let error = FileError::new("/ca.crt".as_ref(), "gone");
+    record(&mut counter, &mut board, Err(error.into()), Duration::from_millis(5));
+    let text = "check not made: cannot use /ca.crt: gone".to_owned();
+    let last_check = Some(LastCheck { text, latency: Duration::from_millis(5) });
+    let expected = Report { last_check, ..before };
+    assert_eq!(reports.borrow()[&board.key], expected);
+}
+
+fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualServer {
+    VirtualServer {
+        name: name.into(),
+        address: [10, 0, 0, 100].into(),
+        port: 6443,
+        interface: None,
+        check,
+        backends: backends
+            .iter()
+            .map(|(name, address)| Backend {
+                name: (*name).into(),
+                address: address.ip(),
+                port: address.port(),
+                weight: 1,
+            })
+            .collect(),
+    }
+}
+
+/// Every backend of every server, over real sockets: up, draining, down, and back.
+#[tokio::test]
+async fn backends_are_followed_one_by_one() {
+    let code = Arc::new(Mutex::new(200));
+    let answer = code.clone();
+    let sick = StandIn::start(None, move |_| Reply::Answer(*answer.lock().unwrap(), String::new())).await;
+    let well = StandIn::start(None, |_| Reply::ok()).await;
+    let gone = closed_port();
+    let fast = |kind| Check { interval: Duration::from_millis(30), timeout: Duration::from_secs(2), ..check(kind) };
+    let servers = [
+        server("api", fast(CheckKind::Http(readyz())), &[("sick", sick.address), ("well", well.address)]),
+        server("plain", fast(CheckKind::Tcp), &[("sick", sick.address), ("gone", gone)]),
+    ];
+    let checkers = Checkers::spawn(&servers);
+    let mut reports = checkers.reports();
+    assert_eq!(reports.borrow().len(), 4, "all are known before the first check");
+    let mut until = async |states: [State; 4]| {
+        let names = ["api/sick", "api/well", "plain/gone", "plain/sick"];
+        let wanted = |all: &Reports| {
+            let now: Vec<_> = all.iter().map(|(key, r)| (key.to_string(), r.state)).collect();
+            let checked = all.values().all(|report| report.checks > 0);
+            checked && now.iter().map(|(k, s)| (k.as_str(), *s)).eq(names.into_iter().zip(states))
+        };
+        let seen = timeout(Duration::from_secs(10), reports.wait_for(wanted)).await;
+        let all = seen.expect("in time").expect("published").clone();
+        all.iter().map(|(key, r)| (key.to_string(), text(r))).collect::<BTreeMap<_, _>>()
+    };
+    until([State::Up, State::Up, State::Down, State::Up]).await;
+    *code.lock().unwrap() = 500;
+    let texts = until([State::Draining, State::Up, State::Down, State::Up]).await;
+    assert_eq!(texts["api/sick"], format!("HTTP 500 from http://{}/readyz", sick.address));
+    *code.lock().unwrap() = 200;
+    until([State::Up, State::Up, State::Down, State::Up]).await;
+    let address = sick.address;
+    drop(sick);
+    let texts = until([State::Down, State::Up, State::Down, State::Down]).await;
+    assert_eq!(texts["plain/sick"], format!("{address}: connection refused"));
+
+    // After the end nobody is left who could publish.
+    checkers.stop().await;
+    assert!(reports.has_changed().is_err());
+}
+
+#[tokio::test]
+async fn dropped_checkers_end() {
+    let backends = [("gone", closed_port())];
+    let checkers = Checkers::spawn(&[server("api", check(CheckKind::Tcp), &backends)]);
+    let mut reports = checkers.reports();
+    drop(checkers);
+    let ended = async { while reports.changed().await.is_ok() {} };
+    timeout(Duration::from_secs(5), ended).await.expect("the tasks let go of the channel");
+}
+
+#[tokio::test]
+async fn unusable_check_is_reported_and_death_of_a_task_told() {
+    let request = crate::config::model::HttpRequest { path: "no path".into(), ..readyz() };
+    let backends = [("one", closed_port())];
+    let mut checkers = Checkers::spawn(&[server("api", check(CheckKind::Http(request)), &backends)]);
+    let reports = checkers.reports();
+    let report = reports.borrow().values().next().unwrap().clone();
+    assert_eq!(text(&report), r#""no path" is no path of an HTTP request"#);
+
+    checkers.tasks.spawn(async { panic!("as a bug would") });
+    assert!(checkers.died().await.is_panic());
+}

@@ -1,0 +1,279 @@
+//! From the outcomes of single checks to the state of a backend: rise and fall, without clock or socket.
+//!
+//! ```text
+//!              rise × Healthy                          rise × Healthy
+//!          (the first one at once)                 (the first one at once)
+//!        +------------------------> +------+ <------------------------+
+//!        |                          |  Up  |                          |
+//!        |      fall × not Healthy, +------+ fall × not Healthy,      |
+//!        |      the last one Dead    |    |  the last one Refused     |
+//!        |     +---------------------+    +---------------------+     |
+//!        |     v                                                v     |
+//!      +--------+                 Refused                   +----------+
+//!      |  Down  | ----------------------------------------> | Draining |
+//!      +--------+ <---------------------------------------- +----------+
+//!       (start)                 fall × Dead
+//! ```
+//!
+//! Hysteresis sits on the edges that cost something: into `Up` (clients are sent there), out of `Up` (clients move
+//! away) and into `Down` (connections are reset). `Down` to `Draining` costs nothing, since a backend that is down
+//! has no connections left and a draining one gets none, so one answer is enough; a port that opens and closes in turn
+//! then rests in `Draining` instead of flapping.
+//!
+//! A backend is `Down` until something is known of it. Its first `Healthy` brings it `Up` at once: a daemon that
+//! restarts must not leave the VIP without backends for `rise` intervals.
+
+use std::num::NonZeroU32;
+
+use super::State;
+
+/// What one check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The answer was the wanted one.
+    Healthy,
+    /// TCP lives but the check is refused: wrong status, no answer in time, TLS failure, garbage.
+    Refused,
+    /// TCP connections are refused, unreachable or unanswered.
+    Dead,
+}
+
+/// Rise and fall of one backend.
+#[derive(Clone, Debug)]
+pub struct Counter {
+    rise: u32,
+    fall: u32,
+    state: State,
+    ever_healthy: bool,
+    /// Lengths of the runs that end with the latest outcome; a run of `Dead` is also one of failures.
+    healthy: u32,
+    failed: u32,
+    dead: u32,
+}
+
+impl Counter {
+    pub fn new(rise: NonZeroU32, fall: NonZeroU32) -> Self {
+        Self {
+            rise: rise.get(),
+            fall: fall.get(),
+            state: State::Down,
+            ever_healthy: false,
+            healthy: 0,
+            failed: 0,
+            dead: 0,
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// How many checks in a row were healthy, or failed, up to the latest.
+    pub fn consecutive(&self) -> u32 {
+        self.healthy.max(self.failed)
+    }
+
+    /// The latest check failed.
+    pub fn is_failing(&self) -> bool {
+        self.failed > 0
+    }
+
+    /// One more `Dead` would take the backend down.
+    pub fn next_dead_decides(&self) -> bool {
+        match self.state {
+            State::Up => self.failed.saturating_add(1) >= self.fall,
+            State::Draining => self.dead.saturating_add(1) >= self.fall,
+            State::Down => false,
+        }
+    }
+
+    /// Counts one check and returns the new state.
+    pub fn record(&mut self, outcome: Outcome) -> State {
+        let first_healthy = outcome == Outcome::Healthy && !self.ever_healthy;
+        self.count(outcome);
+        self.state = match (self.state, outcome) {
+            (State::Up, Outcome::Healthy) => State::Up,
+            (State::Up, Outcome::Refused) if self.failed >= self.fall => State::Draining,
+            (State::Up, Outcome::Dead) if self.failed >= self.fall => State::Down,
+            (State::Up, Outcome::Refused | Outcome::Dead) => State::Up,
+
+            (State::Draining | State::Down, Outcome::Healthy) if first_healthy || self.healthy >= self.rise => {
+                State::Up
+            }
+            (State::Draining, Outcome::Healthy) => State::Draining,
+            (State::Down, Outcome::Healthy) => State::Down,
+
+            (State::Draining, Outcome::Dead) if self.dead >= self.fall => State::Down,
+            (State::Draining, Outcome::Refused | Outcome::Dead) => State::Draining,
+
+            (State::Down, Outcome::Refused) => State::Draining,
+            (State::Down, Outcome::Dead) => State::Down,
+        };
+        self.state
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        let extend = |run: u32, goes_on: bool| if goes_on { run.saturating_add(1) } else { 0 };
+        self.healthy = extend(self.healthy, outcome == Outcome::Healthy);
+        self.failed = extend(self.failed, outcome != Outcome::Healthy);
+        self.dead = extend(self.dead, outcome == Outcome::Dead);
+        self.ever_healthy |= outcome == Outcome::Healthy;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        Outcome::{Dead, Healthy, Refused},
+        State::{Down, Draining, Up},
+        *,
+    };
+
+    fn counter(rise: u32, fall: u32) -> Counter {
+        Counter::new(NonZeroU32::new(rise).unwrap(), NonZeroU32::new(fall).unwrap())
+    }
+
+    /// One letter an outcome (`h`, `r`, `d`), one letter a state after it (`U`, `-` for draining, `D`).
+    fn run(rise: u32, fall: u32, outcomes: &str) -> String {
+        let mut counter = counter(rise, fall);
+        outcomes
+            .chars()
+            .map(|letter| match letter {
+                'h' => Healthy,
+                'r' => Refused,
+                'd' => Dead,
+                other => panic!("no outcome is called {other}"),
+            })
+            .map(|outcome| match counter.record(outcome) {
+                Up => 'U',
+                Draining => '-',
+                Down => 'D',
+            })
+            .collect()
+    }
+
+    #[test]
+    fn histories_with_rise_2_and_fall_3() {
+        for (why, outcomes, states) in [
+            ("first healthy result brings it up", "h", "U"),
+            ("even after failures", "ddh", "DDU"),
+            ("even out of draining", "rh", "-U"),
+            ("first refusal is an answer", "r", "-"),
+            ("two failures are forgiven", "hddh", "UUUU"),
+            ("and forgotten", "hddhdd", "UUUUUU"),
+            ("three refusals drain", "hrrr", "UUU-"),
+            ("three dead checks are down", "hddd", "UUUD"),
+            ("the last of three decides: dead", "hrrd", "UUUD"),
+            ("the last of three decides: refused", "hddr", "UUU-"),
+            ("draining stays over two dead checks", "hrrrdd", "UUU---"),
+            ("and goes down with the third", "hrrrddd", "UUU---D"),
+            ("refusals do not take it down", "hrrrrrrr", "UUU-----"),
+            ("a refusal starts the count of dead again", "hrrrddrdd", "UUU------"),
+            ("so does a healthy check", "hrrrddhdd", "UUU------"),
+            ("draining rises with the second healthy", "hrrrhh", "UUU--U"),
+            ("not with one", "hrrrhrh", "UUU----"),
+            ("down rises with the second healthy", "hdddhh", "UUUDDU"),
+            ("not with one", "hdddhdh", "UUUDDDD"),
+            ("an answer leads from down to draining", "hdddr", "UUUD-"),
+            ("and a crash loop rests there", "hdddrdrdrdr", "UUUD-------"),
+        ] {
+            assert_eq!(run(2, 3, outcomes), states, "{why}: {outcomes}");
+        }
+    }
+
+    #[test]
+    fn rise_1_and_fall_1_follow_every_check() {
+        assert_eq!(run(1, 1, "hrdhdrh"), "U-DUD-U");
+    }
+
+    /// Every state, every outcome, with the run one short of its limit and at it.
+    #[test]
+    fn transition_table() {
+        let (rise, fall) = (2, 3);
+        for (state, outcome, run_before, expected) in [
+            (Up, Healthy, 0, Up),
+            (Up, Healthy, 9, Up),
+            (Up, Refused, 1, Up),
+            (Up, Refused, 2, Draining),
+            (Up, Dead, 1, Up),
+            (Up, Dead, 2, Down),
+            (Draining, Healthy, 0, Draining),
+            (Draining, Healthy, 1, Up),
+            (Draining, Refused, 0, Draining),
+            (Draining, Refused, 9, Draining),
+            (Draining, Dead, 1, Draining),
+            (Draining, Dead, 2, Down),
+            (Down, Healthy, 0, Down),
+            (Down, Healthy, 1, Up),
+            (Down, Refused, 0, Draining),
+            (Down, Refused, 9, Draining),
+            (Down, Dead, 1, Down),
+            (Down, Dead, 9, Down),
+        ] {
+            let mut counter = counter(rise, fall);
+            counter.state = state;
+            counter.ever_healthy = true;
+            for _ in 0..run_before {
+                counter.count(outcome);
+            }
+            assert_eq!(counter.record(outcome), expected, "{state} after {run_before} × {outcome:?}, and one more");
+        }
+    }
+
+    fn any_outcome() -> impl Strategy<Value = Outcome> {
+        prop_oneof![Just(Healthy), Just(Refused), Just(Dead)]
+    }
+
+    /// The length of the run at the end of `history` in which `belongs` holds.
+    fn tail(history: &[Outcome], belongs: impl Fn(Outcome) -> bool) -> usize {
+        history.iter().rev().take_while(|o| belongs(**o)).count()
+    }
+
+    proptest! {
+        #[test]
+        fn every_change_has_its_reason(
+            rise in 1u32..5,
+            fall in 1u32..5,
+            history in prop::collection::vec(any_outcome(), 1..80),
+        ) {
+            let mut counter = counter(rise, fall);
+            for end in 1..=history.len() {
+                let (seen, outcome) = (&history[..end], history[end - 1]);
+                let before = counter.state();
+                let decides = counter.next_dead_decides();
+                let after = counter.record(outcome);
+
+                let healthy = tail(seen, |o| o == Healthy);
+                let failed = tail(seen, |o| o != Healthy);
+                let dead = tail(seen, |o| o == Dead);
+                let first = !seen[..end - 1].contains(&Healthy);
+                prop_assert_eq!(counter.consecutive() as usize, healthy.max(failed));
+                prop_assert_eq!(counter.is_failing(), failed > 0);
+                if outcome == Dead {
+                    prop_assert_eq!(decides, before != Down && after == Down);
+                }
+                // What each state promises, whatever came before.
+                match after {
+                    Up => prop_assert!(failed < fall as usize),
+                    Draining => prop_assert!(dead < fall as usize),
+                    Down => prop_assert!(outcome != Refused),
+                }
+                prop_assert!(healthy < rise as usize || after == Up);
+                prop_assert!(!(first && outcome == Healthy) || after == Up);
+                // What each change needs.
+                match (before, after) {
+                    (Up, Draining) => prop_assert!(outcome == Refused && failed >= fall as usize),
+                    (Up, Down) => prop_assert!(outcome == Dead && failed >= fall as usize),
+                    (Draining, Down) => prop_assert!(dead >= fall as usize),
+                    (Down, Draining) => prop_assert!(outcome == Refused),
+                    (Draining | Down, Up) => {
+                        prop_assert!(outcome == Healthy && (first || healthy >= rise as usize));
+                    }
+                    _ => prop_assert_eq!(before, after),
+                }
+            }
+        }
+    }
+}
