@@ -20,9 +20,7 @@ use anyhow::Context as _;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use nix::sys::termios::tcdrain;
 use nix::sys::utsname::uname;
 
@@ -32,13 +30,8 @@ use crate::packets::{self, Summary};
 const MODULES: &str = "/modules/order";
 
 /// Mount points in the order they are made; the kernel creates the ones below /sys itself.
-const MOUNTS: [(&str, &str); 5] = [
-    ("proc", "/proc"),
-    ("sysfs", "/sys"),
-    ("devtmpfs", "/dev"),
-    ("bpf", "/sys/fs/bpf"),
-    ("cgroup2", "/sys/fs/cgroup"),
-];
+const MOUNTS: [(&str, &str); 5] =
+    [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("bpf", "/sys/fs/bpf"), ("cgroup2", "/sys/fs/cgroup")];
 
 /// Prepares the kernel, runs the packet table, reports, and powers off. What kept the table from being run to its end is
 /// reported like a failed case.
@@ -46,13 +39,11 @@ const MOUNTS: [(&str, &str); 5] = [
 /// # Errors
 /// When the report cannot be written or the machine not be powered off.
 pub fn boot() -> anyhow::Result<Infallible> {
-    let summary = prepare()
-        .and_then(|()| table())
-        .unwrap_or_else(|error| Summary {
-            cases: 1,
-            failed: vec![format!("guest: {error:#}")],
-            programs: Vec::new(),
-        });
+    let summary = prepare().and_then(|()| table()).unwrap_or_else(|error| Summary {
+        cases: 1,
+        failed: vec![format!("guest: {error:#}")],
+        programs: Vec::new(),
+    });
     let release = uname().context("asking the kernel for its release")?;
     report(&release.release().to_string_lossy(), &summary)?;
     reboot(RebootMode::RB_POWER_OFF).context("powering off")
@@ -60,14 +51,8 @@ pub fn boot() -> anyhow::Result<Infallible> {
 
 fn prepare() -> anyhow::Result<()> {
     for (kind, target) in MOUNTS {
-        mount(
-            Some(kind),
-            target,
-            Some(kind),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .with_context(|| format!("mounting {kind} on {target}"))?;
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mounting {kind} on {target}"))?;
     }
     // Only emergencies from here on: a kernel message in the middle of a line would spoil the report.
     fs::write("/proc/sys/kernel/printk", "1").context("quietening the kernel's console")?;
@@ -79,9 +64,7 @@ fn prepare() -> anyhow::Result<()> {
 fn table() -> anyhow::Result<Summary> {
     catch_unwind(packets::run).map_err(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         anyhow::anyhow!("the packet table panicked: {message}")
     })
 }
@@ -90,8 +73,7 @@ fn load_modules(order: &Path) -> anyhow::Result<()> {
     let list = fs::read_to_string(order).with_context(|| format!("reading {}", order.display()))?;
     for path in list.lines() {
         let file = File::open(path).with_context(|| format!("opening {path}"))?;
-        finit_module(&file, c"", ModuleInitFlags::empty())
-            .with_context(|| format!("loading {path}"))?;
+        finit_module(&file, c"", ModuleInitFlags::empty()).with_context(|| format!("loading {path}"))?;
     }
     Ok(())
 }
@@ -99,17 +81,8 @@ fn load_modules(order: &Path) -> anyhow::Result<()> {
 /// Sets interface 1, which is lo in every network namespace, up by one netlink request.
 fn loopback_up() -> anyhow::Result<()> {
     const LOOPBACK: i32 = 1;
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    send(
-        netlink.as_raw_fd(),
-        &link_up_request(LOOPBACK),
-        MsgFlags::empty(),
-    )?;
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    send(netlink.as_raw_fd(), &link_up_request(LOOPBACK), MsgFlags::empty())?;
     let mut answer = [0; 64];
     recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     // struct nlmsgerr follows the 16-byte header and begins with the negated errno, 0 for an acknowledgement.
@@ -157,9 +130,7 @@ fn lines(release: &str, summary: &Summary) -> Vec<String> {
     }
     let failed = summary.failed.len();
     let passed = summary.cases.saturating_sub(failed);
-    lines.push(format!(
-        "xvip-guest: result {passed} passed, {failed} failed"
-    ));
+    lines.push(format!("xvip-guest: result {passed} passed, {failed} failed"));
     lines
 }
 
@@ -188,10 +159,8 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn link_up_request_sets_iff_up_and_asks_for_an_acknowledgement() {
         let expected = [
-            32, 0, 0, 0, 16, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0,
-            0, // nlmsghdr: length, RTM_NEWLINK, REQUEST | ACK
-            0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0,
-            0, // ifinfomsg: index 1, IFF_UP, mask IFF_UP
+            32, 0, 0, 0, 16, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, // nlmsghdr: length, RTM_NEWLINK, REQUEST | ACK
+            0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, // ifinfomsg: index 1, IFF_UP, mask IFF_UP
         ];
         assert_eq!(link_up_request(1), expected);
     }

@@ -11,11 +11,7 @@ pub struct Summary {
 }
 
 pub fn run() -> Summary {
-    let mut summary = Summary {
-        cases: 1,
-        failed: Vec::new(),
-        programs: Vec::new(),
-    };
+    let mut summary = Summary { cases: 1, failed: Vec::new(), programs: Vec::new() };
     if let Err(error) = load(&mut summary) {
         summary.failed.push(format!("load: {error:?}"));
     }
@@ -28,10 +24,7 @@ fn load(summary: &mut Summary) -> anyhow::Result<()> {
         let xdp: &mut Xdp = program.try_into()?;
         xdp.load()?;
         let _: &ProgramFd = xdp.fd()?;
-        summary.programs.push((
-            name.to_owned(),
-            xdp.info()?.verified_instruction_count().unwrap_or_default(),
-        ));
+        summary.programs.push((name.to_owned(), xdp.info()?.verified_instruction_count().unwrap_or_default()));
     }
     Ok(())
 }

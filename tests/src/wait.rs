@@ -17,21 +17,14 @@ pub struct Late {
 }
 
 /// Asks `condition` until it gives a value, for `limit` at most.
-pub fn until<T>(
-    what: &str,
-    limit: Duration,
-    mut condition: impl FnMut() -> Option<T>,
-) -> Result<T, Late> {
+pub fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T, Late> {
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
             return Ok(value);
         }
         if start.elapsed() >= limit {
-            return Err(Late {
-                what: what.to_owned(),
-                waited: limit,
-            });
+            return Err(Late { what: what.to_owned(), waited: limit });
         }
         thread::sleep(STEP);
     }

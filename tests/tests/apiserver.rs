@@ -41,13 +41,7 @@ impl Site {
         let (master, peer) = (host("master", ADDRESS), host("peer", PEER));
         let authority = Authority::new(&lab.directory().join("pki")).unwrap();
         let server = (authority.server("master", &[ADDRESS.to_string()])).unwrap();
-        Self {
-            master,
-            peer,
-            authority,
-            server,
-            lab,
-        }
+        Self { master, peer, authority, server, lab }
     }
 
     fn options(&self) -> Options {
@@ -74,11 +68,7 @@ impl Site {
 
     /// A watch over HTTP/2, of which the test sees every frame.
     fn watch(&self, path: &str) -> Http2 {
-        let stream = self
-            .peer
-            .enter(|| TcpStream::connect(TARGET))
-            .unwrap()
-            .unwrap();
+        let stream = self.peer.enter(|| TcpStream::connect(TARGET)).unwrap().unwrap();
         Http2::open(stream, &self.client(), path)
     }
 }
@@ -98,11 +88,7 @@ fn anonymous_may_ask_how_it_is_and_little_else() {
 #[test]
 fn without_anonymous_auth_a_certificate_or_token_is_needed() {
     let site = Site::new("identity");
-    let options = Options {
-        anonymous: false,
-        token: Some("right".to_owned()),
-        ..site.options()
-    };
+    let options = Options { anonymous: false, token: Some("right".to_owned()), ..site.options() };
     let _server = site.start(&options);
     for path in PROBES.into_iter().chain(["/version", "/api"]) {
         assert_eq!(site.status(path), 401, "{path}");
@@ -137,10 +123,7 @@ fn without_etcd_every_probe_fails_after_two_seconds() {
         let start = Instant::now();
         assert_eq!(site.status(path), 500, "{path}");
         let took = start.elapsed();
-        assert!(
-            (Duration::from_millis(2010)..Duration::from_millis(2900)).contains(&took),
-            "{path} took {took:?}"
-        );
+        assert!((Duration::from_millis(2010)..Duration::from_millis(2900)).contains(&took), "{path} took {took:?}");
     }
     server.stop_etcd(false).unwrap();
     let start = Instant::now();
@@ -161,10 +144,7 @@ fn unready_is_not_dead() {
 #[test]
 fn on_sigterm_readyz_fails_at_once_and_a_watch_outlives_the_listener() {
     let site = Site::new("sigterm");
-    let options = Options {
-        shutdown_delay: Duration::from_secs(3),
-        ..site.options()
-    };
+    let options = Options { shutdown_delay: Duration::from_secs(3), ..site.options() };
     let server = site.start(&options);
     let opened = Instant::now();
     let mut watch = site.watch("/watch?every=50ms");
@@ -189,10 +169,7 @@ fn on_sigterm_readyz_fails_at_once_and_a_watch_outlives_the_listener() {
 #[test]
 fn an_idle_watch_is_pinged() {
     let site = Site::new("ping");
-    let options = Options {
-        ping: Duration::from_millis(300),
-        ..site.options()
-    };
+    let options = Options { ping: Duration::from_millis(300), ..site.options() };
     let _server = site.start(&options);
     let mut watch = site.watch("/watch");
     watch.event();
@@ -224,10 +201,7 @@ fn plain_http_gets_400() {
     let connect = || TcpStream::connect(TARGET).map(drop);
     site.peer.enter(connect).unwrap().unwrap();
     let line = format!("TLS handshake error from {PEER}:");
-    wait::until("both handshake errors", LIMIT, || {
-        (server.log().matches(&line).count() == 2).then_some(())
-    })
-    .unwrap();
+    wait::until("both handshake errors", LIMIT, || (server.log().matches(&line).count() == 2).then_some(())).unwrap();
 }
 
 #[test]
@@ -240,9 +214,7 @@ fn it_says_who_it_is_and_who_asks() {
 
     let client = site.client();
     let source = SocketAddr::new(PEER, 40_123);
-    let answer = (site.peer.run(|| client.request(Some(source))))
-        .unwrap()
-        .unwrap();
+    let answer = (site.peer.run(|| client.request(Some(source)))).unwrap().unwrap();
     assert_eq!(answer.backend, "master");
     let said: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(said["backend"], "master");
@@ -252,10 +224,7 @@ fn it_says_who_it_is_and_who_asks() {
     assert!(server.log().contains(line), "{}", server.log());
 
     for address in others {
-        site.master
-            .enter(|| TcpStream::connect(address))
-            .unwrap()
-            .unwrap();
+        site.master.enter(|| TcpStream::connect(address)).unwrap().unwrap();
     }
 }
 
@@ -280,13 +249,8 @@ impl Http2 {
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         let name = ServerName::from(TARGET.ip());
         let tls: Arc<_> = client.tls(&["h2"]);
-        let mut http = Self(StreamOwned::new(
-            ClientConnection::new(tls, name).unwrap(),
-            stream,
-        ));
-        http.0
-            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-            .unwrap();
+        let mut http = Self(StreamOwned::new(ClientConnection::new(tls, name).unwrap(), stream));
+        http.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
         http.send(SETTINGS, 0, 0, &[]);
         // HPACK's static table (RFC 7541): GET, https, and the path without indexing.
         let mut headers = vec![0x82, 0x87, 0x04, path.len() as u8];
@@ -315,11 +279,7 @@ impl Http2 {
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
             let mut payload = vec![0; length as usize];
             self.0.read_exact(&mut payload).unwrap();
-            let frame = Http2Frame {
-                kind: head[3],
-                flags: head[4],
-                payload,
-            };
+            let frame = Http2Frame { kind: head[3], flags: head[4], payload };
             if frame.kind == kind && (kind == DATA || frame.flags & ACK == 0) {
                 return frame;
             }

@@ -26,9 +26,7 @@ fn first_master(name: &str) -> (Deployment, Apiserver, SocketAddr) {
 
 fn requests(deployment: &Deployment, target: SocketAddr, load: Load) -> Report {
     let client = deployment.client(target).unwrap();
-    (deployment.client_host())
-        .run(|| run(&client, load))
-        .unwrap()
+    (deployment.client_host()).run(|| run(&client, load)).unwrap()
 }
 
 #[test]
@@ -44,9 +42,8 @@ fn requests_are_counted_one_by_one_and_many_at_once() {
     assert_eq!(server.log().matches("GET /whoami").count(), 250);
     // New connections all of them.
     let log = server.log();
-    let peers: BTreeSet<&str> = (log.lines())
-        .filter_map(|line| line.strip_prefix("access ")?.split(' ').next())
-        .collect();
+    let peers: BTreeSet<&str> =
+        (log.lines()).filter_map(|line| line.strip_prefix("access ")?.split(' ').next()).collect();
     assert_eq!(peers.len(), 250);
     deployment.lab.assert_checksums_clean();
 }
@@ -57,9 +54,7 @@ fn every_kind_of_failure_has_a_name() {
     let mut client = deployment.client(target).unwrap();
     client.timeout = Duration::from_millis(300);
     let failure = |client: &lb_tests::client::Client| {
-        let report = (deployment.client_host())
-            .run(|| run(client, Load::default()))
-            .unwrap();
+        let report = (deployment.client_host()).run(|| run(client, Load::default())).unwrap();
         assert!(report.latest_failure().is_some(), "{report}");
         report.outcomes[0].result.clone().unwrap_err()
     };
@@ -89,13 +84,8 @@ fn a_stranger_in_the_backends_place_is_not_believed() {
     let directory = deployment.lab.directory().join("stranger");
     let stranger = lb_tests::apiserver::Authority::new(&directory).unwrap();
     let client = lb_tests::client::Client::new(target, &stranger.certificate()).unwrap();
-    let answer = (deployment.client_host())
-        .run(|| client.request(None))
-        .unwrap();
-    assert!(
-        matches!(&answer, Err(Failure::Other(what)) if what.contains("certificate")),
-        "{answer:?}"
-    );
+    let answer = (deployment.client_host()).run(|| client.request(None)).unwrap();
+    assert!(matches!(&answer, Err(Failure::Other(what)) if what.contains("certificate")), "{answer:?}");
 }
 
 #[test]
@@ -104,15 +94,9 @@ fn one_host_is_many_clients() {
     let sources = addresses(IpAddr::from([172, 16, 92, 128]), 20);
     for &source in &sources {
         let network = IpNet::new(source, 24).unwrap();
-        (deployment.client_host())
-            .add_address("eth0", network)
-            .unwrap();
+        (deployment.client_host()).add_address("eth0", network).unwrap();
     }
-    let load = Load {
-        sources: sources.clone(),
-        concurrency: 8,
-        ..Load::sequential(60)
-    };
+    let load = Load { sources: sources.clone(), concurrency: 8, ..Load::sequential(60) };
     let report = requests(&deployment, target, load);
     assert_eq!(report.good(), 60, "{report}");
     assert_eq!(report.by_source().len(), 20);
@@ -126,20 +110,13 @@ fn one_host_is_many_clients() {
 fn rate_and_time_are_bounds() {
     let (deployment, _server, target) = first_master("bounds");
     let start = Instant::now();
-    let load = Load {
-        rate: Some(100.0),
-        concurrency: 4,
-        ..Load::sequential(41)
-    };
+    let load = Load { rate: Some(100.0), concurrency: 4, ..Load::sequential(41) };
     let report = requests(&deployment, target, load);
     assert_eq!(report.good(), 41, "{report}");
     assert!(start.elapsed() >= Duration::from_millis(400));
 
     let start = Instant::now();
-    let load = Load {
-        time: Some(Duration::from_millis(300)),
-        ..Load::sequential(20_000)
-    };
+    let load = Load { time: Some(Duration::from_millis(300)), ..Load::sequential(20_000) };
     let report = requests(&deployment, target, load);
     assert!(report.good() > 0 && start.elapsed() < LIMIT, "{report}");
 }
@@ -150,11 +127,7 @@ fn a_load_is_watched_and_stopped_while_it_runs() {
     let client = deployment.client(target).unwrap();
     let (stop, stopped) = watch::channel(false);
     let (live, mut outcomes) = mpsc::channel(64);
-    let load = Load {
-        stop: Some(stopped),
-        live: Some(live),
-        ..Load::sequential(20_000)
-    };
+    let load = Load { stop: Some(stopped), live: Some(live), ..Load::sequential(20_000) };
     let watched = || async {
         let watcher = async {
             for _ in 0..5 {
@@ -173,22 +146,13 @@ fn a_load_is_watched_and_stopped_while_it_runs() {
 fn an_echo_stream_goes_on_until_its_server_dies() {
     let (deployment, server, target) = first_master("echo");
     let client = deployment.client(target).unwrap();
-    let plan = EchoPlan {
-        lines: 201,
-        pause: Duration::ZERO,
-        patience: LIMIT,
-        source: None,
-        stop: None,
-    };
+    let plan = EchoPlan { lines: 201, pause: Duration::ZERO, patience: LIMIT, source: None, stop: None };
     let host = deployment.client_host();
     let report = host.run(|| echo(&client, plan.clone())).unwrap().unwrap();
     assert_eq!((report.echoed, report.failure), (201, None));
     assert_eq!(report.backend, "master-1");
 
-    let endless = EchoPlan {
-        lines: u64::MAX,
-        ..plan
-    };
+    let endless = EchoPlan { lines: u64::MAX, ..plan };
     std::thread::scope(|scope| {
         let stream = scope.spawn(|| host.run(|| echo(&client, endless)).unwrap().unwrap());
         lb_tests::wait::until("the second stream", LIMIT, || {
@@ -199,10 +163,7 @@ fn an_echo_stream_goes_on_until_its_server_dies() {
         let report = stream.join().unwrap();
         // Whichever of FIN and RST the kernel finds in order.
         assert!(
-            matches!(
-                report.failure,
-                Some(Failure::Reset(Stage::Answer) | Failure::Closed(Stage::Answer))
-            ),
+            matches!(report.failure, Some(Failure::Reset(Stage::Answer) | Failure::Closed(Stage::Answer))),
             "{report:?}"
         );
     });

@@ -29,15 +29,10 @@ const B6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2);
 /// Two hosts on one segment; the second one is ready for XDP.
 fn pair(name: &str) -> (Lab, Host, Host) {
     let networks = |v4: Ipv4Addr, v6: Ipv6Addr| -> [IpNet; 2] {
-        [
-            IpNet::new(v4.into(), 24).unwrap(),
-            IpNet::new(v6.into(), 64).unwrap(),
-        ]
+        [IpNet::new(v4.into(), 24).unwrap(), IpNet::new(v6.into(), 64).unwrap()]
     };
     let mut lab = Lab::new(name).unwrap();
-    let a = lab
-        .add(HostSpec::new("a").on("lan", networks(A4, A6)))
-        .unwrap();
+    let a = lab.add(HostSpec::new("a").on("lan", networks(A4, A6))).unwrap();
     let spec = HostSpec::new("b").on("lan", networks(B4, B6)).with_xdp();
     let b = lab.add(spec).unwrap();
     (lab, a, b)
@@ -47,10 +42,7 @@ fn pair(name: &str) -> (Lab, Host, Host) {
 fn connection(a: &Host, b: &Host, to: IpAddr) -> (TcpStream, TcpStream) {
     let listener = b.enter(|| TcpListener::bind((to, 0))).unwrap().unwrap();
     let address = listener.local_addr().unwrap();
-    let near = a
-        .enter(|| TcpStream::connect_timeout(&address, LIMIT))
-        .unwrap()
-        .unwrap();
+    let near = a.enter(|| TcpStream::connect_timeout(&address, LIMIT)).unwrap().unwrap();
     let (far, _) = listener.accept().unwrap();
     near.set_read_timeout(Some(LIMIT)).unwrap();
     far.set_read_timeout(Some(LIMIT)).unwrap();
@@ -78,15 +70,11 @@ fn hosts_reach_each_other_in_both_families() {
 fn only_the_ports_of_xdp_hosts_get_the_pass_all_program() {
     let (lab, a, b) = pair("xdp");
     let switch = a.netns().replace("-a", "-switch");
-    let shown = Command::new("ip")
-        .args(["-n", &switch, "link"])
-        .output()
-        .unwrap();
+    let shown = Command::new("ip").args(["-n", &switch, "link"]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     let attached = |port: &str| {
         let line = shown.lines().find(|line| line.contains(port));
-        line.unwrap_or_else(|| panic!("no {port} in {shown}"))
-            .contains(" xdp ")
+        line.unwrap_or_else(|| panic!("no {port} in {shown}")).contains(" xdp ")
     };
     assert!(attached(" b.0@"), "{shown}");
     assert!(!attached(" a.0@"), "{shown}");
@@ -98,18 +86,12 @@ fn only_the_ports_of_xdp_hosts_get_the_pass_all_program() {
 fn a_wrong_checksum_is_seen() {
     let (lab, a, b) = pair("checksum");
     let mut segment = Vec::new();
-    PacketBuilder::ipv4(A4.octets(), B4.octets(), 64)
-        .tcp(40_000, 6443, 1, 64_000)
-        .write(&mut segment, &[])
-        .unwrap();
+    PacketBuilder::ipv4(A4.octets(), B4.octets(), 64).tcp(40_000, 6443, 1, 64_000).write(&mut segment, &[]).unwrap();
     // TCP begins after the 20 bytes of IPv4; its checksum is at 16.
     let mut segment = segment.split_off(20);
     segment[16] ^= 0x55;
 
-    for (domain, to) in [
-        (Domain::IPV4, IpAddr::V4(B4)),
-        (Domain::IPV6, IpAddr::V6(B6)),
-    ] {
+    for (domain, to) in [(Domain::IPV4, IpAddr::V4(B4)), (Domain::IPV6, IpAddr::V6(B6))] {
         let before = b.netstat().unwrap().value("TcpInCsumErrors");
         let socket = a.socket(domain, Type::RAW, Some(Protocol::TCP)).unwrap();
         let address = SockAddr::from(SocketAddr::new(to, 0));
@@ -138,9 +120,7 @@ fn frames_on_the_wire_have_finished_checksums() {
         let (found, expected) = loop {
             let length = capture.read(&mut frame).unwrap();
             let packet = SlicedPacket::from_ethernet(&frame[..length]).unwrap();
-            let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) =
-                (packet.net, packet.transport)
-            else {
+            let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) = (packet.net, packet.transport) else {
                 continue;
             };
             if ip.header().destination_addr() == to {
@@ -188,9 +168,7 @@ fn operstate(host: &Host) -> String {
 fn hosts_do_not_forward_unless_asked_to() {
     let mut lab = Lab::new("router").unwrap();
     let net = |text: &str| -> [IpNet; 1] { [text.parse().unwrap()] };
-    let router = HostSpec::new("router")
-        .on("lan", net("10.9.1.1/24"))
-        .on("wan", net("10.9.2.1/24"));
+    let router = HostSpec::new("router").on("lan", net("10.9.1.1/24")).on("wan", net("10.9.2.1/24"));
     let router = lab.add(router).unwrap();
     let left = lab.add(HostSpec::new("left").on("lan", net("10.9.1.2/24")));
     let left = left.unwrap();
@@ -214,9 +192,7 @@ fn exec_gives_output_and_errors() {
     let own = fs::read_link("/proc/self/ns/mnt").unwrap();
     assert_eq!(Path::new(same.trim()), own);
 
-    let error = a
-        .exec(&["sh", "-c", "echo broken >&2; exit 3"])
-        .unwrap_err();
+    let error = a.exec(&["sh", "-c", "echo broken >&2; exit 3"]).unwrap_err();
     assert!(
         matches!(&error, Error::Command { status, stderr, .. } if status.code() == Some(3) && stderr == "broken"),
         "{error}"
@@ -228,10 +204,7 @@ fn exec_gives_output_and_errors() {
 #[test]
 fn a_name_is_used_once() {
     let (mut lab, _a, _b) = pair("names");
-    assert!(matches!(
-        lab.add(HostSpec::new("a")),
-        Err(Error::HostName(_))
-    ));
+    assert!(matches!(lab.add(HostSpec::new("a")), Err(Error::HostName(_))));
     assert!(matches!(lab.host("c"), Err(Error::UnknownHost(_))));
 }
 
@@ -293,9 +266,7 @@ fn a_crash_is_swept_up() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find(|line| line.starts_with("netns "));
-    let words: Vec<&str> = (line.unwrap_or_else(|| panic!("{text}{output:?}")))
-        .split(' ')
-        .collect();
+    let words: Vec<&str> = (line.unwrap_or_else(|| panic!("{text}{output:?}"))).split(' ').collect();
     let (netns, pid) = (words[1], Pid::from_raw(words[3].parse().unwrap()));
 
     wait::until("the end of the process", LIMIT, || gone(pid)).unwrap();
@@ -303,11 +274,7 @@ fn a_crash_is_swept_up() {
     let prefix = netns.replace("-a", "-");
     let swept = || namespaces(&prefix).is_empty().then_some(());
     wait::until("the end of the namespaces", LIMIT, swept).unwrap();
-    assert!(
-        !Path::new("/run")
-            .join(prefix.trim_end_matches('-'))
-            .exists()
-    );
+    assert!(!Path::new("/run").join(prefix.trim_end_matches('-')).exists());
 }
 
 fn namespaces(prefix: &str) -> Vec<String> {

@@ -15,14 +15,8 @@ fn every_deployment_comes_up() {
             for address in node.addresses() {
                 let target = (address, APISERVER_PORT).into();
                 let client = deployment.client(target).unwrap();
-                let report = (deployment.client_host())
-                    .run(|| run(&client, Load::default()))
-                    .unwrap();
-                assert_eq!(
-                    report.backends().get(node.name.as_str()),
-                    Some(&1),
-                    "{report}"
-                );
+                let report = (deployment.client_host()).run(|| run(&client, Load::default())).unwrap();
+                assert_eq!(report.backends().get(node.name.as_str()), Some(&1), "{report}");
             }
         }
         deployment.lab.assert_checksums_clean();
@@ -43,15 +37,9 @@ fn each_xvip_gets_a_file_of_its_own() {
         let port = table["port"].as_integer().unwrap();
         format!("{} {port}", table[key].as_str().unwrap())
     };
-    let shown: Vec<String> = (servers.iter())
-        .map(|server| addresses("address", server))
-        .collect();
+    let shown: Vec<String> = (servers.iter()).map(|server| addresses("address", server)).collect();
     assert_eq!(shown, ["192.168.2.100 16443", "fd00:2::100 16443"]);
-    let backends: Vec<String> = (servers[1]["backend"].as_array().unwrap().iter())
-        .map(|backend| addresses("address", backend))
-        .collect();
-    assert_eq!(
-        backends,
-        ["fd00:2::11 6443", "fd00:2::12 6443", "fd00:2::13 6443"]
-    );
+    let backends: Vec<String> =
+        (servers[1]["backend"].as_array().unwrap().iter()).map(|backend| addresses("address", backend)).collect();
+    assert_eq!(backends, ["fd00:2::11 6443", "fd00:2::12 6443", "fd00:2::13 6443"]);
 }

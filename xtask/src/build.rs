@@ -10,19 +10,12 @@ use crate::{
 pub(crate) fn run() -> Result<()> {
     setup::ensure(&[Need::Compile])?;
     release(&["--package", "lb-userspace"])?;
-    step(format!(
-        "built {}",
-        target_dir().join("release/xvip").display()
-    ));
+    step(format!("built {}", target_dir().join("release/xvip").display()));
     Ok(())
 }
 
 /// `cargo build --release` of what `selection` names.
 pub(crate) fn release(selection: &[&str]) -> Result<()> {
     step(format!("cargo build --release {}", selection.join(" ")));
-    exec(
-        command("cargo")
-            .args(["build", "--release", "--locked"])
-            .args(selection),
-    )
+    exec(command("cargo").args(["build", "--release", "--locked"]).args(selection))
 }

@@ -27,22 +27,14 @@ pub(crate) fn run() -> Result<()> {
     }
     for directory in [LAB_FILES, setup::BPFFS] {
         let names = entries(directory)?;
-        orphans(&names)
-            .into_iter()
-            .try_for_each(|name| remove(directory, name))?;
+        orphans(&names).into_iter().try_for_each(|name| remove(directory, name))?;
     }
     let pins = entries(setup::BPFFS)?;
     let pins = pins.iter().filter(|name| name.starts_with("xvip"));
     if is_running("xvip")? {
-        pins.for_each(|name| {
-            step(format!(
-                "keeping {}/{name}: an xvip is running here",
-                setup::BPFFS
-            ))
-        });
+        pins.for_each(|name| step(format!("keeping {}/{name}: an xvip is running here", setup::BPFFS)));
     } else {
-        pins.into_iter()
-            .try_for_each(|name| remove(setup::BPFFS, name))?;
+        pins.into_iter().try_for_each(|name| remove(setup::BPFFS, name))?;
     }
     setup::unmount_own_bpffs()?;
     step("clean; `cargo clean` removes what was built");
@@ -52,11 +44,7 @@ pub(crate) fn run() -> Result<()> {
 fn remove(directory: &str, name: &str) -> Result<()> {
     let path = Path::new(directory).join(name);
     step(format!("removing {}", path.display()));
-    exec(
-        root_command("rm", WHY)?
-            .args(["--recursive", "--one-file-system", "--"])
-            .arg(path),
-    )
+    exec(root_command("rm", WHY)?.args(["--recursive", "--one-file-system", "--"]).arg(path))
 }
 
 /// The names in a directory that may be absent, or root's alone.
@@ -65,10 +53,7 @@ fn entries(directory: &str) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     if let Ok(entries) = fs::read_dir(directory) {
-        return Ok(entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect());
+        return Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect());
     }
     let names = capture(root_command("ls", WHY)?.args(["--almost-all", "-1", directory]))?;
     Ok(names.lines().map(str::to_owned).collect())
@@ -77,11 +62,7 @@ fn entries(directory: &str) -> Result<Vec<String>> {
 /// Names of the lab's things whose maker has ended.
 fn orphans(names: &[String]) -> Vec<&str> {
     let ended = |pid: u32| !Path::new("/proc").join(pid.to_string()).exists();
-    names
-        .iter()
-        .map(String::as_str)
-        .filter(|name| owner(name).is_some_and(ended))
-        .collect()
+    names.iter().map(String::as_str).filter(|name| owner(name).is_some_and(ended)).collect()
 }
 
 /// The pid in `xv-<pid>-…`.
@@ -111,10 +92,7 @@ mod tests {
 
     #[test]
     fn what_a_living_program_made_is_no_orphan() {
-        let (mine, dead) = (
-            format!("xv-{}-a", std::process::id()),
-            format!("xv-{}-a", u32::MAX),
-        );
+        let (mine, dead) = (format!("xv-{}-a", std::process::id()), format!("xv-{}-a", u32::MAX));
         assert_eq!(orphans(&[mine, dead.clone(), "eth0".to_owned()]), [dead]);
     }
 }

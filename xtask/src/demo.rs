@@ -24,14 +24,7 @@ pub(crate) fn run(arguments: &Demo) -> Result<()> {
     ask_root(WHY)?;
     setup::ensure(&[Need::Compile, Need::Lab])?;
     build::release(&["--package", "lb-userspace"])?;
-    build::release(&[
-        "--package",
-        "lb-tests",
-        "--bin",
-        "lab-demo",
-        "--bin",
-        "lab-apiserver",
-    ])?;
+    build::release(&["--package", "lb-tests", "--bin", "lab-demo", "--bin", "lab-apiserver"])?;
     run_lab("lab-demo", &arguments.rest)
 }
 

@@ -23,17 +23,12 @@ pub(crate) fn step(what: impl AsRef<str>) {
 
 /// The root of the workspace.
 pub(crate) fn root_dir() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is one level below the workspace's root")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is one level below the workspace's root")
 }
 
 /// Where cargo puts what it builds.
 pub(crate) fn target_dir() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || root_dir().join("target"),
-        |directory| root_dir().join(directory),
-    )
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root_dir().join("target"), |directory| root_dir().join(directory))
 }
 
 /// A command in the workspace's root that finds what cargo installs, and what Debian hides from users in sbin.
@@ -65,9 +60,7 @@ pub(crate) fn ask_root(why: &str) -> Result<()> {
     if find("sudo").is_none() {
         bail!("root is needed {why}, and there is no sudo: run this as root");
     }
-    step(format!(
-        "root is needed {why}: sudo may ask for your password"
-    ));
+    step(format!("root is needed {why}: sudo may ask for your password"));
     exec(command("sudo").arg("--validate"))?;
     ASKED.get_or_init(|| {
         thread::spawn(|| {
@@ -75,15 +68,8 @@ pub(crate) fn ask_root(why: &str) -> Result<()> {
                 // sudo forgets after some minutes, and a first build takes longer.
                 thread::sleep(Duration::from_secs(60));
                 let mut refresh = command("sudo");
-                refresh
-                    .args(["--non-interactive", "--validate"])
-                    .stdin(Stdio::null());
-                if !refresh
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .status()
-                    .is_ok_and(|status| status.success())
-                {
+                refresh.args(["--non-interactive", "--validate"]).stdin(Stdio::null());
+                if !refresh.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
                     return;
                 }
             }
@@ -94,10 +80,8 @@ pub(crate) fn ask_root(why: &str) -> Result<()> {
 
 /// Runs to the end; a status other than zero is an error that prints the command. The output is progress: it goes to stderr.
 pub(crate) fn exec(command: &mut Command) -> Result<()> {
-    let status = command
-        .stdout(io::stderr())
-        .status()
-        .with_context(|| format!("could not start: {}", line(command)))?;
+    let status =
+        command.stdout(io::stderr()).status().with_context(|| format!("could not start: {}", line(command)))?;
     if !status.success() {
         bail!("{status}: {}", line(command));
     }
@@ -106,36 +90,24 @@ pub(crate) fn exec(command: &mut Command) -> Result<()> {
 
 /// Standard output of a command that must succeed.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("could not start: {}", line(command)))?;
+    let output = command.output().with_context(|| format!("could not start: {}", line(command)))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{}: {}\n{}",
-            output.status,
-            line(command),
-            stderr.trim_end()
-        );
+        bail!("{}: {}\n{}", output.status, line(command), stderr.trim_end());
     }
-    String::from_utf8(output.stdout)
-        .with_context(|| format!("not UTF-8: output of {}", line(command)))
+    String::from_utf8(output.stdout).with_context(|| format!("not UTF-8: output of {}", line(command)))
 }
 
 /// Runs to the end and hands over each line of standard output as it comes.
 pub(crate) fn stream(command: &mut Command, mut on_line: impl FnMut(&str)) -> Result<ExitStatus> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("could not start: {}", line(command)))?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("could not start: {}", line(command)))?;
     let stdout = child.stdout.take().expect("stdout is piped");
     for bytes in BufReader::new(stdout).split(b'\n') {
         let bytes = bytes.with_context(|| format!("reading from {}", line(command)))?;
         on_line(String::from_utf8_lossy(&bytes).trim_end_matches('\r'));
     }
-    child
-        .wait()
-        .with_context(|| format!("waiting for {}", line(command)))
+    child.wait().with_context(|| format!("waiting for {}", line(command)))
 }
 
 /// Becomes that command, so that its exit code, the terminal and Ctrl-C are its own.
@@ -146,9 +118,7 @@ pub(crate) fn replace(command: &mut Command) -> Result<Infallible> {
 
 /// The program's file, as [`command`] would find it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    env::split_paths(&path())
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
+    env::split_paths(&path()).map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
 fn is_root() -> bool {
@@ -172,17 +142,15 @@ fn path() -> OsString {
 
 /// The command as a shell would take it.
 fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(|word| {
-            let word = word.to_string_lossy();
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-            if !word.is_empty() && word.chars().all(plain) {
-                word.into_owned()
-            } else {
-                format!("'{}'", word.replace('\'', r"'\''"))
-            }
-        });
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    });
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -195,28 +163,19 @@ mod tests {
         let error = exec(command("sh").args(["-c", "exit 3"])).unwrap_err();
         assert_eq!(format!("{error:#}"), "exit status: 3: sh -c 'exit 3'");
         let error = capture(command("sh").args(["-c", "echo why >&2; exit 4"])).unwrap_err();
-        assert_eq!(
-            format!("{error:#}"),
-            "exit status: 4: sh -c 'echo why >&2; exit 4'\nwhy"
-        );
+        assert_eq!(format!("{error:#}"), "exit status: 4: sh -c 'echo why >&2; exit 4'\nwhy");
     }
 
     #[test]
     fn lines_arrive_one_by_one_and_the_status_last() {
         let mut lines = Vec::new();
-        let status = stream(command("printf").arg("one\\r\\ntwo"), |line| {
-            lines.push(line.to_owned())
-        })
-        .unwrap();
+        let status = stream(command("printf").arg("one\\r\\ntwo"), |line| lines.push(line.to_owned())).unwrap();
         assert!(status.success());
         assert_eq!(lines, ["one", "two"]);
     }
 
     #[test]
     fn a_quote_inside_a_word_survives() {
-        assert_eq!(
-            line(Command::new("echo").args(["it's", ""])),
-            r"echo 'it'\''s' ''"
-        );
+        assert_eq!(line(Command::new("echo").args(["it's", ""])), r"echo 'it'\''s' ''");
     }
 }

@@ -35,57 +35,31 @@ pub enum ClientError {
 
 /// Asks the daemon that listens on `socket` for its status.
 pub async fn status(socket: &Path) -> Result<Status, ClientError> {
-    let silent = |_| ClientError::Silent {
-        socket: socket.to_owned(),
-    };
-    let body = timeout(DEADLINE, exchange(socket, "/v1/status"))
-        .await
-        .map_err(silent)??;
-    serde_json::from_slice(&body).map_err(|e| ClientError::Talk {
-        socket: socket.to_owned(),
-        reason: e.to_string(),
-    })
+    let silent = |_| ClientError::Silent { socket: socket.to_owned() };
+    let body = timeout(DEADLINE, exchange(socket, "/v1/status")).await.map_err(silent)??;
+    serde_json::from_slice(&body).map_err(|e| ClientError::Talk { socket: socket.to_owned(), reason: e.to_string() })
 }
 
 async fn exchange(socket: &Path, path: &str) -> Result<Bytes, ClientError> {
-    let talk = |reason: String| ClientError::Talk {
-        socket: socket.to_owned(),
-        reason,
-    };
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning {
-                socket: socket.to_owned(),
-            },
-            io::ErrorKind::PermissionDenied => ClientError::Forbidden {
-                socket: socket.to_owned(),
-            },
-            _ => talk(e.to_string()),
-        })?;
-    let request = Request::get(path)
-        .header(header::HOST, "xvip")
-        .body(Empty::<Bytes>::new());
+    let talk = |reason: String| ClientError::Talk { socket: socket.to_owned(), reason };
+    let stream = UnixStream::connect(socket).await.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ClientError::NotRunning { socket: socket.to_owned() }
+        }
+        io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket: socket.to_owned() },
+        _ => talk(e.to_string()),
+    })?;
+    let request = Request::get(path).header(header::HOST, "xvip").body(Empty::<Bytes>::new());
     let request = request.map_err(|e| talk(e.to_string()))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| talk(e.to_string()))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| talk(e.to_string()))?;
     let answer = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| talk(e.to_string()))?;
+        let response = sender.send_request(request).await.map_err(|e| talk(e.to_string()))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), LARGEST_STATUS)
-            .collect()
-            .await;
+        let body = Limited::new(response.into_body(), LARGEST_STATUS).collect().await;
         let body = body.map_err(|e| talk(e.to_string()))?.to_bytes();
         match status {
             StatusCode::OK => Ok(body),
-            _ => Err(talk(format!(
-                "{status}: {}",
-                String::from_utf8_lossy(&body).trim()
-            ))),
+            _ => Err(talk(format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
         }
     };
     tokio::pin!(answer);

@@ -4,9 +4,7 @@ use std::{collections::BTreeMap, fmt, time::UNIX_EPOCH};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{
-        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, NoLabelSet, text,
-    },
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, NoLabelSet, text},
     metrics::MetricType,
     registry::{Registry, Unit},
 };
@@ -34,173 +32,61 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let encoder = &mut Families(&mut encoder);
         let status = &self.0;
-        encoder.info(
-            "build",
-            "Version of the daemon",
-            [("version", status.version.as_str())],
-        )?;
-        let since_epoch = status
-            .started
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        encoder.info("build", "Version of the daemon", [("version", status.version.as_str())])?;
+        let since_epoch = status.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         let started = since_epoch.as_secs_f64();
-        encoder.gauge(
-            "start_time",
-            "When the daemon started, since the epoch",
-            Some(Unit::Seconds),
-            started,
-        )?;
+        encoder.gauge("start_time", "When the daemon started, since the epoch", Some(Unit::Seconds), started)?;
 
         let servers = || status.virtual_servers.iter();
         let held = servers().map(|s| {
             let vip = s.address.to_string();
-            (
-                [
-                    ("virtual_server", s.name.clone()),
-                    ("vip", vip),
-                    ("interface", s.interface.clone()),
-                ],
-                u32::from(s.held),
-            )
+            ([("virtual_server", s.name.clone()), ("vip", vip), ("interface", s.interface.clone())], u32::from(s.held))
         });
-        encoder.gauges(
-            "vip_held",
-            "Whether the VIP is on its interface",
-            None,
-            held,
-        )?;
+        encoder.gauges("vip_held", "Whether the VIP is on its interface", None, held)?;
         backends(status, encoder)?;
 
         let by = |label: &'static str, map: &BTreeMap<String, u64>| {
-            map.iter()
-                .map(|(name, n)| ([(label, name.clone())], *n))
-                .collect::<Vec<_>>()
+            map.iter().map(|(name, n)| ([(label, name.clone())], *n)).collect::<Vec<_>>()
         };
         let counters = &status.counters;
-        encoder.counters(
-            "packets",
-            "Packets seen by the data plane",
-            None,
-            by("verdict", &counters.verdicts),
-        )?;
-        encoder.counters(
-            "drops",
-            "Packets dropped by the data plane",
-            None,
-            by("reason", &counters.drops),
-        )?;
-        encoder.counters(
-            "events",
-            "Events counted by the data plane",
-            None,
-            by("event", &counters.events),
-        )?;
+        encoder.counters("packets", "Packets seen by the data plane", None, by("verdict", &counters.verdicts))?;
+        encoder.counters("drops", "Packets dropped by the data plane", None, by("reason", &counters.drops))?;
+        encoder.counters("events", "Events counted by the data plane", None, by("event", &counters.events))?;
         let Connections { tracked, capacity } = status.connections;
-        encoder.gauge(
-            "tracked_connections",
-            "Connections tracked now",
-            None,
-            tracked,
-        )?;
-        encoder.gauge(
-            "tracked_connections_limit",
-            "Connections that can be tracked at once",
-            None,
-            capacity,
-        )
+        encoder.gauge("tracked_connections", "Connections tracked now", None, tracked)?;
+        encoder.gauge("tracked_connections_limit", "Connections that can be tracked at once", None, capacity)
     }
 }
 
 fn backends(status: &Status, encoder: &mut Families<'_, '_>) -> fmt::Result {
-    let all: Vec<(&VirtualServer, &Backend)> = status
-        .virtual_servers
-        .iter()
-        .flat_map(|s| s.backends.iter().map(move |b| (s, b)))
-        .collect();
-    let labels = |s: &VirtualServer, b: &Backend| {
-        [
-            ("virtual_server", s.name.clone()),
-            ("backend", b.name.clone()),
-        ]
-    };
+    let all: Vec<(&VirtualServer, &Backend)> =
+        status.virtual_servers.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b))).collect();
+    let labels = |s: &VirtualServer, b: &Backend| [("virtual_server", s.name.clone()), ("backend", b.name.clone())];
 
-    let up = all
-        .iter()
-        .map(|(s, b)| (labels(s, b), u32::from(b.state == State::Up)));
-    encoder.gauges(
-        "backend_up",
-        "Whether the backend takes new connections",
-        None,
-        up,
-    )?;
+    let up = all.iter().map(|(s, b)| (labels(s, b), u32::from(b.state == State::Up)));
+    encoder.gauges("backend_up", "Whether the backend takes new connections", None, up)?;
     let states = all.iter().flat_map(|(s, b)| {
         [State::Up, State::Draining, State::Down].map(|state| {
             let [server, backend] = labels(s, b);
-            (
-                [server, backend, ("state", state_name(state).to_owned())],
-                u32::from(b.state == state),
-            )
+            ([server, backend, ("state", state_name(state).to_owned())], u32::from(b.state == state))
         })
     });
-    encoder.gauges(
-        "backend_state",
-        "1 for the state the backend is in, 0 for the others",
-        None,
-        states,
-    )?;
+    encoder.gauges("backend_state", "1 for the state the backend is in, 0 for the others", None, states)?;
     let weight = all.iter().map(|(s, b)| (labels(s, b), u32::from(b.weight)));
-    encoder.gauges(
-        "backend_weight",
-        "Weight by which connections are shared out",
-        None,
-        weight,
-    )?;
-    let duration = all
-        .iter()
-        .filter_map(|(s, b)| Some((labels(s, b), b.last_check.as_ref()?.latency.as_secs_f64())));
-    encoder.gauges(
-        "backend_check_duration",
-        "How long the last check took",
-        Some(Unit::Seconds),
-        duration,
-    )?;
-    let active = all
-        .iter()
-        .filter_map(|(s, b)| Some((labels(s, b), b.active_connections?)));
-    encoder.gauges(
-        "backend_active_connections",
-        "Connections open now",
-        None,
-        active,
-    )?;
+    encoder.gauges("backend_weight", "Weight by which connections are shared out", None, weight)?;
+    let duration = all.iter().filter_map(|(s, b)| Some((labels(s, b), b.last_check.as_ref()?.latency.as_secs_f64())));
+    encoder.gauges("backend_check_duration", "How long the last check took", Some(Unit::Seconds), duration)?;
+    let active = all.iter().filter_map(|(s, b)| Some((labels(s, b), b.active_connections?)));
+    encoder.gauges("backend_active_connections", "Connections open now", None, active)?;
 
     let mut count = |name, help, unit, value: fn(&Backend) -> u64| {
-        encoder.counters(
-            name,
-            help,
-            unit,
-            all.iter().map(|(s, b)| (labels(s, b), value(b))),
-        )
+        encoder.counters(name, help, unit, all.iter().map(|(s, b)| (labels(s, b), value(b))))
     };
     count("backend_checks", "Checks made", None, |b| b.checks)?;
-    count("backend_check_failures", "Checks failed", None, |b| {
-        b.check_failures
-    })?;
-    count(
-        "backend_connections",
-        "Connections sent to the backend",
-        None,
-        |b| b.connections,
-    )?;
-    count("backend_packets", "Packets of its connections", None, |b| {
-        b.packets
-    })?;
-    count(
-        "backend",
-        "Bytes of its connections",
-        Some(Unit::Bytes),
-        |b| b.bytes,
-    )
+    count("backend_check_failures", "Checks failed", None, |b| b.check_failures)?;
+    count("backend_connections", "Connections sent to the backend", None, |b| b.connections)?;
+    count("backend_packets", "Packets of its connections", None, |b| b.packets)?;
+    count("backend", "Bytes of its connections", Some(Unit::Bytes), |b| b.bytes)
 }
 
 /// Writes whole metric families: a descriptor and a sample for each set of labels; nothing for a family without samples.
@@ -208,21 +94,11 @@ struct Families<'a, 'e>(&'a mut DescriptorEncoder<'e>);
 
 impl Families<'_, '_> {
     fn info(&mut self, name: &str, help: &str, labels: impl EncodeLabelSet) -> fmt::Result {
-        self.0
-            .encode_descriptor(name, help, None, MetricType::Info)?
-            .encode_info(&labels)
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
     }
 
-    fn gauge(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Option<Unit>,
-        value: impl EncodeGaugeValue,
-    ) -> fmt::Result {
-        self.0
-            .encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?
-            .encode_gauge(&value)
+    fn gauge(&mut self, name: &str, help: &str, unit: Option<Unit>, value: impl EncodeGaugeValue) -> fmt::Result {
+        self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?.encode_gauge(&value)
     }
 
     fn gauges<L: EncodeLabelSet, V: EncodeGaugeValue>(
@@ -236,9 +112,7 @@ impl Families<'_, '_> {
         if samples.peek().is_none() {
             return Ok(());
         }
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
         samples.try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
     }
 
@@ -253,13 +127,9 @@ impl Families<'_, '_> {
         if samples.peek().is_none() {
             return Ok(());
         }
-        let mut family =
-            self.0
-                .encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
         samples.try_for_each(|(labels, value)| {
-            family
-                .encode_family(&labels)?
-                .encode_counter::<NoLabelSet, _, u64>(&value, None)
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
         })
     }
 }
@@ -345,17 +215,12 @@ xvip_tracked_connections_limit 131072
     fn assert_strict(text: &str) {
         let body = text.strip_suffix("# EOF\n").expect("the end mark");
         let is_name = |name: &str| {
-            !name.is_empty()
-                && name
-                    .chars()
-                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         };
         let (mut family, mut kind, mut seen) = (String::new(), String::new(), Vec::new());
         for line in body.lines() {
             if let Some(rest) = line.strip_prefix("# ") {
-                let [keyword, name, rest] = rest.splitn(3, ' ').collect::<Vec<_>>()[..] else {
-                    panic!("{line}")
-                };
+                let [keyword, name, rest] = rest.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
                 match keyword {
                     "HELP" => {
                         family = name.to_owned();
@@ -380,20 +245,10 @@ xvip_tracked_connections_limit 131072
                 other => panic!("{other}"),
             };
             assert_eq!(name, format!("{family}{suffix}"), "{line}");
-            if let Some(labels) = series
-                .strip_prefix(name)
-                .filter(|labels| !labels.is_empty())
-            {
+            if let Some(labels) = series.strip_prefix(name).filter(|labels| !labels.is_empty()) {
                 // Quotes that are not escaped open and close values.
-                let inner = labels
-                    .strip_prefix('{')
-                    .and_then(|l| l.strip_suffix('}'))
-                    .expect(line);
-                let quotes = inner
-                    .replace("\\\\", "")
-                    .replace("\\\"", "")
-                    .matches('"')
-                    .count();
+                let inner = labels.strip_prefix('{').and_then(|l| l.strip_suffix('}')).expect(line);
+                let quotes = inner.replace("\\\\", "").replace("\\\"", "").matches('"').count();
                 let pairs = inner.matches("=\"").count();
                 assert!(pairs > 0 && quotes == 2 * pairs, "{line}");
             }
@@ -408,10 +263,7 @@ xvip_tracked_connections_limit 131072
         status.virtual_servers[0].name = "a\"b\\c\nd".into();
         let text = render(&status);
         assert_strict(&text);
-        assert!(
-            text.contains(r#"{virtual_server="a\"b\\c\nd",backend="master-1"} 1"#),
-            "{text}"
-        );
+        assert!(text.contains(r#"{virtual_server="a\"b\\c\nd",backend="master-1"} 1"#), "{text}");
     }
 
     #[test]
@@ -419,9 +271,6 @@ xvip_tracked_connections_limit 131072
         let mut status = sample();
         status.virtual_servers.clear();
         let text = render(&status);
-        assert!(
-            !text.contains("backend") && text.contains("xvip_build_info"),
-            "{text}"
-        );
+        assert!(!text.contains("backend") && text.contains("xvip_build_info"), "{text}");
     }
 }

@@ -32,11 +32,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// Who is at the other end, as far as the kernel vouches for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
-    Process {
-        uid: u32,
-        gid: u32,
-        pid: Option<i32>,
-    },
+    Process { uid: u32, gid: u32, pid: Option<i32> },
     Unknown,
 }
 
@@ -50,11 +46,7 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn new(content_type: &'static str, body: String) -> Self {
-        Self {
-            status: StatusCode::OK,
-            content_type,
-            body,
-        }
+        Self { status: StatusCode::OK, content_type, body }
     }
 
     pub(super) fn text(body: String) -> Self {
@@ -62,24 +54,15 @@ impl Answer {
     }
 
     pub(super) fn not_found(hint: &str) -> Self {
-        Self {
-            status: StatusCode::NOT_FOUND,
-            ..Self::text(hint.to_owned())
-        }
+        Self { status: StatusCode::NOT_FOUND, ..Self::text(hint.to_owned()) }
     }
 
     pub(super) fn failed(reason: &str) -> Self {
-        Self {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            ..Self::text(reason.to_owned())
-        }
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, ..Self::text(reason.to_owned()) }
     }
 
     fn not_allowed() -> Self {
-        Self {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            ..Self::text("only GET is served here\n".to_owned())
-        }
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::text("only GET is served here\n".to_owned()) }
     }
 }
 
@@ -101,11 +84,8 @@ impl Listener for UnixListener {
     async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
         let (stream, _) = UnixListener::accept(self).await?;
         // SO_PEERCRED: who connected, as it was then.
-        let peer = stream.peer_cred().map_or(Peer::Unknown, |c| Peer::Process {
-            uid: c.uid(),
-            gid: c.gid(),
-            pid: c.pid(),
-        });
+        let peer =
+            stream.peer_cred().map_or(Peer::Unknown, |c| Peer::Process { uid: c.uid(), gid: c.gid(), pid: c.pid() });
         Ok((stream, peer))
     }
 }
@@ -140,10 +120,7 @@ where
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD);
-            let served = timeout(
-                CONNECTION,
-                http.serve_connection(TokioIo::new(stream), service),
-            );
+            let served = timeout(CONNECTION, http.serve_connection(TokioIo::new(stream), service));
             if let Ok(Err(e)) = served.await {
                 debug!("connection of {peer:?}: {e}");
             }
@@ -152,33 +129,20 @@ where
     }
 }
 
-fn answer(
-    peer: Peer,
-    request: &Request<Incoming>,
-    respond: impl Fn(Peer, &Request<Incoming>) -> Answer,
-) -> Answer {
+fn answer(peer: Peer, request: &Request<Incoming>, respond: impl Fn(Peer, &Request<Incoming>) -> Answer) -> Answer {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return respond(peer, request);
     }
-    info!(
-        "refused {} {} of {peer:?}",
-        request.method(),
-        request.uri().path()
-    );
+    info!("refused {} {} of {peer:?}", request.method(), request.uri().path());
     Answer::not_allowed()
 }
 
 fn into_response(answer: Answer) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(answer.body));
     *response.status_mut() = answer.status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(answer.content_type),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(answer.content_type));
     if answer.status == StatusCode::METHOD_NOT_ALLOWED {
-        response
-            .headers_mut()
-            .insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
     }
     response
 }

@@ -12,9 +12,7 @@ use super::{
 
 /// The metrics listener could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "serving metrics on {address}: {source}. Set admin.metrics to a free address, or leave it out to serve none."
-)]
+#[error("serving metrics on {address}: {source}. Set admin.metrics to a free address, or leave it out to serve none.")]
 pub struct ListenError {
     address: SocketAddr,
     source: io::Error,
@@ -28,9 +26,7 @@ pub struct MetricsServer {
 
 impl MetricsServer {
     pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| ListenError { address, source })?;
+        let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
         info!("metrics on http://{address}/metrics");
         Ok(Self { listener })
     }
@@ -45,10 +41,7 @@ impl MetricsServer {
             match request.uri().path() {
                 // That this answers at all is the health of the daemon; that of the backends is in the metrics.
                 "/healthz" => Answer::text("ok\n".to_owned()),
-                "/metrics" => Answer::new(
-                    exposition::CONTENT_TYPE,
-                    exposition::render(&status.borrow()),
-                ),
+                "/metrics" => Answer::new(exposition::CONTENT_TYPE, exposition::render(&status.borrow())),
                 _ => Answer::not_found("GET /metrics and GET /healthz are served here\n"),
             }
         })
@@ -79,9 +72,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_scrape_gets_the_latest_status() {
-        let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap())
-            .await
-            .unwrap();
+        let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = server.address().unwrap();
         let (publish, status) = watch::channel(Arc::new(sample()));
         let serving = tokio::spawn(server.serve(status));
@@ -89,33 +80,16 @@ mod tests {
         let response = request(address, "GET /metrics").await;
         assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
         assert!(
-            response.contains(
-                "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"
-            ),
+            response.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"),
             "{response}"
         );
-        assert!(
-            response.contains("\nxvip_tracked_connections 24\n") && response.ends_with("# EOF\n"),
-            "{response}"
-        );
+        assert!(response.contains("\nxvip_tracked_connections 24\n") && response.ends_with("# EOF\n"), "{response}");
         publish.send_modify(|status| Arc::make_mut(status).connections.tracked = 25);
-        assert!(
-            request(address, "GET /metrics")
-                .await
-                .contains("\nxvip_tracked_connections 25\n")
-        );
+        assert!(request(address, "GET /metrics").await.contains("\nxvip_tracked_connections 25\n"));
 
-        assert!(
-            request(address, "GET /healthz")
-                .await
-                .ends_with("\r\n\r\nok\n")
-        );
+        assert!(request(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
         assert!(request(address, "GET /").await.starts_with("HTTP/1.1 404 "));
-        assert!(
-            request(address, "DELETE /metrics")
-                .await
-                .starts_with("HTTP/1.1 405 ")
-        );
+        assert!(request(address, "DELETE /metrics").await.starts_with("HTTP/1.1 405 "));
         serving.abort();
     }
 
@@ -124,9 +98,6 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
         let message = MetricsServer::bind(address).await.unwrap_err().to_string();
-        assert!(
-            message.starts_with(&format!("serving metrics on {address}: ")),
-            "{message}"
-        );
+        assert!(message.starts_with(&format!("serving metrics on {address}: ")), "{message}");
     }
 }

@@ -57,37 +57,21 @@ impl ControlSocket {
     /// Binds, after a file that a crashed daemon left behind has been removed. The directory is made if need be.
     /// Bind this before anything else is touched: it is what keeps two daemons apart.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        let failed = |source| BindError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let directory = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(directory)
-            .map_err(failed)?;
+        let failed = |source| BindError::Io { path: path.to_owned(), source };
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(failed)?;
 
         // Held over look, remove and bind: otherwise of two daemons that start at once one could remove the other's fresh socket.
         let handle = File::open(directory).map_err(failed)?;
-        let _lock = Flock::lock(handle, FlockArg::LockExclusiveNonblock).map_err(|_| {
-            BindError::Starting {
-                directory: directory.to_owned(),
-            }
-        })?;
+        let _lock = Flock::lock(handle, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| BindError::Starting { directory: directory.to_owned() })?;
         remove_stale(path)?;
         Self::bind_fresh(path).map_err(failed)
     }
 
     /// Serves until it is dropped, then removes the file.
     pub async fn serve(self, status: Published) {
-        let Self {
-            listener,
-            file: _file,
-        } = self;
+        let Self { listener, file: _file } = self;
         http::serve(listener, move |peer, request| {
             debug!("{} {} of {peer:?}", request.method(), request.uri().path());
             match request.uri().path() {
@@ -107,10 +91,7 @@ impl ControlSocket {
         // until the chmod that gives back what the umask took (unix_bind_bsd in net/unix/af_unix.c).
         fchmod(socket.as_fd(), Mode::from_bits_truncate(MODE))?;
         socket.bind(&SockAddr::unix(path)?)?;
-        let file = SocketFile {
-            path: path.to_owned(),
-            inode: fs::symlink_metadata(path)?.ino(),
-        };
+        let file = SocketFile { path: path.to_owned(), inode: fs::symlink_metadata(path)?.ino() };
         fs::set_permissions(path, Permissions::from_mode(MODE))?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
@@ -138,29 +119,19 @@ impl Drop for SocketFile {
 
 /// A socket whose connect is refused has no listener any more.
 fn remove_stale(path: &Path) -> Result<(), BindError> {
-    let failed = |source| BindError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| BindError::Io { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(failed(e)),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(BindError::NotASocket {
-                path: path.to_owned(),
-            });
+            return Err(BindError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => {}
     }
     match StdStream::connect(path) {
-        Ok(_) => Err(BindError::Running {
-            path: path.to_owned(),
-        }),
+        Ok(_) => Err(BindError::Running { path: path.to_owned() }),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            info!(
-                "removing {}, left by a daemon that ended without cleaning up",
-                path.display()
-            );
+            info!("removing {}, left by a daemon that ended without cleaning up", path.display());
             fs::remove_file(path).map_err(failed)
         }
         Err(e) => Err(failed(e)),
@@ -219,10 +190,7 @@ mod tests {
         let (_directory, path) = directory();
         let _first = ControlSocket::bind(&path).unwrap();
         let message = ControlSocket::bind(&path).unwrap_err().to_string();
-        let expected = format!(
-            "another xvip already runs on this node: it answers on {}. ",
-            path.display()
-        );
+        let expected = format!("another xvip already runs on this node: it answers on {}. ", path.display());
         assert!(message.starts_with(&expected), "{message}");
         assert!(path.exists());
     }
@@ -233,10 +201,7 @@ mod tests {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let handle = File::open(path.parent().unwrap()).unwrap();
         let lock = Flock::lock(handle, FlockArg::LockExclusive).unwrap();
-        assert!(matches!(
-            ControlSocket::bind(&path),
-            Err(BindError::Starting { .. })
-        ));
+        assert!(matches!(ControlSocket::bind(&path), Err(BindError::Starting { .. })));
         drop(lock);
         ControlSocket::bind(&path).unwrap();
     }
@@ -247,10 +212,7 @@ mod tests {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         drop(StdListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file, as a crash does");
-        assert!(matches!(
-            client::status(&path).await,
-            Err(ClientError::NotRunning { .. })
-        ));
+        assert!(matches!(client::status(&path).await, Err(ClientError::NotRunning { .. })));
         ControlSocket::bind(&path).unwrap();
     }
 
@@ -259,10 +221,7 @@ mod tests {
         let (_directory, path) = directory();
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(
-            ControlSocket::bind(&path),
-            Err(BindError::NotASocket { .. })
-        ));
+        assert!(matches!(ControlSocket::bind(&path), Err(BindError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 
@@ -305,10 +264,7 @@ mod tests {
             stream.read_to_end(&mut Vec::new()).await.unwrap();
         });
         let error = client::status(&path).await.unwrap_err();
-        assert!(
-            matches!(&error, ClientError::Talk { reason, .. } if reason.contains("missing field")),
-            "{error}"
-        );
+        assert!(matches!(&error, ClientError::Talk { reason, .. } if reason.contains("missing field")), "{error}");
         server.await.unwrap();
     }
 
@@ -318,10 +274,7 @@ mod tests {
         let socket = ControlSocket::bind(&path).unwrap();
         let (_publish, status) = watch::channel(Arc::new(sample()));
         let serving = tokio::spawn(socket.serve(status));
-        for (line, expected) in [
-            ("POST /v1/status", "HTTP/1.1 405 "),
-            ("GET /v2/status", "HTTP/1.1 404 "),
-        ] {
+        for (line, expected) in [("POST /v1/status", "HTTP/1.1 405 "), ("GET /v2/status", "HTTP/1.1 404 ")] {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();

@@ -149,16 +149,11 @@ mod rfc3339 {
 
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(
-        time: &SystemTime,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_rfc3339_millis(*time))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<SystemTime, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         humantime::parse_rfc3339(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
@@ -168,16 +163,11 @@ mod milliseconds {
 
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(
-        duration: &Duration,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(duration.as_secs_f64() * 1e3)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         Duration::try_from_secs_f64(f64::deserialize(deserializer)? / 1e3).map_err(D::Error::custom)
     }
 }
@@ -200,10 +190,7 @@ pub(super) mod tests {
             weight: 1,
             state,
             since: ago(age),
-            last_check: Some(LastCheck {
-                text: "200 OK".into(),
-                latency: Duration::from_micros(3_250),
-            }),
+            last_check: Some(LastCheck { text: "200 OK".into(), latency: Duration::from_micros(3_250) }),
             checks: 157,
             check_failures: 0,
             active_connections: Some(12),
@@ -212,38 +199,19 @@ pub(super) mod tests {
             bytes: 10_485_760,
         };
         let mut down = backend("master-3", "192.168.2.13", State::Down, 4);
-        down.last_check = Some(LastCheck {
-            text: "connect: connection refused".into(),
-            latency: Duration::from_micros(412),
-        });
+        down.last_check =
+            Some(LastCheck { text: "connect: connection refused".into(), latency: Duration::from_micros(412) });
         down.check_failures = 2;
         down.active_connections = None;
         let mut fresh = backend("six", "fd00:2::b", State::Down, 1);
-        (
-            fresh.last_check,
-            fresh.checks,
-            fresh.connections,
-            fresh.packets,
-            fresh.bytes,
-        ) = (None, 0, 0, 0, 0);
-        let count = |pairs: &[(&str, u64)]| {
-            pairs
-                .iter()
-                .map(|(name, n)| ((*name).to_owned(), *n))
-                .collect()
-        };
+        (fresh.last_check, fresh.checks, fresh.connections, fresh.packets, fresh.bytes) = (None, 0, 0, 0, 0);
+        let count = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
         Status {
             version: "0.1.0".into(),
             started: ago(312),
             interfaces: vec![
-                Interface {
-                    name: "eth0".into(),
-                    mode: Mode::Native,
-                },
-                Interface {
-                    name: "eth1".into(),
-                    mode: Mode::Generic,
-                },
+                Interface { name: "eth0".into(), mode: Mode::Native },
+                Interface { name: "eth1".into(), mode: Mode::Generic },
             ],
             virtual_servers: vec![
                 VirtualServer {
@@ -267,10 +235,7 @@ pub(super) mod tests {
                     backends: vec![fresh],
                 },
             ],
-            connections: Connections {
-                tracked: 24,
-                capacity: 131_072,
-            },
+            connections: Connections { tracked: 24, capacity: 131_072 },
             counters: Counters {
                 verdicts: count(&[("pass", 900), ("redirect", 7), ("tx", 41_000)]),
                 drops: count(&[("checksum", 1)]),

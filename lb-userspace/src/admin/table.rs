@@ -9,7 +9,8 @@ use tabwriter::TabWriter;
 
 use super::status::{Backend, Mode, Status, VirtualServer, state_name};
 
-const HEADER: &str = "VIRTUAL SERVER\tVIP\tHELD\tBACKEND\tADDRESS\tWEIGHT\tSTATE\tSINCE\tCHECK\tLATENCY\tACTIVE\tTOTAL\tBYTES";
+const HEADER: &str =
+    "VIRTUAL SERVER\tVIP\tHELD\tBACKEND\tADDRESS\tWEIGHT\tSTATE\tSINCE\tCHECK\tLATENCY\tACTIVE\tTOTAL\tBYTES";
 
 /// The daemon in one line.
 pub fn summary(status: &Status, now: SystemTime) -> String {
@@ -40,9 +41,7 @@ pub fn backends(status: &Status, now: SystemTime) -> String {
                 writeln!(table, "{}", line(server, backend, now))?;
             }
         }
-        table
-            .into_inner()
-            .map_err(|e| io::Error::other(e.to_string()))
+        table.into_inner().map_err(|e| io::Error::other(e.to_string()))
     };
     // Writing to memory cannot fail.
     String::from_utf8(render().unwrap_or_default()).unwrap_or_default()
@@ -61,12 +60,8 @@ fn line(server: &VirtualServer, backend: &Backend, now: SystemTime) -> String {
         state_name(backend.state).to_owned(),
         age(now, backend.since),
         check.map_or("-".to_owned(), |check| one_cell(&check.text)),
-        check.map_or("-".to_owned(), |check| {
-            format!("{:.1}ms", check.latency.as_secs_f64() * 1e3)
-        }),
-        backend
-            .active_connections
-            .map_or("-".to_owned(), |n| n.to_string()),
+        check.map_or("-".to_owned(), |check| format!("{:.1}ms", check.latency.as_secs_f64() * 1e3)),
+        backend.active_connections.map_or("-".to_owned(), |n| n.to_string()),
         backend.connections.to_string(),
         bytes(backend.bytes),
     ]
@@ -80,9 +75,7 @@ fn age(now: SystemTime, then: SystemTime) -> String {
     const DAY: u64 = 24 * HOUR;
     // A clock set back meanwhile: nothing has an age yet.
     let seconds = now.duration_since(then).unwrap_or(Duration::ZERO).as_secs();
-    let pair = |large: u64, large_unit: char, small: u64, small_unit: char| match seconds % large
-        / small
-    {
+    let pair = |large: u64, large_unit: char, small: u64, small_unit: char| match seconds % large / small {
         0 => format!("{}{large_unit}", seconds / large),
         rest => format!("{}{large_unit}{rest}{small_unit}", seconds / large),
     };
@@ -103,10 +96,7 @@ fn age(now: SystemTime, then: SystemTime) -> String {
 fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     // Exact below 2^53 bytes, and one decimal is all that is shown.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "one decimal of a rounded figure"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "one decimal of a rounded figure")]
     let mut value = n as f64;
     let mut unit = "B";
     for larger in UNITS {
@@ -116,11 +106,7 @@ fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit = larger;
     }
-    if unit == "B" {
-        format!("{n}B")
-    } else {
-        format!("{value:.1}{unit}")
-    }
+    if unit == "B" { format!("{n}B") } else { format!("{value:.1}{unit}") }
 }
 
 fn one_cell(text: &str) -> String {
@@ -165,11 +151,7 @@ apiserver6      [fd00:2::100]:16443  no    six       [fd00:2::b]:6443   1       
         let mut status = sample();
         status.virtual_servers.truncate(1);
         status.virtual_servers[0].backends.truncate(1);
-        status.virtual_servers[0].backends[0]
-            .last_check
-            .as_mut()
-            .unwrap()
-            .text = "one\ttwo\nthree".into();
+        status.virtual_servers[0].backends[0].last_check.as_mut().unwrap().text = "one\ttwo\nthree".into();
         let table = backends(&status, noon());
         assert_eq!(table.lines().count(), 2);
         assert!(table.contains("  one two three  "), "{table}");
@@ -193,24 +175,14 @@ apiserver6      [fd00:2::100]:16443  no    six       [fd00:2::b]:6443   1       
             (86_400 * 400, "400d"),
         ];
         for (seconds, expected) in table {
-            assert_eq!(
-                age(noon(), noon() - Duration::from_secs(seconds)),
-                expected,
-                "{seconds} s"
-            );
+            assert_eq!(age(noon(), noon() - Duration::from_secs(seconds)), expected, "{seconds} s");
         }
         assert_eq!(age(noon(), noon() + Duration::from_secs(5)), "0s");
     }
 
     #[test]
     fn bytes_in_binary_units() {
-        let table = [
-            (0, "0B"),
-            (1023, "1023B"),
-            (1024, "1.0KiB"),
-            (1_572_864, "1.5MiB"),
-            (u64::MAX, "16.0EiB"),
-        ];
+        let table = [(0, "0B"), (1023, "1023B"), (1024, "1.0KiB"), (1_572_864, "1.5MiB"), (u64::MAX, "16.0EiB")];
         for (n, expected) in table {
             assert_eq!(bytes(n), expected);
         }

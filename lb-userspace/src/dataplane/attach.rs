@@ -2,8 +2,7 @@
 
 use aya::{
     programs::{
-        ProgramError, TcAttachType, XdpMode as Hook,
-        loaded_programs,
+        ProgramError, TcAttachType, XdpMode as Hook, loaded_programs,
         tc::{TcError, qdisc_add_clsact},
         xdp::XdpError,
     },
@@ -35,7 +34,9 @@ pub enum AttachError {
          an interface whose driver has native XDP; with jumbo frames, an MTU of at most about 3500 helps many drivers."
     )]
     Xdp { interface: String, mode: &'static str, reason: String },
-    #[error("interface {interface} does not take program {program}: {source}. Another tool may have a qdisc there; tc qdisc show dev {interface} tells.")]
+    #[error(
+        "interface {interface} does not take program {program}: {source}. Another tool may have a qdisc there; tc qdisc show dev {interface} tells."
+    )]
     Classifier { interface: String, program: &'static str, source: ProgramError },
 }
 
@@ -54,9 +55,7 @@ impl Dataplane {
         if let Some(id) = holder {
             return Err(AttachError::Taken { interface: interface.to_owned(), holder: describe(id) });
         }
-        for (program, point) in
-            [(names::TC_INGRESS, TcAttachType::Ingress), (names::TC_EGRESS, TcAttachType::Egress)]
-        {
+        for (program, point) in [(names::TC_INGRESS, TcAttachType::Ingress), (names::TC_EGRESS, TcAttachType::Egress)] {
             self.attach_classifier(interface, program, point)?;
         }
         self.attach_xdp(interface, index, wanted)

@@ -7,9 +7,7 @@ use aya::{
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use lb_common::{
-    abi::{
-        Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Traffic, names,
-    },
+    abi::{Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Traffic, names},
     address::{Address, V4, V6},
     flow::{Flow, Key},
     maglev::SLOTS,

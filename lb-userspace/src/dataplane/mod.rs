@@ -40,7 +40,9 @@ pub enum LoadError {
          CAP_NET_ADMIN and CAP_PERFMON; with many connections configured, also enough memory for dataplane.max_connections."
     )]
     Object(#[from] aya::EbpfError),
-    #[error("the kernel refused program {name}: {source}. If the kernel is 5.15 or newer, this is a defect of xvip; please report it with the kernel's version.")]
+    #[error(
+        "the kernel refused program {name}: {source}. If the kernel is 5.15 or newer, this is a defect of xvip; please report it with the kernel's version."
+    )]
     Program { name: &'static str, source: ProgramError },
     #[error("map {name}: {source}")]
     Map { name: &'static str, source: MapError },

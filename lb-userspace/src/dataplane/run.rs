@@ -18,8 +18,7 @@ impl Dataplane {
     /// Runs `xdp_ingress` over one frame, which seems to come from the loopback interface of this thread's namespace.
     pub fn ingress(&mut self, frame: &[u8]) -> Result<Run, ProgramError> {
         let mut out = vec![0; frame.len() + 256];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
         let result = xdp(&mut self.ebpf).test_run(options)?;
         out.truncate(result.data_size_out as usize);
         Ok(Run { action: result.return_value, frame: out })
@@ -39,8 +38,7 @@ impl Dataplane {
     /// Runs `tc_egress` over one frame.
     pub fn egress(&mut self, frame: &[u8]) -> Result<Run, ProgramError> {
         let mut out = vec![0; frame.len() + 256];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
         let result = classifier(&mut self.ebpf, names::TC_EGRESS).test_run(options)?;
         out.truncate(result.data_size_out as usize);
         Ok(Run { action: result.return_value, frame: out })

@@ -38,8 +38,8 @@ impl Shown {
         let failed = |source| ShowError::Pin { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(failed)?;
         let directory = File::open(path).map_err(failed)?;
-        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| ShowError::Taken(path.to_owned()))?;
+        let lock =
+            Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|_| ShowError::Taken(path.to_owned()))?;
         // What a killed daemon has left is no use to anyone: its programs went with it.
         for left in fs::read_dir(path).map_err(failed)? {
             fs::remove_file(left.map_err(failed)?.path()).map_err(failed)?;

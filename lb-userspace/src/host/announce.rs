@@ -51,11 +51,7 @@ impl Announcer {
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         socket.set_nonblocking(true)?;
         socket.bind(&link_address(interface.index)?)?;
-        Ok(Some(Self {
-            socket,
-            frame: frame(interface.mac, vip),
-            claim: format!("{vip} on {}", interface.name),
-        }))
+        Ok(Some(Self { socket, frame: frame(interface.mac, vip), claim: format!("{vip} on {}", interface.name) }))
     }
 
     /// Sends one frame.
@@ -90,52 +86,24 @@ fn gratuitous_arp(mac: [u8; 6], vip: Ipv4Addr) -> Vec<u8> {
     // Ethernet, IPv4, 6-byte and 4-byte addresses, request.
     const HEADER: [u8; 8] = [0, 1, 0x08, 0, 6, 4, 0, 1];
     let vip = vip.octets();
-    [
-        &BROADCAST[..],
-        &mac,
-        &ETHERTYPE_ARP,
-        &HEADER,
-        &mac,
-        &vip,
-        &BROADCAST,
-        &vip,
-    ]
-    .concat()
+    [&BROADCAST[..], &mac, &ETHERTYPE_ARP, &HEADER, &mac, &vip, &BROADCAST, &vip].concat()
 }
 
 fn unsolicited_advertisement(mac: [u8; 6], vip: Ipv6Addr) -> Vec<u8> {
     // Type 136. Override set, so that caches take the new MAC; Solicited clear, as nobody asked; Router clear, since nobody
     // routes through a VIP. Then the target link-layer address option, one unit of 8 bytes.
-    let mut icmp = [
-        &[136, 0, 0, 0, 0x20, 0, 0, 0][..],
-        &vip.octets(),
-        &[2, 1],
-        &mac,
-    ]
-    .concat();
+    let mut icmp = [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &vip.octets(), &[2, 1], &mac].concat();
     let checksum = icmpv6_checksum(vip, ALL_NODES, &icmp);
     icmp[2..4].copy_from_slice(&checksum);
     let length = u16::try_from(icmp.len()).unwrap_or(u16::MAX).to_be_bytes();
     // Hop limit 255 proves that no router forwarded it (RFC 4861, 7.1.2).
-    let ip = [
-        &[0x60, 0, 0, 0][..],
-        &length,
-        &[NEXT_HEADER_ICMPV6, 255],
-        &vip.octets(),
-        &ALL_NODES.octets(),
-    ]
-    .concat();
+    let ip = [&[0x60, 0, 0, 0][..], &length, &[NEXT_HEADER_ICMPV6, 255], &vip.octets(), &ALL_NODES.octets()].concat();
     [&ALL_NODES_MAC[..], &mac, &ETHERTYPE_IPV6, &ip, &icmp].concat()
 }
 
 /// RFC 4443, 2.3: over the pseudo-header and the message, whose length is even here.
 fn icmpv6_checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> [u8; 2] {
-    let words = |bytes: &[u8]| {
-        bytes
-            .chunks_exact(2)
-            .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])))
-            .sum::<u32>()
-    };
+    let words = |bytes: &[u8]| bytes.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
     let mut sum = words(&source.octets())
         + words(&destination.octets())

@@ -71,10 +71,7 @@ impl Changes {
     /// Subscribes in this thread's network namespace; everything that happens after the return is told.
     pub async fn subscribe(handle: &Handle) -> Result<Self, SubscribeError> {
         let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
-        connection
-            .socket_mut()
-            .socket_mut()
-            .set_rx_buf_sz(RECEIVE_BUFFER)?;
+        connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER)?;
         // After the subscription, so that no neighbour falls between.
         let neighbours = Neighbours::read(handle).await?;
         // One batch under way; while it waits, the next one grows.
@@ -157,9 +154,7 @@ async fn forward(
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
-    use rtnetlink::packet_route::{
-        link::LinkMessage, neighbour::NeighbourState, route::RouteMessage,
-    };
+    use rtnetlink::packet_route::{link::LinkMessage, neighbour::NeighbourState, route::RouteMessage};
 
     use super::{
         super::news::tests::{A, neighbour, payload},
@@ -181,10 +176,7 @@ mod tests {
         let (sender, mut batches) = mpsc::channel(1);
         let endless = Box::pin(stream::iter(storm).chain(stream::pending()));
         let task = tokio::spawn(forward(endless, Neighbours::default(), sender));
-        assert_eq!(
-            batches.recv().await,
-            Some(BTreeSet::from([Change::Link, Change::Route]))
-        );
+        assert_eq!(batches.recv().await, Some(BTreeSet::from([Change::Link, Change::Route])));
         assert!(batches.try_recv().is_err());
         drop(batches);
         task.await.unwrap();
@@ -195,35 +187,22 @@ mod tests {
     async fn everything_is_told_after_the_last_loss() {
         const READING: Duration = Duration::from_secs(1);
         let begin = Instant::now();
-        let overrun = stream::iter([NetlinkMessage::new(
-            Default::default(),
-            NetlinkPayload::Overrun(Vec::new()),
-        )]);
+        let overrun = stream::iter([NetlinkMessage::new(Default::default(), NetlinkPayload::Overrun(Vec::new()))]);
         let queued = stream::unfold((), |()| async {
             tokio::time::sleep(QUIET / 2).await;
             let route = payload(RouteNetlinkMessage::NewRoute(RouteMessage::default()));
             Some((NetlinkMessage::new(Default::default(), route), ()))
         });
-        let queued = queued
-            .take_until(sleep_until(begin + READING))
-            .chain(stream::pending());
+        let queued = queued.take_until(sleep_until(begin + READING)).chain(stream::pending());
         let (sender, mut batches) = mpsc::channel(1);
-        let task = tokio::spawn(forward(
-            Box::pin(overrun.chain(queued)),
-            Neighbours::default(),
-            sender,
-        ));
+        let task = tokio::spawn(forward(Box::pin(overrun.chain(queued)), Neighbours::default(), sender));
 
         let mut told = Instant::now();
         while let Ok(batch) = tokio::time::timeout(READING, batches.recv()).await {
             assert_eq!(batch, Some(BTreeSet::from([Change::Everything])));
             told = Instant::now();
         }
-        assert!(
-            told > begin + READING,
-            "last told {:?} after the overrun",
-            told - begin
-        );
+        assert!(told > begin + READING, "last told {:?} after the overrun", told - begin);
         drop(batches);
         task.await.unwrap();
     }
@@ -233,18 +212,12 @@ mod tests {
         let many = (0..=u32::try_from(BATCH).unwrap()).map(|interface| {
             let mut message = neighbour(NeighbourState::Reachable, Some(A));
             message.header.ifindex = interface;
-            NetlinkMessage::new(
-                Default::default(),
-                payload(RouteNetlinkMessage::NewNeighbour(message)),
-            )
+            NetlinkMessage::new(Default::default(), payload(RouteNetlinkMessage::NewNeighbour(message)))
         });
         let (sender, mut batches) = mpsc::channel(1);
         let endless = Box::pin(stream::iter(many.collect::<Vec<_>>()).chain(stream::pending()));
         let task = tokio::spawn(forward(endless, Neighbours::default(), sender));
-        assert_eq!(
-            batches.recv().await,
-            Some(BTreeSet::from([Change::Everything]))
-        );
+        assert_eq!(batches.recv().await, Some(BTreeSet::from([Change::Everything])));
         drop(batches);
         task.await.unwrap();
     }

@@ -61,19 +61,13 @@ impl Forwarding {
         let mut forwarding = Self::default();
         for name in interfaces {
             if families.ipv4 {
-                forwarding.replace(
-                    root.join("ipv4/conf").join(name).join("forwarding"),
-                    "0",
-                    "1",
-                )?;
+                forwarding.replace(root.join("ipv4/conf").join(name).join("forwarding"), "0", "1")?;
             }
             if families.ipv6 {
                 let directory = root.join("ipv6/conf").join(name);
                 // A forwarding interface ignores router advertisements unless accept_ra is 2, and drops the default routes
                 // learned from them at the moment forwarding is turned on: hence before it.
-                if fs::read_to_string(directory.join("forwarding"))
-                    .is_ok_and(|value| value.trim() == "0")
-                {
+                if fs::read_to_string(directory.join("forwarding")).is_ok_and(|value| value.trim() == "0") {
                     forwarding.replace(directory.join("accept_ra"), "1", "2")?;
                 }
                 forwarding.replace(directory.join("forwarding"), "0", "1")?;
@@ -83,41 +77,23 @@ impl Forwarding {
     }
 
     /// Writes `to` where the file says `from`; any other value already does.
-    fn replace(
-        &mut self,
-        path: PathBuf,
-        from: &str,
-        to: &'static str,
-    ) -> Result<(), ForwardingError> {
+    fn replace(&mut self, path: PathBuf, from: &str, to: &'static str) -> Result<(), ForwardingError> {
         let result = (|| {
             let before = fs::read_to_string(&path)?.trim().to_owned();
             if before == from {
                 fs::write(&path, to)?;
                 info!("{} was {before}, now {to}", path.display());
-                self.changed.push(Sysctl {
-                    path: path.clone(),
-                    before,
-                    written: to,
-                });
+                self.changed.push(Sysctl { path: path.clone(), before, written: to });
             }
             Ok(())
         })();
-        result.map_err(|source| ForwardingError {
-            path,
-            value: to,
-            source,
-        })
+        result.map_err(|source| ForwardingError { path, value: to, source })
     }
 }
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        for Sysctl {
-            path,
-            before,
-            written,
-        } in self.changed.drain(..).rev()
-        {
+        for Sysctl { path, before, written } in self.changed.drain(..).rev() {
             // Somebody else has set it since, or the interface is gone: theirs to keep.
             if !fs::read_to_string(&path).is_ok_and(|now| now.trim() == written) {
                 continue;
@@ -134,10 +110,7 @@ impl Drop for Forwarding {
 mod tests {
     use super::*;
 
-    const BOTH: Families = Families {
-        ipv4: true,
-        ipv6: true,
-    };
+    const BOTH: Families = Families { ipv4: true, ipv6: true };
 
     /// A tree like /proc/sys/net: (path, value).
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -151,15 +124,7 @@ mod tests {
     }
 
     fn values(root: &tempfile::TempDir, paths: &[&str]) -> Vec<String> {
-        paths
-            .iter()
-            .map(|p| {
-                fs::read_to_string(root.path().join(p))
-                    .unwrap()
-                    .trim()
-                    .to_owned()
-            })
-            .collect()
+        paths.iter().map(|p| fs::read_to_string(root.path().join(p)).unwrap().trim().to_owned()).collect()
     }
 
     const V4: &str = "ipv4/conf/eth0.100/forwarding";
@@ -175,37 +140,15 @@ mod tests {
             (["0", "0", "0"], BOTH, ["1", "1", "0"]),
             (["0", "0", "2"], BOTH, ["1", "1", "2"]),
             ([on, on, "1"], BOTH, [on, on, "1"]),
-            (
-                ["0", "0", "1"],
-                Families {
-                    ipv4: true,
-                    ipv6: false,
-                },
-                ["1", "0", "1"],
-            ),
-            (
-                ["0", "0", "1"],
-                Families {
-                    ipv4: false,
-                    ipv6: true,
-                },
-                ["0", "1", "2"],
-            ),
+            (["0", "0", "1"], Families { ipv4: true, ipv6: false }, ["1", "0", "1"]),
+            (["0", "0", "1"], Families { ipv4: false, ipv6: true }, ["0", "1", "2"]),
         ];
         for (before, families, during) in table {
             let root = tree(&[(V4, before[0]), (V6, before[1]), (RA, before[2])]);
             let forwarding = Forwarding::enable_under(root.path(), ["eth0.100"], families).unwrap();
-            assert_eq!(
-                values(&root, &[V4, V6, RA]),
-                during,
-                "{before:?} {families:?}"
-            );
+            assert_eq!(values(&root, &[V4, V6, RA]), during, "{before:?} {families:?}");
             drop(forwarding);
-            assert_eq!(
-                values(&root, &[V4, V6, RA]),
-                before,
-                "{before:?} {families:?}"
-            );
+            assert_eq!(values(&root, &[V4, V6, RA]), before, "{before:?} {families:?}");
         }
     }
 
@@ -213,10 +156,7 @@ mod tests {
     fn a_failure_leaves_nothing_changed_and_names_the_file() {
         let root = tree(&[(V4, "0"), (V6, "0"), (RA, "1")]);
         let error = Forwarding::enable_under(root.path(), ["eth0.100", "eth9"], BOTH).unwrap_err();
-        assert!(
-            error.to_string().contains("ipv4/conf/eth9/forwarding"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("ipv4/conf/eth9/forwarding"), "{error}");
         assert_eq!(values(&root, &[V4, V6, RA]), ["0", "0", "1"]);
     }
 

@@ -60,11 +60,7 @@ pub enum LookupError {
         "VIP {vip} is in the subnets of {first} and of {second} alike. \
          Set interface = \"{first}\" or interface = \"{second}\" at its virtual server."
     )]
-    Ambiguous {
-        vip: IpAddr,
-        first: String,
-        second: String,
-    },
+    Ambiguous { vip: IpAddr, first: String, second: String },
 }
 
 /// Asks the kernel for the interfaces and their addresses.
@@ -111,9 +107,7 @@ impl Interface {
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => interface.name.clone_from(name),
-                LinkAttribute::Address(bytes) => {
-                    interface.mac = bytes.as_slice().try_into().unwrap_or_default()
-                }
+                LinkAttribute::Address(bytes) => interface.mac = bytes.as_slice().try_into().unwrap_or_default(),
                 LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
                 LinkAttribute::Link(index) => parent = Some(*index),
                 LinkAttribute::Xdp(attributes) => interface.xdp = attributes.iter().find_map(program_of),
@@ -128,14 +122,8 @@ impl Interface {
     /// The length of the longest prefix of this interface that holds `vip`. Host addresses are no subnets: the VIP itself,
     /// once it is on the interface, must not vouch for itself.
     fn subnet_of(&self, vip: IpAddr) -> Option<u8> {
-        let subnets = self
-            .addresses
-            .iter()
-            .filter(|net| net.prefix_len() < net.max_prefix_len());
-        subnets
-            .filter(|net| net.contains(&vip))
-            .map(IpNet::prefix_len)
-            .max()
+        let subnets = self.addresses.iter().filter(|net| net.prefix_len() < net.max_prefix_len());
+        subnets.filter(|net| net.contains(&vip)).map(IpNet::prefix_len).max()
     }
 
     fn describe(&self) -> String {
@@ -158,13 +146,10 @@ impl Interfaces {
     }
 
     pub fn named(&self, name: &str) -> Result<&Interface, LookupError> {
-        self.0
-            .iter()
-            .find(|i| i.name == name)
-            .ok_or_else(|| LookupError::NoSuchInterface {
-                name: name.to_owned(),
-                present: join(self.0.iter().map(|i| i.name.clone())),
-            })
+        self.0.iter().find(|i| i.name == name).ok_or_else(|| LookupError::NoSuchInterface {
+            name: name.to_owned(),
+            present: join(self.0.iter().map(|i| i.name.clone())),
+        })
     }
 
     pub fn by_index(&self, index: u32) -> Option<&Interface> {
@@ -172,32 +157,16 @@ impl Interfaces {
     }
 
     /// The interface among `names` whose subnet holds `vip`; where several do, the one with the longest prefix.
-    pub fn carrier<'a>(
-        &'a self,
-        vip: IpAddr,
-        names: &[impl AsRef<str>],
-    ) -> Result<&'a Interface, LookupError> {
-        let candidates = names
-            .iter()
-            .map(|name| self.named(name.as_ref()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut holders: Vec<(u8, &Interface)> = candidates
-            .iter()
-            .filter_map(|i| Some((i.subnet_of(vip)?, *i)))
-            .collect();
+    pub fn carrier<'a>(&'a self, vip: IpAddr, names: &[impl AsRef<str>]) -> Result<&'a Interface, LookupError> {
+        let candidates = names.iter().map(|name| self.named(name.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        let mut holders: Vec<(u8, &Interface)> =
+            candidates.iter().filter_map(|i| Some((i.subnet_of(vip)?, *i))).collect();
         // A stable sort: equal prefixes stay in the order of the configuration.
         holders.sort_by_key(|(prefix, _)| std::cmp::Reverse(*prefix));
         match holders.as_slice() {
-            [] => Err(LookupError::NoSubnet {
-                vip,
-                subnets: join(candidates.iter().map(|i| i.describe())),
-            }),
+            [] => Err(LookupError::NoSubnet { vip, subnets: join(candidates.iter().map(|i| i.describe())) }),
             [(longest, first), (second_longest, second), ..] if longest == second_longest => {
-                Err(LookupError::Ambiguous {
-                    vip,
-                    first: first.name.clone(),
-                    second: second.name.clone(),
-                })
+                Err(LookupError::Ambiguous { vip, first: first.name.clone(), second: second.name.clone() })
             }
             [(_, best), ..] => Ok(best),
         }
@@ -205,18 +174,12 @@ impl Interfaces {
 
     /// Every address of this host: a backend among them is this host itself.
     pub fn local_addresses(&self) -> BTreeSet<IpAddr> {
-        self.0
-            .iter()
-            .flat_map(|i| &i.addresses)
-            .map(IpNet::addr)
-            .collect()
+        self.0.iter().flat_map(|i| &i.addresses).map(IpNet::addr).collect()
     }
 
     /// The 802.1Q sub-interfaces whose frames arrive on interface `index`.
     pub fn vlans_on(&self, index: u32) -> impl Iterator<Item = &Interface> {
-        self.0
-            .iter()
-            .filter(move |i| i.vlan.is_some_and(|vlan| vlan.parent == index))
+        self.0.iter().filter(move |i| i.vlan.is_some_and(|vlan| vlan.parent == index))
     }
 }
 
@@ -279,11 +242,7 @@ mod tests {
     fn host() -> Interfaces {
         Interfaces(vec![
             interface(1, "lo", &["127.0.0.1/8", "::1/128"]),
-            interface(
-                2,
-                "eth0",
-                &["192.168.2.10/24", "192.168.2.100/32", "fd00:2::a/64"],
-            ),
+            interface(2, "eth0", &["192.168.2.10/24", "192.168.2.100/32", "fd00:2::a/64"]),
             interface(3, "eth1", &["10.0.0.1/8", "192.168.2.11/24"]),
             interface(4, "eth2", &["10.9.0.1/16", "10.10.10.10/32"]),
             interface(5, "eth3", &[]),
@@ -321,10 +280,7 @@ mod tests {
     fn a_vip_outside_every_subnet_says_which_there_are() {
         let vip = "10.9.9.9".parse().unwrap();
         assert_eq!(
-            host()
-                .carrier(vip, &["eth0", "eth3"])
-                .unwrap_err()
-                .to_string(),
+            host().carrier(vip, &["eth0", "eth3"]).unwrap_err().to_string(),
             "VIP 10.9.9.9 is in none of the subnets of eth0 (192.168.2.10/24, 192.168.2.100/32, fd00:2::a/64), eth3 (no address). \
              Choose a VIP inside one of these subnets, add the interface that is in the VIP's subnet to dataplane.interfaces, \
              or give that interface an address of the subnet."
@@ -343,11 +299,7 @@ mod tests {
         let vip = "192.168.2.100".parse().unwrap();
         assert_eq!(
             host().carrier(vip, &["eth1", "eth0"]).unwrap_err(),
-            LookupError::Ambiguous {
-                vip,
-                first: "eth1".into(),
-                second: "eth0".into()
-            }
+            LookupError::Ambiguous { vip, first: "eth1".into(), second: "eth0".into() }
         );
     }
 
@@ -373,10 +325,8 @@ mod tests {
     #[test]
     fn a_veth_end_has_a_link_but_no_vlan() {
         let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::Link(2),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
-        ];
+        message.attributes =
+            vec![LinkAttribute::Link(2), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)])];
         assert_eq!(Interface::from_link(&message).vlan, None);
     }
 

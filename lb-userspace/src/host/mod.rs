@@ -29,10 +29,7 @@ pub struct NetlinkError {
 
 impl NetlinkError {
     fn new(what: impl Into<String>, source: rtnetlink::Error) -> Self {
-        Self {
-            what: what.into(),
-            source,
-        }
+        Self { what: what.into(), source }
     }
 
     /// The kernel's errno, where it gave one.

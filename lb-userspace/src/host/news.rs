@@ -37,10 +37,7 @@ impl Neighbours {
     }
 
     /// What a message means, if it means anything.
-    pub(super) fn change(
-        &mut self,
-        payload: &NetlinkPayload<RouteNetlinkMessage>,
-    ) -> Option<Change> {
+    pub(super) fn change(&mut self, payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
         use RouteNetlinkMessage as M;
         match payload {
             NetlinkPayload::Overrun(_) => {
@@ -71,12 +68,8 @@ impl Neighbours {
     fn update(&mut self, message: &NeighbourMessage, mac: Option<[u8; 6]>) -> Option<Change> {
         let interface = message.header.ifindex;
         let address = message.attributes.iter().find_map(|a| match a {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                Some(IpAddr::V4(*address))
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                Some(IpAddr::V6(*address))
-            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
             _ => None,
         })?;
         if address.is_multicast() {
@@ -86,21 +79,14 @@ impl Neighbours {
             Some(mac) => self.0.insert((interface, address), mac),
             None => self.0.remove(&(interface, address)),
         };
-        (before != mac).then_some(Change::Neighbour {
-            interface,
-            address,
-            mac,
-        })
+        (before != mac).then_some(Change::Neighbour { interface, address, mac })
     }
 }
 
 /// The MAC that the kernel would send to now (NUD_VALID of include/net/neighbour.h).
 fn usable_mac(message: &NeighbourMessage) -> Option<[u8; 6]> {
     use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
-    if !matches!(
-        message.header.state,
-        Permanent | Noarp | Reachable | Probe | Stale | Delay
-    ) {
+    if !matches!(message.header.state, Permanent | Noarp | Reachable | Probe | Stale | Delay) {
         return None;
     }
     message.attributes.iter().find_map(|a| match a {
@@ -123,17 +109,9 @@ pub(super) mod tests {
         let mut message = NeighbourMessage::default();
         message.header.ifindex = 2;
         message.header.state = state;
-        let IpAddr::V4(address) = ADDRESS.parse().unwrap() else {
-            unreachable!()
-        };
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-                address,
-            )));
-        message
-            .attributes
-            .extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
+        let IpAddr::V4(address) = ADDRESS.parse().unwrap() else { unreachable!() };
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
         message
     }
 
@@ -144,13 +122,7 @@ pub(super) mod tests {
     #[test]
     fn only_news_of_a_neighbour_is_told() {
         use NeighbourState::{Delay, Failed, Incomplete, Probe, Reachable, Stale};
-        let told = |mac| {
-            Some(Change::Neighbour {
-                interface: 2,
-                address: ADDRESS.parse().unwrap(),
-                mac,
-            })
-        };
+        let told = |mac| Some(Change::Neighbour { interface: 2, address: ADDRESS.parse().unwrap(), mac });
         let mut neighbours = Neighbours::default();
         let table = [
             (Incomplete, None, None),
@@ -168,11 +140,7 @@ pub(super) mod tests {
         ];
         for (step, (state, mac, expected)) in table.into_iter().enumerate() {
             let message = payload(RouteNetlinkMessage::NewNeighbour(neighbour(state, mac)));
-            assert_eq!(
-                neighbours.change(&message),
-                expected,
-                "step {step}: {state:?}"
-            );
+            assert_eq!(neighbours.change(&message), expected, "step {step}: {state:?}");
         }
         let gone = payload(RouteNetlinkMessage::DelNeighbour(neighbour(Stale, Some(B))));
         assert_eq!(neighbours.change(&gone), told(None));
@@ -183,30 +151,18 @@ pub(super) mod tests {
     fn cached_route_exceptions_are_noise() {
         let mut route = RouteMessage::default();
         let mut neighbours = Neighbours::default();
-        assert_eq!(
-            neighbours.change(&payload(RouteNetlinkMessage::NewRoute(route.clone()))),
-            Some(Change::Route)
-        );
+        assert_eq!(neighbours.change(&payload(RouteNetlinkMessage::NewRoute(route.clone()))), Some(Change::Route));
         route.header.flags = RouteFlags::Cloned;
-        assert_eq!(
-            neighbours.change(&payload(RouteNetlinkMessage::NewRoute(route))),
-            None
-        );
+        assert_eq!(neighbours.change(&payload(RouteNetlinkMessage::NewRoute(route))), None);
     }
 
     #[test]
     fn after_an_overrun_neighbours_are_news_again() {
         let mut neighbours = Neighbours::default();
-        let message = payload(RouteNetlinkMessage::NewNeighbour(neighbour(
-            NeighbourState::Stale,
-            Some(A),
-        )));
+        let message = payload(RouteNetlinkMessage::NewNeighbour(neighbour(NeighbourState::Stale, Some(A))));
         assert!(neighbours.change(&message).is_some());
         assert_eq!(neighbours.change(&message), None);
-        assert_eq!(
-            neighbours.change(&NetlinkPayload::Overrun(Vec::new())),
-            Some(Change::Everything)
-        );
+        assert_eq!(neighbours.change(&NetlinkPayload::Overrun(Vec::new())), Some(Change::Everything));
         assert!(neighbours.change(&message).is_some());
     }
 }

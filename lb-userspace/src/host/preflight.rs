@@ -11,12 +11,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
 /// Capabilities and their bits (include/uapi/linux/capability.h). NET_RAW is for the ARP and neighbour announcements.
-const NEEDED: [(&str, u32); 4] = [
-    ("CAP_NET_ADMIN", 12),
-    ("CAP_NET_RAW", 13),
-    ("CAP_PERFMON", 38),
-    ("CAP_BPF", 39),
-];
+const NEEDED: [(&str, u32); 4] = [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 /// Stands for PERFMON and BPF, as it did before they were split off it.
 const SYS_ADMIN: u32 = 21;
 
@@ -64,38 +59,22 @@ pub fn kernel() -> Result<(), PreflightError> {
 /// where uid 0 alone means little.
 pub fn capabilities() -> Result<(), PreflightError> {
     let missing = missing_capabilities(effective_set(&read("/proc/self/status")?));
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(PreflightError::Capabilities {
-            missing: missing.join(", "),
-        })
-    }
+    if missing.is_empty() { Ok(()) } else { Err(PreflightError::Capabilities { missing: missing.join(", ") }) }
 }
 
 /// Refuses a directory that is not on a BPF filesystem. It need not exist yet: then its nearest existing parent counts.
 pub fn bpffs(path: &Path) -> Result<(), PreflightError> {
-    let existing = path
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("/"));
+    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     if statfs(existing).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
         return Ok(());
     }
-    Err(PreflightError::Bpffs {
-        path: path.to_owned(),
-        mount: mount_point(path),
-    })
+    Err(PreflightError::Bpffs { path: path.to_owned(), mount: mount_point(path) })
 }
 
 /// Where a filesystem for `path` belongs: the kernel's own place if `path` is below it.
 fn mount_point(path: &Path) -> PathBuf {
     let usual = Path::new("/sys/fs/bpf");
-    if path.starts_with(usual) {
-        usual.to_owned()
-    } else {
-        path.parent().unwrap_or(path).to_owned()
-    }
+    if path.starts_with(usual) { usual.to_owned() } else { path.parent().unwrap_or(path).to_owned() }
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {
@@ -106,25 +85,17 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// The CapEff line of /proc/self/status; nothing where there is none.
 fn effective_set(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0)
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 fn missing_capabilities(effective: u64) -> Vec<&'static str> {
     let has = |bit: u32| effective & (1 << bit) != 0;
     let met = |&(_, bit): &(&str, u32)| has(bit) || (bit > SYS_ADMIN && has(SYS_ADMIN));
-    NEEDED
-        .iter()
-        .filter(|needed| !met(needed))
-        .map(|(name, _)| *name)
-        .collect()
+    NEEDED.iter().filter(|needed| !met(needed)).map(|(name, _)| *name).collect()
 }
 
 fn read(path: &str) -> Result<String, PreflightError> {
-    fs::read_to_string(path).map_err(|source| PreflightError::Proc {
-        path: path.into(),
-        source,
-    })
+    fs::read_to_string(path).map_err(|source| PreflightError::Proc { path: path.into(), source })
 }
 
 #[cfg(test)]
@@ -149,31 +120,18 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        let status = |set: &str| {
-            format!(
-                "Name:\txvip\nCapPrm:\t000001ffffffffff\nCapEff:\t{set}\nCapBnd:\t000001ffffffffff\n"
-            )
-        };
+        let status =
+            |set: &str| format!("Name:\txvip\nCapPrm:\t000001ffffffffff\nCapEff:\t{set}\nCapBnd:\t000001ffffffffff\n");
         let table: &[(&str, &[&str])] = &[
             ("000001ffffffffff", &[]),
-            (
-                "0000000000000000",
-                &["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON", "CAP_BPF"],
-            ),
+            ("0000000000000000", &["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON", "CAP_BPF"]),
             // What Docker grants by default: NET_RAW is among it.
-            (
-                "00000000a80425fb",
-                &["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"],
-            ),
+            ("00000000a80425fb", &["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]),
             // SYS_ADMIN, NET_ADMIN and NET_RAW.
             ("0000000000203000", &[]),
         ];
         for (set, missing) in table {
-            assert_eq!(
-                missing_capabilities(effective_set(&status(set))),
-                *missing,
-                "{set}"
-            );
+            assert_eq!(missing_capabilities(effective_set(&status(set))), *missing, "{set}");
         }
     }
 
@@ -182,20 +140,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bpf/xvip/maps");
         let message = bpffs(&path).unwrap_err().to_string();
-        assert!(
-            message.contains(&format!(
-                "mount -t bpf bpf {}",
-                path.parent().unwrap().display()
-            )),
-            "{message}"
-        );
+        assert!(message.contains(&format!("mount -t bpf bpf {}", path.parent().unwrap().display())), "{message}");
     }
 
     #[test]
     fn the_usual_place_is_mounted_as_a_whole() {
-        assert_eq!(
-            mount_point(Path::new("/sys/fs/bpf/xvip/one")),
-            Path::new("/sys/fs/bpf")
-        );
+        assert_eq!(mount_point(Path::new("/sys/fs/bpf/xvip/one")), Path::new("/sys/fs/bpf"));
     }
 }

@@ -17,10 +17,7 @@ use rtnetlink::{
     Handle,
     packet_route::{
         AddressFamily,
-        address::{
-            AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
-            CacheInfo,
-        },
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo},
     },
 };
 
@@ -46,11 +43,7 @@ pub struct Vip {
 impl Vip {
     /// Puts `address` on `interface` unless it is there. One that is there already is left in place at the end, too,
     /// unless a former xvip put it there.
-    pub async fn hold(
-        handle: &Handle,
-        address: IpAddr,
-        interface: &Interface,
-    ) -> Result<Self, NetlinkError> {
+    pub async fn hold(handle: &Handle, address: IpAddr, interface: &Interface) -> Result<Self, NetlinkError> {
         let mut vip = Self {
             handle: handle.clone(),
             address,
@@ -67,10 +60,7 @@ impl Vip {
         match self.present().await? {
             Some(message) if is_ours(&message) => {
                 if !self.added {
-                    info!(
-                        "VIP {} on {} was left by a former xvip: adopted",
-                        self.address, self.interface
-                    );
+                    info!("VIP {} on {} was left by a former xvip: adopted", self.address, self.interface);
                 }
                 self.added = true;
                 Ok(false)
@@ -83,10 +73,7 @@ impl Vip {
     /// Takes the address away if this daemon (or a former one) added it. One that is gone already is no error.
     pub async fn release(self) -> Result<(), NetlinkError> {
         if !self.added {
-            info!(
-                "VIP {} was on {} before: left in place",
-                self.address, self.interface
-            );
+            info!("VIP {} was on {} before: left in place", self.address, self.interface);
             return Ok(());
         }
         let removed = self.handle.address().del(self.message()).execute().await;
@@ -130,17 +117,10 @@ impl Vip {
     async fn present(&self) -> Result<Option<AddressMessage>, NetlinkError> {
         let (index, address) = (self.index, self.address);
         // A stream that is dropped early would leave the rest of the dump to be logged as unexpected.
-        let all: Vec<AddressMessage> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| self.error("looking for", e))?;
-        let is_it = |m: &AddressMessage| {
-            m.header.index == index && address_of(m).is_some_and(|net| net.addr() == address)
-        };
+        let all: Vec<AddressMessage> =
+            self.handle.address().get().execute().try_collect().await.map_err(|e| self.error("looking for", e))?;
+        let is_it =
+            |m: &AddressMessage| m.header.index == index && address_of(m).is_some_and(|net| net.addr() == address);
         Ok(all.into_iter().find(is_it))
     }
 
@@ -148,11 +128,7 @@ impl Vip {
         let host = IpNet::from(self.address);
         let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
         let mut message = AddressMessage::default();
-        message.header.family = if self.address.is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
-        };
+        message.header.family = if self.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         message.header.index = self.index;
         message.header.prefix_len = host.max_prefix_len();
         // Duplicate detection would keep the address unusable for a second, and for good where the former holder still answers.
@@ -171,17 +147,10 @@ impl Vip {
     }
 
     fn error(&self, verb: &str, source: rtnetlink::Error) -> NetlinkError {
-        NetlinkError::new(
-            format!("{verb} VIP {} on {}", self.address, self.interface),
-            source,
-        )
+        NetlinkError::new(format!("{verb} VIP {} on {}", self.address, self.interface), source)
     }
 }
 
 fn is_ours(message: &AddressMessage) -> bool {
-    message
-        .attributes
-        .contains(&AddressAttribute::Protocol(AddressProtocol::Other(
-            ADDRESS_PROTOCOL,
-        )))
+    message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)))
 }

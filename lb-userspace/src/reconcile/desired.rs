@@ -45,9 +45,13 @@ pub struct Desired {
 /// The configuration asks for more than the tables take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooMany {
-    #[error("{0} virtual servers are configured, and {MAX_SERVICES} are the most that one xvip carries. Spread them over several nodes.")]
+    #[error(
+        "{0} virtual servers are configured, and {MAX_SERVICES} are the most that one xvip carries. Spread them over several nodes."
+    )]
     Services(usize),
-    #[error("{0} backends are configured, and {MAX_BACKENDS} are the most that one xvip carries. Spread them over several nodes.")]
+    #[error(
+        "{0} backends are configured, and {MAX_BACKENDS} are the most that one xvip carries. Spread them over several nodes."
+    )]
     Backends(usize),
 }
 
@@ -63,8 +67,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
     if backends > MAX_BACKENDS {
         return Err(TooMany::Backends(backends));
     }
-    let mut desired =
-        Desired { ports: inputs.ports.clone(), timeouts: inputs.timeouts, ..Desired::default() };
+    let mut desired = Desired { ports: inputs.ports.clone(), timeouts: inputs.timeouts, ..Desired::default() };
     let mut ids = (0..).map(BackendId);
     for (index, server) in inputs.servers.iter().enumerate() {
         let service = ServiceId(index as u32);

@@ -91,15 +91,27 @@ mod tests {
             ("nothing new", Some(up.clone()), up.clone(), false, vec![]),
             ("a route changed", Some(up.clone()), up.clone(), true, vec!["settings"]),
             ("one drains", Some(up.clone()), with_states(&one, &[vec![Up, Draining]], &[]), false, vec!["table"]),
-            ("one dies", Some(up.clone()), with_states(&one, &[vec![Up, Down]], &[]), false, vec![
-                "down", "table", "settings",
-            ]),
-            ("a server more", Some(up.clone()), with_states(&two, &[vec![Up, Up], vec![Up]], &[]), false, vec![
-                "backend", "table", "serve", "settings",
-            ]),
-            ("a server less", Some(with_states(&two, &[vec![Up, Up], vec![Up]], &[])), up, false, vec![
-                "withdraw", "absent", "settings",
-            ]),
+            (
+                "one dies",
+                Some(up.clone()),
+                with_states(&one, &[vec![Up, Down]], &[]),
+                false,
+                vec!["down", "table", "settings"],
+            ),
+            (
+                "a server more",
+                Some(up.clone()),
+                with_states(&two, &[vec![Up, Up], vec![Up]], &[]),
+                false,
+                vec!["backend", "table", "serve", "settings"],
+            ),
+            (
+                "a server less",
+                Some(with_states(&two, &[vec![Up, Up], vec![Up]], &[])),
+                up,
+                false,
+                vec!["withdraw", "absent", "settings"],
+            ),
         ];
         for (name, before, after, moved, expected) in table {
             let applied = match before {

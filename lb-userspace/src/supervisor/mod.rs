@@ -101,8 +101,7 @@ impl<'a> Node<'a> {
             ipv4: config.virtual_servers.iter().any(|server| server.address.is_ipv4()),
             ipv6: config.virtual_servers.iter().any(|server| server.address.is_ipv6()),
         };
-        let forwarding =
-            Forwarding::enable(config.dataplane.interfaces.iter().map(String::as_str), families)?;
+        let forwarding = Forwarding::enable(config.dataplane.interfaces.iter().map(String::as_str), families)?;
 
         let started = SystemTime::now();
         let mut node = Self {
@@ -135,7 +134,11 @@ impl<'a> Node<'a> {
         if let Some(metrics) = metrics {
             node.servers.spawn(metrics.serve(node.status.subscribe()));
         }
-        log::info!("carrying {} virtual servers on {}", config.virtual_servers.len(), config.dataplane.interfaces.join(", "));
+        log::info!(
+            "carrying {} virtual servers on {}",
+            config.virtual_servers.len(),
+            config.dataplane.interfaces.join(", ")
+        );
         Ok(node)
     }
 
@@ -234,7 +237,8 @@ impl<'a> Node<'a> {
         let local = self.host_addresses();
         let ports = ports(config, &self.host);
         let rate = ticks_per_second();
-        let ticks = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).saturating_mul(rate) / 1000;
+        let ticks =
+            |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).saturating_mul(rate) / 1000;
         let timeouts = &config.dataplane.timeouts;
         let wanted = desired(&Inputs {
             servers: &config.virtual_servers,

@@ -110,10 +110,9 @@ fn view(
         weight: backend.weight,
         state: report.map_or(State::Down, |report| report.state),
         since: report.map_or(sources.started, |report| report.since),
-        last_check: report.and_then(|report| report.last_check.as_ref()).map(|check| status::LastCheck {
-            text: check.text.clone(),
-            latency: check.latency,
-        }),
+        last_check: report
+            .and_then(|report| report.last_check.as_ref())
+            .map(|check| status::LastCheck { text: check.text.clone(), latency: check.latency }),
         checks: report.map_or(0, |report| report.checks),
         check_failures: report.map_or(0, |report| report.failures),
         active_connections: Some(sources.tracked.by_backend.get(&id).copied().unwrap_or_default()),

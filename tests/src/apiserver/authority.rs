@@ -7,18 +7,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
 };
 
 /// The names that kubeadm puts into every apiserver's certificate, besides the node's own: see its `certs` phase.
-const SERVER_NAMES: [&str; 5] = [
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-    "kubernetes.default.svc.cluster.local",
-    "10.96.0.1",
-];
+const SERVER_NAMES: [&str; 5] =
+    ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "10.96.0.1"];
 
 /// Issues certificates and writes them, and the keys, as PEM files into one directory.
 #[derive(Debug)]
@@ -39,16 +34,10 @@ impl Authority {
     pub fn new(directory: &Path) -> Result<Self> {
         let mut params = named("kubernetes", Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-        let authority = Self {
-            directory: directory.to_owned(),
-            issuer,
-        };
+        let authority = Self { directory: directory.to_owned(), issuer };
         write(&authority.certificate(), &authority.issuer.pem())?;
         Ok(authority)
     }
@@ -59,11 +48,7 @@ impl Authority {
 
     /// An apiserver's certificate: the node's name, kubeadm's fixed names, and `names` (addresses and certSANs).
     pub fn server(&self, node: &str, names: &[String]) -> Result<KeyFiles> {
-        let all = [node]
-            .into_iter()
-            .chain(SERVER_NAMES)
-            .map(str::to_owned)
-            .chain(names.iter().cloned());
+        let all = [node].into_iter().chain(SERVER_NAMES).map(str::to_owned).chain(names.iter().cloned());
         let mut params = named("kube-apiserver", all.collect())?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.issue(node, &params)
@@ -90,9 +75,7 @@ impl Authority {
 
 fn named(common_name: &str, names: Vec<String>) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(names)?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     Ok(params)
 }
 

@@ -54,12 +54,7 @@ pub struct Options {
 
 impl Options {
     /// As kubeadm starts one, with the shutdown delay that was measured with.
-    pub fn new(
-        name: &str,
-        listen: Vec<SocketAddr>,
-        server: KeyFiles,
-        client_authority: PathBuf,
-    ) -> Self {
+    pub fn new(name: &str, listen: Vec<SocketAddr>, server: KeyFiles, client_authority: PathBuf) -> Self {
         Self {
             name: name.to_owned(),
             listen,
@@ -93,11 +88,7 @@ impl Options {
         if !self.anonymous {
             command.arg("--no-anonymous");
         }
-        let times = [
-            ("--shutdown-delay", self.shutdown_delay),
-            ("--grace", self.grace),
-            ("--ping", self.ping),
-        ];
+        let times = [("--shutdown-delay", self.shutdown_delay), ("--grace", self.grace), ("--ping", self.ping)];
         for (option, time) in times {
             command.arg(option).arg(time.as_millis().to_string());
         }
@@ -118,11 +109,7 @@ impl Apiserver {
     pub fn start(host: &Host, options: &Options) -> Result<Self, Error> {
         let process = host.spawn(options.command()?)?;
         process.wait_for_output(server::SERVING, START_LIMIT)?;
-        Ok(Self {
-            process,
-            etcd_stopped: AtomicBool::new(false),
-            not_ready: AtomicBool::new(false),
-        })
+        Ok(Self { process, etcd_stopped: AtomicBool::new(false), not_ready: AtomicBool::new(false) })
     }
 
     /// What it has printed: a line for every request (`access PEER "GET /readyz HTTP/2.0" 200`) and failed handshake.
@@ -171,13 +158,7 @@ impl Apiserver {
     }
 
     /// Sends `signal` if `flag` is not yet `wanted`, and waits until the stand-in says so once more than before.
-    fn toggle(
-        &self,
-        flag: &AtomicBool,
-        wanted: bool,
-        signal: Signal,
-        words: [&str; 2],
-    ) -> Result<(), Error> {
+    fn toggle(&self, flag: &AtomicBool, wanted: bool, signal: Signal, words: [&str; 2]) -> Result<(), Error> {
         if flag.swap(wanted, Ordering::Relaxed) == wanted {
             return Ok(());
         }

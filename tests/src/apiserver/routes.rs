@@ -59,12 +59,7 @@ pub(super) async fn answer(
     response
 }
 
-async fn route(
-    request: Request<Incoming>,
-    caller: Caller,
-    policy: &Policy,
-    state: &State,
-) -> Response<Body> {
+async fn route(request: Request<Incoming>, caller: Caller, policy: &Policy, state: &State) -> Response<Body> {
     let user = match user(request.headers(), caller, policy) {
         Ok(user) => user,
         Err(status) => return text(status, "Unauthorized"),
@@ -84,10 +79,9 @@ async fn route(
             }
         }
         "/version" => text(StatusCode::OK, r#"{"major":"1","minor":"36"}"#),
-        "/api" if user == User::Anonymous => text(
-            StatusCode::FORBIDDEN,
-            r#"forbidden: User "system:anonymous" cannot get path "/api""#,
-        ),
+        "/api" if user == User::Anonymous => {
+            text(StatusCode::FORBIDDEN, r#"forbidden: User "system:anonymous" cannot get path "/api""#)
+        }
         "/api" => text(StatusCode::OK, r#"{"kind":"APIVersions"}"#),
         "/whoami" => text(
             StatusCode::OK,
@@ -110,9 +104,7 @@ enum User {
 
 /// A wrong token is refused even where nobody needs one, as the apiserver does it.
 fn user(headers: &HeaderMap, caller: Caller, policy: &Policy) -> Result<User, StatusCode> {
-    let bearer = headers
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     match bearer {
         _ if caller.certified => Ok(User::Known),
         Some(token) if policy.token.as_deref() == Some(token) => Ok(User::Known),
@@ -159,17 +151,9 @@ mod tests {
     use super::*;
 
     fn judged(anonymous: bool, certified: bool, bearer: Option<&str>) -> Result<User, u16> {
-        let policy = Policy {
-            name: "master-1".into(),
-            anonymous,
-            token: Some("right".into()),
-        };
+        let policy = Policy { name: "master-1".into(), anonymous, token: Some("right".into()) };
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let caller = Caller {
-            peer: address,
-            local: address,
-            certified,
-        };
+        let caller = Caller { peer: address, local: address, certified };
         let mut headers = HeaderMap::new();
         if let Some(token) = bearer {
             headers.insert(AUTHORIZATION, format!("Bearer {token}").parse().unwrap());

@@ -39,8 +39,7 @@ use super::{
 /// Printed when all listeners are open.
 pub(super) const SERVING: &str = "serving";
 /// What Go's net/http answers to plain HTTP on a TLS port.
-const PLAIN_HTTP: &[u8] =
-    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+const PLAIN_HTTP: &[u8] = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
 /// As Go listens: net.core.somaxconn of today's kernels.
 const BACKLOG: u32 = 4096;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -90,15 +89,10 @@ struct Server {
 
 /// Serves until SIGTERM and the end of the last stream, or of its grace.
 pub async fn serve(arguments: Arguments) -> Result<()> {
-    let (config, judge) =
-        tls::server(&arguments.certificate, &arguments.key, &arguments.client_ca)?;
+    let (config, judge) = tls::server(&arguments.certificate, &arguments.key, &arguments.client_ca)?;
     let (close, closing) = watch::channel(false);
     let server = Arc::new(Server {
-        policy: Policy {
-            name: arguments.name,
-            anonymous: !arguments.no_anonymous,
-            token: arguments.token,
-        },
+        policy: Policy { name: arguments.name, anonymous: !arguments.no_anonymous, token: arguments.token },
         state: State::default(),
         acceptor: TlsAcceptor::from(config),
         judge,
@@ -130,12 +124,7 @@ pub async fn serve(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-async fn wait_for_end(
-    state: &State,
-    terminate: &mut Signal,
-    etcd: &mut Signal,
-    ready: &mut Signal,
-) {
+async fn wait_for_end(state: &State, terminate: &mut Signal, etcd: &mut Signal, ready: &mut Signal) {
     let toggle = |flag: &AtomicBool, on: &str, off: &str| {
         let was = flag.fetch_xor(true, Ordering::Relaxed);
         println!("{}", if was { off } else { on });
@@ -182,35 +171,23 @@ async fn accept(server: Arc<Server>, listener: TcpListener) {
 }
 
 impl Server {
-    async fn connection(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        peer: SocketAddr,
-    ) -> io::Result<()> {
+    async fn connection(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let local = canonical(stream.local_addr()?);
         let tls = timeout(HANDSHAKE_LIMIT, async {
             if is_plain_http(&stream).await? {
                 reject(&mut stream).await?;
-                return Err(io::Error::other(
-                    "client sent an HTTP request to an HTTPS server",
-                ));
+                return Err(io::Error::other("client sent an HTTP request to an HTTPS server"));
             }
             self.acceptor.accept(stream).await
         })
         .await??;
         let certified = tls.get_ref().1.peer_certificates().is_some_and(|chain| {
             chain.split_first().is_some_and(|(leaf, intermediates)| {
-                self.judge
-                    .verify_client_cert(leaf, intermediates, UnixTime::now())
-                    .is_ok()
+                self.judge.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
             })
         });
-        let caller = Caller {
-            peer,
-            local,
-            certified,
-        };
+        let caller = Caller { peer, local, certified };
 
         let mut closing = self.closing.clone();
         let ping = self.ping;
@@ -219,10 +196,7 @@ impl Server {
             async move { Ok::<_, Infallible>(server.answer(request, caller).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(ping);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(ping);
         let connection = builder.serve_connection(TokioIo::new(tls), service);
         tokio::pin!(connection);
         tokio::select! {
@@ -235,18 +209,9 @@ impl Server {
     }
 
     async fn answer(&self, request: Request<Incoming>, caller: Caller) -> Response<Body> {
-        let line = format!(
-            "{} {} {}",
-            request.method(),
-            request.uri().path(),
-            version(request.version())
-        );
+        let line = format!("{} {} {}", request.method(), request.uri().path(), version(request.version()));
         let response = routes::answer(request, caller, &self.policy, &self.state).await;
-        println!(
-            "access {} \"{line}\" {}",
-            caller.peer,
-            response.status().as_u16()
-        );
+        println!("access {} \"{line}\" {}", caller.peer, response.status().as_u16());
         response
     }
 }
@@ -259,9 +224,7 @@ async fn is_plain_http(stream: &TcpStream) -> io::Result<bool> {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "EOF"));
     }
     let methods = ["GET /", "HEAD ", "POST ", "PUT /", "OPTIO"];
-    Ok(methods
-        .iter()
-        .any(|method| method.as_bytes().starts_with(&start[..length])))
+    Ok(methods.iter().any(|method| method.as_bytes().starts_with(&start[..length])))
 }
 
 /// The request is read first: closing with unread bytes would reset the connection before the answer is seen.

@@ -19,15 +19,10 @@ use rustls::{
 pub(super) type Judge = Arc<dyn ClientCertVerifier>;
 
 /// The server's side, offering HTTP/2 and HTTP/1.1.
-pub(super) fn server(
-    certificate: &Path,
-    key: &Path,
-    authority: &Path,
-) -> Result<(Arc<ServerConfig>, Judge)> {
+pub(super) fn server(certificate: &Path, key: &Path, authority: &Path) -> Result<(Arc<ServerConfig>, Judge)> {
     let provider = Arc::new(ring::default_provider());
     let roots = Arc::new(roots(authority)?);
-    let judge =
-        WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?;
+    let judge = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(Arc::new(TakeAny(Arc::clone(&judge))))
@@ -52,8 +47,7 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> 
 }
 
 pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path)
-        .with_context(|| format!("read a key from {}", path.display()))
+    PrivateKeyDer::from_pem_file(path).with_context(|| format!("read a key from {}", path.display()))
 }
 
 /// The client proves that it holds the key, nothing more.
@@ -84,8 +78,7 @@ impl ClientCertVerifier for TakeAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls12_signature(message, certificate, signature)
+        self.0.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -94,8 +87,7 @@ impl ClientCertVerifier for TakeAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls13_signature(message, certificate, signature)
+        self.0.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

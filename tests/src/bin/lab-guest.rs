@@ -5,9 +5,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Powering off is this program's last act: started by mistake on a real machine it must do nothing.
     if std::process::id() != 1 {
-        eprintln!(
-            "lab-guest is the init of the virtual machines of `cargo xtask vm-test`; it does nothing elsewhere"
-        );
+        eprintln!("lab-guest is the init of the virtual machines of `cargo xtask vm-test`; it does nothing elsewhere");
         return ExitCode::from(2);
     }
     match lb_tests::guest::boot() {

@@ -48,16 +48,10 @@ pub async fn echo(client: &Client, plan: EchoPlan) -> Result<EchoReport, Failure
         let stream = client.handshake(stream, client.tls(&["http/1.1"])).await?;
         client.send(stream, "POST", StreamBody::new(frames)).await
     };
-    let response = timeout(client.timeout, begin)
-        .await
-        .unwrap_or(Err(Failure::Timeout(Stage::Connect)))?;
+    let response = timeout(client.timeout, begin).await.unwrap_or(Err(Failure::Timeout(Stage::Connect)))?;
 
-    let mut report = EchoReport {
-        backend: backend(response.headers()),
-        echoed: 0,
-        longest: Duration::ZERO,
-        failure: None,
-    };
+    let mut report =
+        EchoReport { backend: backend(response.headers()), echoed: 0, longest: Duration::ZERO, failure: None };
     let mut body = response.into_body();
     let stopped = || plan.stop.as_ref().is_some_and(|stop| *stop.borrow());
     while report.echoed < plan.lines && !stopped() {
@@ -83,11 +77,7 @@ pub async fn echo(client: &Client, plan: EchoPlan) -> Result<EchoReport, Failure
 async fn come_back(body: &mut Incoming, line: &[u8]) -> Result<(), Failure> {
     let mut read = Vec::with_capacity(line.len());
     while read.len() < line.len() {
-        let frame = body
-            .frame()
-            .await
-            .ok_or(Failure::Closed(Stage::Answer))?
-            .map_err(Failure::answer)?;
+        let frame = body.frame().await.ok_or(Failure::Closed(Stage::Answer))?.map_err(Failure::answer)?;
         if let Ok(data) = frame.into_data() {
             read.extend_from_slice(&data);
         }
@@ -95,9 +85,6 @@ async fn come_back(body: &mut Incoming, line: &[u8]) -> Result<(), Failure> {
     if read == line {
         return Ok(());
     }
-    let (sent, read) = (
-        String::from_utf8_lossy(line),
-        String::from_utf8_lossy(&read),
-    );
+    let (sent, read) = (String::from_utf8_lossy(line), String::from_utf8_lossy(&read));
     Err(Failure::Other(format!("sent {sent:?}, {read:?} came back")))
 }

@@ -32,9 +32,7 @@ impl Failure {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset(stage),
             io::ErrorKind::UnexpectedEof => Self::Closed(stage),
             io::ErrorKind::TimedOut => Self::Timeout(stage),
-            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                Self::Unreachable(stage)
-            }
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Self::Unreachable(stage),
             _ => Self::Other(error.to_string()),
         }
     }

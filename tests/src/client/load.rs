@@ -35,32 +35,17 @@ pub struct Load {
 
 impl Default for Load {
     fn default() -> Self {
-        Self {
-            requests: 1,
-            concurrency: 1,
-            rate: None,
-            time: None,
-            sources: Vec::new(),
-            stop: None,
-            live: None,
-        }
+        Self { requests: 1, concurrency: 1, rate: None, time: None, sources: Vec::new(), stop: None, live: None }
     }
 }
 
 impl Load {
     pub fn sequential(requests: usize) -> Self {
-        Self {
-            requests,
-            ..Self::default()
-        }
+        Self { requests, ..Self::default() }
     }
 
     pub fn concurrent(requests: usize) -> Self {
-        Self {
-            requests,
-            concurrency: requests,
-            ..Self::default()
-        }
+        Self { requests, concurrency: requests, ..Self::default() }
     }
 }
 
@@ -107,9 +92,7 @@ pub async fn run(client: &Client, load: Load) -> Report {
             }
         })
         .await;
-    Report {
-        outcomes: outcomes.into_inner(),
-    }
+    Report { outcomes: outcomes.into_inner() }
 }
 
 /// One descriptor a connection: the usual soft limit of 1024 is less than a load may need. Where it cannot be raised,
@@ -132,9 +115,7 @@ async fn pace(start: Instant, number: usize, rate: Option<f64>) -> usize {
 async fn one(client: &Client, load: &Load, number: usize) -> Outcome {
     let source = (!load.sources.is_empty()).then(|| load.sources[number % load.sources.len()]);
     let started = Instant::now();
-    let answer = client
-        .request(source.map(|ip| SocketAddr::new(ip, 0)))
-        .await;
+    let answer = client.request(source.map(|ip| SocketAddr::new(ip, 0))).await;
     Outcome {
         started,
         latency: started.elapsed(),
@@ -171,25 +152,18 @@ impl Report {
 
     /// When the last request started that failed.
     pub fn latest_failure(&self) -> Option<Instant> {
-        (self.outcomes.iter())
-            .filter(|outcome| outcome.result.is_err())
-            .map(|outcome| outcome.started)
-            .max()
+        (self.outcomes.iter()).filter(|outcome| outcome.result.is_err()).map(|outcome| outcome.started).max()
     }
 
     /// Who answered each source; the last one where they differ.
     pub fn by_source(&self) -> BTreeMap<IpAddr, &str> {
-        (self.outcomes.iter())
-            .filter_map(|o| Some((o.source?, o.result.as_deref().ok()?)))
-            .collect()
+        (self.outcomes.iter()).filter_map(|o| Some((o.source?, o.result.as_deref().ok()?))).collect()
     }
 
     /// The latency below which this share (0–1) of the good answers came.
     pub fn latency(&self, share: f64) -> Option<Duration> {
-        let mut good: Vec<Duration> = (self.outcomes.iter())
-            .filter(|outcome| outcome.result.is_ok())
-            .map(|outcome| outcome.latency)
-            .collect();
+        let mut good: Vec<Duration> =
+            (self.outcomes.iter()).filter(|outcome| outcome.result.is_ok()).map(|outcome| outcome.latency).collect();
         good.sort_unstable();
         let rank = (share * good.len() as f64).ceil() as usize;
         good.get(rank.max(1) - 1).copied()
@@ -241,10 +215,7 @@ mod tests {
         assert_eq!(report.good(), 3);
         assert_eq!(report.backends(), BTreeMap::from([("a", 2), ("b", 1)]));
         assert_eq!(report.failures()[&refused], 1);
-        assert_eq!(
-            report.latest_failure(),
-            Some(start + Duration::from_millis(9))
-        );
+        assert_eq!(report.latest_failure(), Some(start + Duration::from_millis(9)));
         assert_eq!(report.latency(0.5), Some(Duration::from_millis(2)));
         assert_eq!(report.latency(1.0), Some(Duration::from_millis(3)));
         assert_eq!(report.by_source().len(), 3);

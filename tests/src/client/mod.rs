@@ -68,38 +68,24 @@ impl Client {
     }
 
     /// The same, with a client certificate.
-    pub fn with_identity(
-        target: SocketAddr,
-        authority: &Path,
-        identity: Option<&KeyFiles>,
-    ) -> Result<Self> {
+    pub fn with_identity(target: SocketAddr, authority: &Path, identity: Option<&KeyFiles>) -> Result<Self> {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(tls::roots(authority)?);
         let mut config = match identity {
-            Some(files) => builder.with_client_auth_cert(
-                tls::certificates(&files.certificate)?,
-                tls::private_key(&files.key)?,
-            )?,
+            Some(files) => {
+                builder.with_client_auth_cert(tls::certificates(&files.certificate)?, tls::private_key(&files.key)?)?
+            }
             None => builder.with_no_client_auth(),
         };
         // A ticket of one backend is nothing to another, and every handshake is to cost the same.
         config.resumption = Resumption::disabled();
-        Ok(Self {
-            target,
-            path: "/whoami".to_owned(),
-            timeout: TIMEOUT,
-            token: None,
-            tls: Arc::new(config),
-        })
+        Ok(Self { target, path: "/whoami".to_owned(), timeout: TIMEOUT, token: None, tls: Arc::new(config) })
     }
 
     /// The same client for another path.
     pub fn at(&self, path: &str) -> Self {
-        Self {
-            path: path.to_owned(),
-            ..self.clone()
-        }
+        Self { path: path.to_owned(), ..self.clone() }
     }
 
     /// The TLS configuration, with other protocols offered.
@@ -112,16 +98,10 @@ impl Client {
     /// One request over a connection of its own, from `source` if given (port 0: any).
     pub async fn request(&self, source: Option<SocketAddr>) -> Result<Answer, Failure> {
         let mut stage = Stage::Connect;
-        timeout(self.timeout, self.exchange(source, &mut stage))
-            .await
-            .unwrap_or(Err(Failure::Timeout(stage)))
+        timeout(self.timeout, self.exchange(source, &mut stage)).await.unwrap_or(Err(Failure::Timeout(stage)))
     }
 
-    async fn exchange(
-        &self,
-        source: Option<SocketAddr>,
-        stage: &mut Stage,
-    ) -> Result<Answer, Failure> {
+    async fn exchange(&self, source: Option<SocketAddr>, stage: &mut Stage) -> Result<Answer, Failure> {
         let stream = self.connect(source).await?;
         *stage = Stage::Handshake;
         let stream = self.handshake(stream, Arc::clone(&self.tls)).await?;
@@ -162,10 +142,7 @@ impl Client {
         config: Arc<ClientConfig>,
     ) -> Result<TlsStream<TcpStream>, Failure> {
         let name = ServerName::from(self.target.ip());
-        TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .map_err(|error| Failure::io(Stage::Handshake, &error))
+        TlsConnector::from(config).connect(name, stream).await.map_err(|error| Failure::io(Stage::Handshake, &error))
     }
 
     /// HTTP/1.1, for one request; the connection lives as long as the answer's body is being read.
@@ -179,9 +156,7 @@ impl Client {
         B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
         B: Send + 'static,
     {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(Failure::answer)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::answer)?;
         tokio::spawn(connection);
         let mut request = Request::builder()
             .method(method)
@@ -191,9 +166,7 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request
-            .body(body)
-            .map_err(|error| Failure::Other(error.to_string()))?;
+        let request = request.body(body).map_err(|error| Failure::Other(error.to_string()))?;
         sender.send_request(request).await.map_err(Failure::answer)
     }
 }
@@ -209,8 +182,5 @@ pub fn addresses(first: IpAddr, count: u32) -> Vec<IpAddr> {
 }
 
 fn backend(headers: &hyper::HeaderMap) -> String {
-    (headers.get(BACKEND_HEADER))
-        .and_then(|name| name.to_str().ok())
-        .unwrap_or_default()
-        .to_owned()
+    (headers.get(BACKEND_HEADER)).and_then(|name| name.to_str().ok()).unwrap_or_default().to_owned()
 }

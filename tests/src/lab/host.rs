@@ -14,10 +14,7 @@ use std::{
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{
-    BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process,
-    sweep::remove_directory,
-};
+use super::{BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process, sweep::remove_directory};
 
 /// How long a command may take that is expected to end.
 const EXEC_LIMIT: Duration = Duration::from_secs(60);
@@ -34,18 +31,12 @@ pub struct HostSpec {
 
 impl HostSpec {
     pub fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            joins: Vec::new(),
-            xdp: false,
-            forwarding: false,
-        }
+        Self { name: name.to_owned(), joins: Vec::new(), xdp: false, forwarding: false }
     }
 
     /// Adds an interface on `segment` with these addresses.
     pub fn on(mut self, segment: &str, addresses: impl IntoIterator<Item = IpNet>) -> Self {
-        self.joins
-            .push((segment.to_owned(), addresses.into_iter().collect()));
+        self.joins.push((segment.to_owned(), addresses.into_iter().collect()));
         self
     }
 
@@ -87,13 +78,7 @@ pub(super) struct Port {
 }
 
 impl Host {
-    pub(super) fn new(
-        name: &str,
-        netns: Netns,
-        switch: Netns,
-        ports: Vec<Port>,
-        directory: PathBuf,
-    ) -> Self {
+    pub(super) fn new(name: &str, netns: Netns, switch: Netns, ports: Vec<Port>, directory: PathBuf) -> Self {
         Self {
             inner: Arc::new(Inner {
                 name: name.to_owned(),
@@ -160,11 +145,7 @@ impl Host {
 
     /// Starts a program that goes on until the handle or the lab is dropped.
     pub fn spawn(&self, command: Command) -> Result<Arc<Process>, Error> {
-        let program = Path::new(command.get_program())
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let count = self.inner.started.fetch_add(1, Ordering::Relaxed);
         let log = self.directory().join(format!("{count}-{program}"));
         let process = Arc::new(Process::start(&self.inner.netns, command, &log)?);
@@ -175,20 +156,13 @@ impl Host {
     }
 
     /// A socket that belongs to this host, wherever it is used.
-    pub fn socket(
-        &self,
-        domain: Domain,
-        kind: Type,
-        protocol: Option<Protocol>,
-    ) -> Result<Socket, Error> {
-        self.enter(|| Socket::new(domain, kind, protocol))?
-            .map_err(io_error("make a socket"))
+    pub fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> Result<Socket, Error> {
+        self.enter(|| Socket::new(domain, kind, protocol))?.map_err(io_error("make a socket"))
     }
 
     /// One ICMP echo, and the time its answer took.
     pub fn ping(&self, to: IpAddr) -> Result<Duration, Error> {
-        self.enter(|| ping::ping(to, PING_LIMIT))?
-            .map_err(io_error(format!("ping {to} from {}", self.name())))
+        self.enter(|| ping::ping(to, PING_LIMIT))?.map_err(io_error(format!("ping {to} from {}", self.name())))
     }
 
     /// One line for `ip`, such as `route add default via 192.168.2.1`.
@@ -206,8 +180,7 @@ impl Host {
     }
 
     pub fn netstat(&self) -> Result<Netstat, Error> {
-        self.enter(Netstat::read)?
-            .map_err(io_error(format!("read the counters of {}", self.name())))
+        self.enter(Netstat::read)?.map_err(io_error(format!("read the counters of {}", self.name())))
     }
 
     /// Takes the host off the network without a word: carriers stay up at both ends, as at a power cut behind a switch.
@@ -243,10 +216,7 @@ impl Host {
     }
 
     fn processes(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Process>>> {
-        self.inner
-            .processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -55,26 +55,18 @@ const LINK_LIMIT: Duration = Duration::from_secs(10);
 pub enum Error {
     #[error("the lab makes network namespaces and must run as root (sudo, or `cargo xtask test`)")]
     NotRoot,
-    #[error(
-        "`{tool}` is not installed: `apt-get install iproute2 ethtool`, or `cargo xtask setup`"
-    )]
+    #[error("`{tool}` is not installed: `apt-get install iproute2 ethtool`, or `cargo xtask setup`")]
     ToolMissing { tool: String },
     #[error("{binary} is not beside this program: `cargo build -p lb-tests --bins`")]
     NotBuilt { binary: &'static str },
     #[error("no BPF filesystem at {BPFFS}: `mount -t bpf bpf {BPFFS}`, or `cargo xtask setup`")]
     NoBpffs,
-    #[error(
-        "`{0}` cannot name a host: 1 to {MAX_NAME} lower-case letters, digits and dashes, once"
-    )]
+    #[error("`{0}` cannot name a host: 1 to {MAX_NAME} lower-case letters, digits and dashes, once")]
     HostName(String),
     #[error("the lab has no host named {0}")]
     UnknownHost(String),
     #[error("`{command}` failed, {status}: {stderr}")]
-    Command {
-        command: String,
-        status: ExitStatus,
-        stderr: String,
-    },
+    Command { command: String, status: ExitStatus, stderr: String },
     #[error("`{command}` has ended:\n{output}")]
     Ended { command: String, output: String },
     #[error(transparent)]
@@ -109,14 +101,7 @@ impl Lab {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{name}{count}", std::process::id());
         let switch = Netns::new(format!("{name}-switch"))?;
-        let lab = Self {
-            name,
-            switch,
-            segments: Vec::new(),
-            hosts: Vec::new(),
-            ports: Vec::new(),
-            passes: Vec::new(),
-        };
+        let lab = Self { name, switch, segments: Vec::new(), hosts: Vec::new(), ports: Vec::new(), passes: Vec::new() };
         // The switch is a wire: it has no addresses and says nothing itself.
         for scope in ["all", "default"] {
             let path = format!("net/ipv6/conf/{scope}/disable_ipv6");
@@ -132,23 +117,13 @@ impl Lab {
             return Err(Error::HostName(spec.name));
         }
         let directory = Path::new(RUN_DIR).join(&self.name).join(&spec.name);
-        fs::create_dir_all(&directory)
-            .map_err(io_error(format!("make {}", directory.display())))?;
+        fs::create_dir_all(&directory).map_err(io_error(format!("make {}", directory.display())))?;
         let netns = Netns::new(format!("{}-{}", self.name, spec.name))?;
         let ports: Vec<Port> = (spec.joins.iter().enumerate())
-            .map(|(index, (segment, _))| Port {
-                device: format!("{}.{index}", spec.name),
-                segment: segment.clone(),
-            })
+            .map(|(index, (segment, _))| Port { device: format!("{}.{index}", spec.name), segment: segment.clone() })
             .collect();
         // Known to the lab before it is complete, so that a failure below leaves nothing behind.
-        let host = Host::new(
-            &spec.name,
-            netns.clone(),
-            self.switch.clone(),
-            ports.clone(),
-            directory,
-        );
+        let host = Host::new(&spec.name, netns.clone(), self.switch.clone(), ports.clone(), directory);
         self.hosts.push(host.clone());
         settle(&netns, spec.forwarding)?;
 
@@ -156,9 +131,7 @@ impl Lab {
             let interface = format!("eth{index}");
             self.segment(&port.segment)?;
             self.cable(&netns, &interface, port)?;
-            let lines: Vec<String> = (addresses.iter())
-                .map(|&address| address_line(&interface, address))
-                .collect();
+            let lines: Vec<String> = (addresses.iter()).map(|&address| address_line(&interface, address)).collect();
             netns.ip(&lines)?;
             if spec.xdp {
                 self.pass_all(&port.device)?;
@@ -169,9 +142,7 @@ impl Lab {
     }
 
     pub fn host(&self, name: &str) -> Result<&Host, Error> {
-        (self.hosts.iter())
-            .find(|host| host.name() == name)
-            .ok_or_else(|| Error::UnknownHost(name.to_owned()))
+        (self.hosts.iter()).find(|host| host.name() == name).ok_or_else(|| Error::UnknownHost(name.to_owned()))
     }
 
     pub fn hosts(&self) -> &[Host] {
@@ -189,8 +160,7 @@ impl Lab {
         for host in &self.hosts {
             let netstat = host.netstat()?;
             errors.extend(
-                (netstat.checksum_errors())
-                    .map(|(counter, value)| format!("{}: {counter} = {value}", host.name())),
+                (netstat.checksum_errors()).map(|(counter, value)| format!("{}: {counter} = {value}", host.name())),
             );
         }
         Ok(errors)
@@ -218,16 +188,12 @@ impl Lab {
 
     fn cable(&mut self, netns: &Netns, interface: &str, port: &Port) -> Result<(), Error> {
         let (device, segment) = (&port.device, &port.segment);
-        self.switch.ip(&[format!(
-            "link add {device} type veth peer name {interface} netns {}",
-            netns.name()
-        )])?;
+        self.switch.ip(&[format!("link add {device} type veth peer name {interface} netns {}", netns.name())])?;
         self.ports.push(device.clone());
         self.switch.offload(device, "tx off gro on")?;
         netns.offload(interface, "tx off gro on")?;
         netns.ip(&[format!("link set {interface} up")])?;
-        self.switch
-            .ip(&[format!("link set {device} master {segment} up")])
+        self.switch.ip(&[format!("link set {device} master {segment} up")])
     }
 
     fn pass_all(&mut self, device: &str) -> Result<(), Error> {
@@ -244,12 +210,9 @@ impl Lab {
             let what = format!("{} to be up", port.device);
             wait::until(&what, LINK_LIMIT, || {
                 let inside = netns.ip_json(&format!("link show dev eth{index}")).ok()?;
-                let outside = (self.switch)
-                    .ip_json(&format!("-details link show dev {}", port.device))
-                    .ok()?;
+                let outside = (self.switch).ip_json(&format!("-details link show dev {}", port.device)).ok()?;
                 let forwards = &outside[0]["linkinfo"]["info_slave_data"]["state"] == "forwarding";
-                (inside[0]["operstate"] == "UP" && outside[0]["operstate"] == "UP" && forwards)
-                    .then_some(())
+                (inside[0]["operstate"] == "UP" && outside[0]["operstate"] == "UP" && forwards).then_some(())
             })?;
         }
         Ok(())
@@ -266,9 +229,7 @@ impl Lab {
         for host in self.hosts.drain(..) {
             outcome = outcome.and(host.remove());
         }
-        outcome
-            .and(self.switch.remove())
-            .and(remove_directory(&self.directory()))
+        outcome.and(self.switch.remove()).and(remove_directory(&self.directory()))
     }
 }
 
@@ -283,11 +244,7 @@ impl Drop for Lab {
 /// The BPF filesystem, or what to do where there is none.
 pub fn bpffs() -> Result<&'static Path, Error> {
     let path = Path::new(BPFFS);
-    if is_bpffs(path)? {
-        Ok(path)
-    } else {
-        Err(Error::NoBpffs)
-    }
+    if is_bpffs(path)? { Ok(path) } else { Err(Error::NoBpffs) }
 }
 
 fn is_bpffs(path: &Path) -> Result<bool, Error> {

@@ -62,27 +62,21 @@ impl Netns {
     /// Runs `ip` commands, each a line without the leading `ip`.
     pub(super) fn ip(&self, lines: &[String]) -> Result<(), Error> {
         for line in lines {
-            run(Command::new("ip")
-                .args(["-n", &self.name])
-                .args(line.split_whitespace()))?;
+            run(Command::new("ip").args(["-n", &self.name]).args(line.split_whitespace()))?;
         }
         Ok(())
     }
 
     /// What `ip -json` prints, parsed.
     pub(super) fn ip_json(&self, line: &str) -> Result<serde_json::Value, Error> {
-        let text = run(Command::new("ip")
-            .args(["-n", &self.name, "-json"])
-            .args(line.split_whitespace()))?;
+        let text = run(Command::new("ip").args(["-n", &self.name, "-json"]).args(line.split_whitespace()))?;
         serde_json::from_str(&text).map_err(|error| io_error(format!("ip {line}"))(error.into()))
     }
 
     /// Device features, by ethtool's names.
     pub(super) fn offload(&self, device: &str, settings: &str) -> Result<(), Error> {
         let mut command = Command::new("ethtool");
-        command
-            .args(["-K", device])
-            .args(settings.split_whitespace());
+        command.args(["-K", device]).args(settings.split_whitespace());
         self.enter(|| run(&mut command))??;
         Ok(())
     }
@@ -114,15 +108,10 @@ pub(super) fn kill_inside(name: &str) {
 /// Runs a command to its end and gives what it printed.
 pub(super) fn run(command: &mut Command) -> Result<String, Error> {
     let shown = shown(command);
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::ToolMissing {
-                tool: command.get_program().to_string_lossy().into_owned(),
-            },
-            _ => io_error(format!("run `{shown}`"))(error),
-        })?;
+    let output = command.stdin(Stdio::null()).output().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::ToolMissing { tool: command.get_program().to_string_lossy().into_owned() },
+        _ => io_error(format!("run `{shown}`"))(error),
+    })?;
     if !output.status.success() {
         return Err(Error::Command {
             command: shown,

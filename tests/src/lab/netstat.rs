@@ -43,13 +43,10 @@ fn titled(text: &str) -> impl Iterator<Item = (String, u64)> {
             Some((title, names, values))
         })
         .flat_map(|(title, names, values)| {
-            names
-                .split_whitespace()
-                .zip(values.split_whitespace())
-                .filter_map(move |(name, value)| {
-                    // Tcp: MaxConn is -1; no counter is.
-                    Some((format!("{title}{name}"), value.parse().ok()?))
-                })
+            names.split_whitespace().zip(values.split_whitespace()).filter_map(move |(name, value)| {
+                // Tcp: MaxConn is -1; no counter is.
+                Some((format!("{title}{name}"), value.parse().ok()?))
+            })
         })
         .collect();
     pairs.into_iter()
@@ -76,9 +73,6 @@ mod tests {
 
         assert_eq!(netstat.value("TcpRtoMin"), 200);
         assert_eq!(netstat.value("TcpMaxConn"), 0);
-        assert_eq!(
-            netstat.checksum_errors().collect::<Vec<_>>(),
-            [("TcpInCsumErrors", 3), ("Udp6InCsumErrors", 7)]
-        );
+        assert_eq!(netstat.checksum_errors().collect::<Vec<_>>(), [("TcpInCsumErrors", 3), ("Udp6InCsumErrors", 7)]);
     }
 }

@@ -11,23 +11,16 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Sends one echo request and waits for its answer; gives the time it took.
 pub(super) fn ping(to: IpAddr, limit: Duration) -> io::Result<Duration> {
-    let echo = IcmpEchoHeader {
-        id: fastrand::u16(..),
-        seq: 1,
-    };
+    let echo = IcmpEchoHeader { id: fastrand::u16(..), seq: 1 };
     let (mut socket, request) = match to {
         IpAddr::V4(_) => (
             Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?,
-            Icmpv4Header::with_checksum(Icmpv4Type::EchoRequest(echo), &[])
-                .to_bytes()
-                .to_vec(),
+            Icmpv4Header::with_checksum(Icmpv4Type::EchoRequest(echo), &[]).to_bytes().to_vec(),
         ),
         // The kernel fills in ICMPv6 checksums of raw sockets (RFC 3542, section 3.1).
         IpAddr::V6(_) => (
             Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?,
-            Icmpv6Header::new(Icmpv6Type::EchoRequest(echo))
-                .to_bytes()
-                .to_vec(),
+            Icmpv6Header::new(Icmpv6Type::EchoRequest(echo)).to_bytes().to_vec(),
         ),
     };
     let start = Instant::now();
@@ -53,7 +46,8 @@ fn is_answer(from: IpAddr, packet: &[u8], echo: IcmpEchoHeader) -> bool {
             .ok()
             .and_then(|ip| Icmpv4Header::from_slice(&packet[ip.slice().len()..]).ok())
             .is_some_and(|(icmp, _)| icmp.icmp_type == Icmpv4Type::EchoReply(echo)),
-        IpAddr::V6(_) => Icmpv6Header::from_slice(packet)
-            .is_ok_and(|(icmp, _)| icmp.icmp_type == Icmpv6Type::EchoReply(echo)),
+        IpAddr::V6(_) => {
+            Icmpv6Header::from_slice(packet).is_ok_and(|(icmp, _)| icmp.icmp_type == Icmpv6Type::EchoReply(echo))
+        }
     }
 }

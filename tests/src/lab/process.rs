@@ -38,21 +38,11 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` in a namespace; `log` is the path of its output without the ending.
-    pub(super) fn start(
-        netns: &Netns,
-        mut command: Command,
-        log: &std::path::Path,
-    ) -> Result<Self, Error> {
+    pub(super) fn start(netns: &Netns, mut command: Command, log: &std::path::Path) -> Result<Self, Error> {
         let shown = shown(&command);
         let (out, err) = (log.with_extension("out"), log.with_extension("err"));
-        let create = |path: &PathBuf| {
-            fs::File::create(path).map_err(io_error(format!("create {}", path.display())))
-        };
-        command
-            .stdin(Stdio::null())
-            .stdout(create(&out)?)
-            .stderr(create(&err)?)
-            .process_group(0);
+        let create = |path: &PathBuf| fs::File::create(path).map_err(io_error(format!("create {}", path.display())));
+        command.stdin(Stdio::null()).stdout(create(&out)?).stderr(create(&err)?).process_group(0);
 
         let file = netns.open()?;
         let parent = getpid();
@@ -68,15 +58,8 @@ impl Process {
         // SAFETY: between fork and exec the closure makes three system calls and allocates nothing.
         unsafe { command.pre_exec(arrange) };
 
-        let child =
-            on_spawner(move || command.spawn()).map_err(io_error(format!("start `{shown}`")))?;
-        Ok(Self {
-            pid: Pid::from_raw(child.id().cast_signed()),
-            command: shown,
-            child: Mutex::new(child),
-            out,
-            err,
-        })
+        let child = on_spawner(move || command.spawn()).map_err(io_error(format!("start `{shown}`")))?;
+        Ok(Self { pid: Pid::from_raw(child.id().cast_signed()), command: shown, child: Mutex::new(child), out, err })
     }
 
     pub fn pid(&self) -> Pid {
@@ -88,8 +71,7 @@ impl Process {
         if self.exited().is_some() {
             return Err(self.ended_early());
         }
-        kill(self.pid, signal)
-            .map_err(|errno| io_error(format!("signal `{}`", self.command))(errno.into()))
+        kill(self.pid, signal).map_err(|errno| io_error(format!("signal `{}`", self.command))(errno.into()))
     }
 
     /// The status, if it has ended.
@@ -137,18 +119,11 @@ impl Process {
         if status.success() {
             return Ok(self.stdout());
         }
-        Err(Error::Command {
-            command: self.command.clone(),
-            status,
-            stderr: self.stderr().trim().to_owned(),
-        })
+        Err(Error::Command { command: self.command.clone(), status, stderr: self.stderr().trim().to_owned() })
     }
 
     fn ended_early(&self) -> Error {
-        Error::Ended {
-            command: self.command.clone(),
-            output: self.tail(),
-        }
+        Error::Ended { command: self.command.clone(), output: self.tail() }
     }
 
     fn tail(&self) -> String {
@@ -184,8 +159,6 @@ fn on_spawner<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T 
         jobs
     });
     let (result, wait) = mpsc::sync_channel(1);
-    spawner
-        .send(Box::new(move || drop(result.send(job()))))
-        .expect("the spawner's thread never ends");
+    spawner.send(Box::new(move || drop(result.send(job())))).expect("the spawner's thread never ends");
     wait.recv().expect("the spawner answers every job")
 }

@@ -63,14 +63,7 @@ pub(super) fn attach(ifindex: u32) -> io::Result<OwnedFd> {
 fn bpf<A>(command: libc::c_int, attr: &A) -> io::Result<OwnedFd> {
     // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` without padding, alive and of the size given during the
     // call; the addresses inside it are of constants. The kernel only reads them.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attr),
-            size_of::<A>(),
-        )
-    };
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<A>()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

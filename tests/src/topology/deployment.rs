@@ -35,19 +35,10 @@ impl Topology {
         let nodes = self.nodes();
         for node in &nodes {
             let spec = HostSpec::new(&node.name).on(SEGMENT, node.networks());
-            lab.add(if node.runs_xvip {
-                spec.with_xdp()
-            } else {
-                spec
-            })?;
+            lab.add(if node.runs_xvip { spec.with_xdp() } else { spec })?;
         }
         let authority = Authority::new(&lab.directory().join("pki"))?;
-        Ok(Deployment {
-            topology: self,
-            lab,
-            authority,
-            nodes,
-        })
+        Ok(Deployment { topology: self, lab, authority, nodes })
     }
 }
 
@@ -57,9 +48,7 @@ impl Deployment {
     }
 
     pub fn node(&self, name: &str) -> Result<&Node> {
-        (self.nodes.iter())
-            .find(|node| node.name == name)
-            .with_context(|| format!("no node named {name}"))
+        (self.nodes.iter()).find(|node| node.name == name).with_context(|| format!("no node named {name}"))
     }
 
     pub fn host(&self, name: &str) -> Result<&Host> {
@@ -67,9 +56,7 @@ impl Deployment {
     }
 
     pub fn client_host(&self) -> &Host {
-        self.lab
-            .host(CLIENT)
-            .expect("every deployment has a client")
+        self.lab.host(CLIENT).expect("every deployment has a client")
     }
 
     /// How a master's apiserver runs: on every address of its host, as kubeadm has it, so that it answers for a VIP that
@@ -99,10 +86,7 @@ impl Deployment {
 
     /// Starts them all, in the order of the nodes.
     pub fn start_apiservers(&self) -> Result<Vec<Apiserver>> {
-        (self.nodes.iter())
-            .filter(|node| node.runs_apiserver)
-            .map(|node| self.start_apiserver(&node.name))
-            .collect()
+        (self.nodes.iter()).filter(|node| node.runs_apiserver).map(|node| self.start_apiserver(&node.name)).collect()
     }
 
     /// A client of `target` that trusts the deployment's authority.

@@ -63,10 +63,7 @@ impl Node {
     }
 
     pub fn networks(&self) -> [IpNet; 2] {
-        [
-            Ipv4Net::new_assert(self.v4, PREFIX_V4).into(),
-            Ipv6Net::new_assert(self.v6, PREFIX_V6).into(),
-        ]
+        [Ipv4Net::new_assert(self.v4, PREFIX_V4).into(), Ipv6Net::new_assert(self.v6, PREFIX_V6).into()]
     }
 }
 
@@ -75,27 +72,20 @@ impl Topology {
 
     /// All hosts, the client last.
     pub fn nodes(self) -> Vec<Node> {
-        let numbered =
-            |role, first: u8, count: u8| (1..=count).map(move |n| (role, Some(n), first + n - 1));
+        let numbered = |role, first: u8, count: u8| (1..=count).map(move |n| (role, Some(n), first + n - 1));
         let masters = |first| numbered(Role::Master, first, 3);
         let mut hosts: Vec<(Role, Option<u8>, u8)> = match self {
             Self::A | Self::B => masters(11).collect(),
-            Self::C => [
-                (Role::LoadBalancer, Some(1), 10),
-                (Role::LoadBalancer, Some(2), 20),
-            ]
-            .into_iter()
-            .chain(masters(11))
-            .chain(numbered(Role::Worker, 21, 3))
-            .collect(),
+            Self::C => [(Role::LoadBalancer, Some(1), 10), (Role::LoadBalancer, Some(2), 20)]
+                .into_iter()
+                .chain(masters(11))
+                .chain(numbered(Role::Worker, 21, 3))
+                .collect(),
             Self::D => masters(191).collect(),
             Self::E => masters(11).chain(numbered(Role::Worker, 21, 2)).collect(),
         };
         hosts.push((Role::Client, None, CLIENT_NUMBER));
-        hosts
-            .into_iter()
-            .map(|(role, index, number)| self.node(role, index, number))
-            .collect()
+        hosts.into_iter().map(|(role, index, number)| self.node(role, index, number)).collect()
     }
 
     /// What clients are told, or the port that the write-up's proxy has: IPv4 first, then IPv6.
@@ -105,22 +95,15 @@ impl Topology {
             Self::B => (self.twins(100), &[8443]),
             Self::C => (self.twins(100), &[16443]),
             Self::D => (self.twins(190), &[9443, 6443]),
-            Self::E => (
-                [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
-                &[6443],
-            ),
+            Self::E => ([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()], &[6443]),
         };
-        (vips.into_iter())
-            .flat_map(|vip| ports.iter().map(move |&port| SocketAddr::new(vip, port)))
-            .collect()
+        (vips.into_iter()).flat_map(|vip| ports.iter().map(move |&port| SocketAddr::new(vip, port))).collect()
     }
 
     /// The first endpoint of a family.
     pub fn endpoint(self, v6: bool) -> SocketAddr {
         let mut endpoints = self.endpoints().into_iter();
-        endpoints
-            .find(|endpoint| endpoint.is_ipv6() == v6)
-            .expect("every deployment has endpoints of both families")
+        endpoints.find(|endpoint| endpoint.is_ipv6() == v6).expect("every deployment has endpoints of both families")
     }
 
     /// Whether the VIP moves between hosts, rather than being every node's own loopback.
@@ -141,14 +124,7 @@ impl Topology {
             Self::C => role == Role::LoadBalancer,
             Self::E => role == Role::Worker,
         };
-        Node {
-            name,
-            role,
-            v4: self.v4(number),
-            v6: self.v6(number),
-            runs_xvip,
-            runs_apiserver: role == Role::Master,
-        }
+        Node { name, role, v4: self.v4(number), v6: self.v6(number), runs_xvip, runs_apiserver: role == Role::Master }
     }
 
     fn twins(self, number: u8) -> [IpAddr; 2] {
@@ -186,9 +162,7 @@ mod tests {
     #[test]
     fn c_is_as_it_was_written_up() {
         let nodes = Topology::C.nodes();
-        let shown: Vec<String> = (nodes.iter())
-            .map(|node| format!("{} {} {}", node.name, node.v4, node.v6))
-            .collect();
+        let shown: Vec<String> = (nodes.iter()).map(|node| format!("{} {} {}", node.name, node.v4, node.v6)).collect();
         assert_eq!(
             shown,
             [
@@ -203,9 +177,8 @@ mod tests {
                 "client 192.168.2.50 fd00:2::50",
             ]
         );
-        let endpoints: Vec<SocketAddr> = ["192.168.2.100:16443", "[fd00:2::100]:16443"]
-            .map(|endpoint| endpoint.parse().unwrap())
-            .to_vec();
+        let endpoints: Vec<SocketAddr> =
+            ["192.168.2.100:16443", "[fd00:2::100]:16443"].map(|endpoint| endpoint.parse().unwrap()).to_vec();
         assert_eq!(Topology::C.endpoints(), endpoints);
     }
 
@@ -215,13 +188,7 @@ mod tests {
             let nodes = topology.nodes();
             let mut used: Vec<IpAddr> = nodes.iter().flat_map(Node::addresses).collect();
             if topology.has_vip() {
-                used.extend(
-                    topology
-                        .endpoints()
-                        .iter()
-                        .map(SocketAddr::ip)
-                        .collect::<BTreeSet<_>>(),
-                );
+                used.extend(topology.endpoints().iter().map(SocketAddr::ip).collect::<BTreeSet<_>>());
             }
             let distinct: BTreeSet<IpAddr> = used.iter().copied().collect();
             assert_eq!(distinct.len(), used.len(), "{topology:?}");

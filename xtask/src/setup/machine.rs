@@ -22,14 +22,8 @@ pub(crate) fn look(needs: &[Need]) -> Result<Machine> {
         let version = capture(command("bpf-linker").arg("--version")).ok()?;
         Version::parse(&version)
     });
-    let absent = PACKAGES
-        .iter()
-        .filter(|package| needs.contains(&package.need) && !is_there(&package.proof));
-    let bpf = if !compile || !rustup || toolchain::is_proven()? {
-        Bpf::Proven
-    } else {
-        Bpf::Unproven(installed()?)
-    };
+    let absent = PACKAGES.iter().filter(|package| needs.contains(&package.need) && !is_there(&package.proof));
+    let bpf = if !compile || !rustup || toolchain::is_proven()? { Bpf::Proven } else { Bpf::Unproven(installed()?) };
     Ok(Machine {
         apt: find("apt-get").is_some(),
         rustup,
@@ -52,27 +46,18 @@ fn is_there(proof: &Proof) -> bool {
 fn installed() -> Result<Vec<Toolchain>> {
     let list = capture(command("rustup").args(["toolchain", "list"]))?;
     // `stable-x86_64-unknown-linux-gnu (active, default)`
-    let names = list
-        .lines()
-        .filter_map(|line| line.split_whitespace().next());
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
     Ok(names.filter_map(inspect).collect())
 }
 
 fn inspect(name: &str) -> Option<Toolchain> {
     let version = capture(&mut toolchain::rustc(name, &["-vV"])).ok()?;
-    let field = |key: &str| {
-        version
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .map(str::trim)
-    };
+    let field = |key: &str| version.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     let sysroot = capture(&mut toolchain::rustc(name, &["--print", "sysroot"])).ok()?;
     Some(Toolchain {
         name: name.to_owned(),
         release: Version::parse(field("release:")?)?,
         llvm: Version::parse(field("LLVM version:")?)?.0,
-        sources: Path::new(sysroot.trim())
-            .join("lib/rustlib/src/rust/library/core")
-            .is_dir(),
+        sources: Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir(),
     })
 }

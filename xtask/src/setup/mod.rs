@@ -47,11 +47,7 @@ const MOUNT_NOTE: &str = "bpffs-mounted-in-boot";
 
 pub(crate) fn run(arguments: &Setup) -> Result<()> {
     let every = Need::value_variants();
-    ensure(if arguments.needs.is_empty() {
-        every
-    } else {
-        &arguments.needs
-    })?;
+    ensure(if arguments.needs.is_empty() { every } else { &arguments.needs })?;
     step("ready");
     Ok(())
 }
@@ -66,15 +62,9 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     for todo in steps {
         match todo {
             Step::Packages(packages) => install(&packages)?,
-            Step::Linker => {
-                cargo_install("bpf-linker", LINKER, "it links BPF programs; some minutes")?
-            }
+            Step::Linker => cargo_install("bpf-linker", LINKER, "it links BPF programs; some minutes")?,
             Step::Toolchain(candidates) => toolchain::settle(&candidates)?,
-            Step::CargoFuzz => cargo_install(
-                "cargo-fuzz",
-                CARGO_FUZZ,
-                "it runs the fuzz targets; a minute",
-            )?,
+            Step::CargoFuzz => cargo_install("cargo-fuzz", CARGO_FUZZ, "it runs the fuzz targets; a minute")?,
             Step::BpfFs => mount_bpffs()?,
         }
     }
@@ -83,9 +73,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
 
 fn install(packages: &[&Package]) -> Result<()> {
     step("packages to install:");
-    packages
-        .iter()
-        .for_each(|package| eprintln!("      {:16} {}", package.name, package.why));
+    packages.iter().for_each(|package| eprintln!("      {:16} {}", package.name, package.why));
     let names: Vec<_> = packages.iter().map(|package| package.name).collect();
     apt_install(&names)
 }
@@ -98,23 +86,13 @@ fn apt_install(names: &[&str]) -> Result<()> {
         step(format!("{error:#}: going on with the lists that are here"));
     }
     step(format!("apt-get install {}", names.join(" ")));
-    let options = [
-        "--quiet",
-        "--yes",
-        "--no-install-recommends",
-        "--no-remove",
-        "install",
-    ];
+    let options = ["--quiet", "--yes", "--no-install-recommends", "--no-remove", "install"];
     exec(apt()?.args(options).args(names))
 }
 
 fn apt() -> Result<Command> {
     let mut command = root_command("env", "to install packages")?;
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "NEEDRESTART_SUSPEND=1",
-        "apt-get",
-    ]);
+    command.args(["DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1", "apt-get"]);
     // Another apt may be at work, as on a machine that has just booted.
     command.args(["-o", "DPkg::Lock::Timeout=300"]);
     Ok(command)

@@ -44,12 +44,7 @@ pub(crate) const PACKAGES: &[Package] = &[
         why: "turns off the checksum offload that hides wrong checksums on veth",
         proof: Proof::Program("ethtool"),
     },
-    Package {
-        name: "g++",
-        need: Need::Fuzz,
-        why: "libFuzzer is C++",
-        proof: Proof::Program("c++"),
-    },
+    Package { name: "g++", need: Need::Fuzz, why: "libFuzzer is C++", proof: Proof::Program("c++") },
     Package {
         name: "qemu-system-x86",
         need: Need::Vm,
@@ -62,18 +57,8 @@ pub(crate) const PACKAGES: &[Package] = &[
         why: "strip makes the guest's program small",
         proof: Proof::Program("strip"),
     },
-    Package {
-        name: "xz-utils",
-        need: Need::Vm,
-        why: "unpacks the modules of kernel 6.1",
-        proof: Proof::Program("xz"),
-    },
-    Package {
-        name: "zstd",
-        need: Need::Vm,
-        why: "unpacks modules of newer kernels",
-        proof: Proof::Program("zstd"),
-    },
+    Package { name: "xz-utils", need: Need::Vm, why: "unpacks the modules of kernel 6.1", proof: Proof::Program("xz") },
+    Package { name: "zstd", need: Need::Vm, why: "unpacks modules of newer kernels", proof: Proof::Program("zstd") },
 ];
 
 /// Debian's own compiler with the sources of `core`, for machines that rustup's server does not answer.

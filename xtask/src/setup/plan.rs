@@ -99,10 +99,7 @@ pub(crate) fn plan(machine: &Machine, needs: &[Need]) -> Result<Vec<Step>, Block
         steps.push(Step::Packages(machine.absent.clone()));
     }
     if needs.contains(&Need::Compile) {
-        if !machine
-            .linker
-            .is_some_and(|version| (LINKER_FROM..LINKER_BELOW).contains(&version))
-        {
+        if !machine.linker.is_some_and(|version| (LINKER_FROM..LINKER_BELOW).contains(&version)) {
             steps.push(Step::Linker);
         }
         if let Bpf::Unproven(toolchains) = &machine.bpf {
@@ -120,23 +117,12 @@ pub(crate) fn plan(machine: &Machine, needs: &[Need]) -> Result<Vec<Step>, Block
 
 /// What is here comes before what must be fetched, and rustup's before the distribution's.
 fn candidates(toolchains: &[Toolchain], apt: bool) -> Vec<Candidate> {
-    let fit = |toolchain: &&Toolchain| {
-        toolchain.sources && toolchain.release >= RUST && toolchain.llvm <= LLVM
-    };
-    let (linked, mut others): (Vec<_>, Vec<_>) = toolchains
-        .iter()
-        .filter(fit)
-        .partition(|one| one.name == "bpf");
+    let fit = |toolchain: &&Toolchain| toolchain.sources && toolchain.release >= RUST && toolchain.llvm <= LLVM;
+    let (linked, mut others): (Vec<_>, Vec<_>) = toolchains.iter().filter(fit).partition(|one| one.name == "bpf");
     others.sort_by_key(|one| std::cmp::Reverse(one.release));
     let linked = linked.iter().map(|_| Candidate::Linked);
-    let others = others
-        .iter()
-        .map(|one| Candidate::Installed(one.name.clone()));
-    linked
-        .chain(others)
-        .chain([Candidate::Nightly])
-        .chain(apt.then_some(Candidate::Distribution))
-        .collect()
+    let others = others.iter().map(|one| Candidate::Installed(one.name.clone()));
+    linked.chain(others).chain([Candidate::Nightly]).chain(apt.then_some(Candidate::Distribution)).collect()
 }
 
 impl Version {
@@ -145,11 +131,7 @@ impl Version {
         text.split_whitespace().find_map(|word| {
             let number = word.split(['-', '+']).next()?;
             let mut parts = number.split('.').map(str::parse);
-            let version = Self(
-                parts.next()?.ok()?,
-                parts.next()?.ok()?,
-                parts.next()?.ok()?,
-            );
+            let version = Self(parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
             parts.next().is_none().then_some(version)
         })
     }
@@ -158,18 +140,12 @@ impl Version {
 impl fmt::Display for Blocked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoRustup => write!(
-                f,
-                "rustup is needed to choose between compilers: install it from https://rustup.rs"
-            ),
+            Self::NoRustup => {
+                write!(f, "rustup is needed to choose between compilers: install it from https://rustup.rs")
+            }
             Self::NoApt(packages) => {
-                write!(
-                    f,
-                    "there is no apt-get here; install what these Debian packages bring, then try again:"
-                )?;
-                packages
-                    .iter()
-                    .try_for_each(|package| write!(f, "\n  {:16} {}", package.name, package.why))
+                write!(f, "there is no apt-get here; install what these Debian packages bring, then try again:")?;
+                packages.iter().try_for_each(|package| write!(f, "\n  {:16} {}", package.name, package.why))
             }
         }
     }
@@ -183,12 +159,7 @@ mod tests {
     const ALL: &[Need] = &[Need::Compile, Need::Lab, Need::Fuzz, Need::Vm];
 
     fn toolchain(name: &str, minor: u32, llvm: u32, sources: bool) -> Toolchain {
-        Toolchain {
-            name: name.to_owned(),
-            release: Version(1, minor, 0),
-            llvm,
-            sources,
-        }
+        Toolchain { name: name.to_owned(), release: Version(1, minor, 0), llvm, sources }
     }
 
     fn ready() -> Machine {
@@ -206,45 +177,21 @@ mod tests {
     #[test]
     fn a_machine_that_is_ready_needs_nothing() {
         assert_eq!(plan(&ready(), ALL), Ok(vec![]));
-        assert_eq!(
-            plan(
-                &Machine {
-                    apt: false,
-                    ..ready()
-                },
-                ALL
-            ),
-            Ok(vec![])
-        );
+        assert_eq!(plan(&Machine { apt: false, ..ready() }, ALL), Ok(vec![]));
     }
 
     #[test]
     fn a_bare_machine_needs_everything_in_the_order_that_works() {
         let absent: Vec<_> = PACKAGES.iter().collect();
-        let machine = Machine {
-            apt: true,
-            rustup: true,
-            absent: absent.clone(),
-            ..Machine::default()
-        };
+        let machine = Machine { apt: true, rustup: true, absent: absent.clone(), ..Machine::default() };
         let toolchain = Step::Toolchain(vec![Candidate::Nightly, Candidate::Distribution]);
-        let steps = vec![
-            Step::Packages(absent),
-            Step::Linker,
-            toolchain,
-            Step::CargoFuzz,
-            Step::BpfFs,
-        ];
+        let steps = vec![Step::Packages(absent), Step::Linker, toolchain, Step::CargoFuzz, Step::BpfFs];
         assert_eq!(plan(&machine, ALL), Ok(steps));
     }
 
     #[test]
     fn a_build_alone_needs_neither_fuzzer_nor_filesystem() {
-        let machine = Machine {
-            cargo_fuzz: false,
-            bpffs: false,
-            ..ready()
-        };
+        let machine = Machine { cargo_fuzz: false, bpffs: false, ..ready() };
         assert_eq!(plan(&machine, &[Need::Compile]), Ok(vec![]));
         assert_eq!(plan(&machine, &[Need::Fuzz]), Ok(vec![Step::CargoFuzz]));
         assert_eq!(plan(&machine, &[Need::Lab]), Ok(vec![Step::BpfFs]));
@@ -275,58 +222,24 @@ mod tests {
             toolchain("bpf", 96, 22, true),
         ];
         let installed = |name: &str| Candidate::Installed(name.to_owned());
-        let here = [
-            Candidate::Linked,
-            installed("nightly"),
-            installed("earlier"),
-            Candidate::Nightly,
-        ];
+        let here = [Candidate::Linked, installed("nightly"), installed("earlier"), Candidate::Nightly];
         assert_eq!(candidates(&toolchains, false), here);
-        assert_eq!(
-            candidates(&toolchains, true).last(),
-            Some(&Candidate::Distribution)
-        );
-        assert_eq!(
-            candidates(&[toolchain("bpf", 96, 22, false)], false),
-            [Candidate::Nightly]
-        );
+        assert_eq!(candidates(&toolchains, true).last(), Some(&Candidate::Distribution));
+        assert_eq!(candidates(&[toolchain("bpf", 96, 22, false)], false), [Candidate::Nightly]);
     }
 
     #[test]
     fn what_cannot_be_installed_is_listed() {
         let absent = vec![&PACKAGES[0]];
-        let blocked = plan(
-            &Machine {
-                apt: false,
-                absent,
-                ..ready()
-            },
-            ALL,
-        )
-        .unwrap_err()
-        .to_string();
-        assert!(
-            blocked.contains("gcc ") && blocked.contains("ring compiles C"),
-            "{blocked}"
-        );
-        let blocked = plan(
-            &Machine {
-                rustup: false,
-                ..ready()
-            },
-            ALL,
-        )
-        .unwrap_err()
-        .to_string();
+        let blocked = plan(&Machine { apt: false, absent, ..ready() }, ALL).unwrap_err().to_string();
+        assert!(blocked.contains("gcc ") && blocked.contains("ring compiles C"), "{blocked}");
+        let blocked = plan(&Machine { rustup: false, ..ready() }, ALL).unwrap_err().to_string();
         assert!(blocked.contains("rustup.rs"), "{blocked}");
     }
 
     #[test]
     fn versions_are_found_in_what_programs_print() {
-        assert_eq!(
-            Version::parse("bpf-linker 0.10.4\n"),
-            Some(Version(0, 10, 4))
-        );
+        assert_eq!(Version::parse("bpf-linker 0.10.4\n"), Some(Version(0, 10, 4)));
         assert_eq!(Version::parse("1.97.0-nightly"), Some(Version(1, 97, 0)));
         assert_eq!(Version::parse("bpf-linker"), None);
         assert_eq!(Version::parse("1.2"), None);

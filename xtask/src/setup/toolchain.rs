@@ -42,10 +42,7 @@ pub(crate) fn settle(candidates: &[Candidate]) -> Result<()> {
         match provide(candidate).and_then(|()| prove()) {
             Ok(()) => return Ok(()),
             Err(error) => {
-                step(format!(
-                    "BPF toolchain: not {}: {error:#}",
-                    describe(candidate)
-                ));
+                step(format!("BPF toolchain: not {}: {error:#}", describe(candidate)));
                 refusals.push_str(&format!("\n  {}: {error:#}", describe(candidate)));
             }
         }
@@ -76,10 +73,7 @@ fn describe(candidate: &Candidate) -> String {
         Candidate::Linked => "the one named bpf".to_owned(),
         Candidate::Installed(name) => name.clone(),
         Candidate::Nightly => format!("{NIGHTLY} from rustup's server"),
-        Candidate::Distribution => format!(
-            "the distribution's packages {}",
-            DISTRIBUTION_TOOLCHAIN.join(", ")
-        ),
+        Candidate::Distribution => format!("the distribution's packages {}", DISTRIBUTION_TOOLCHAIN.join(", ")),
     }
 }
 
@@ -89,18 +83,8 @@ fn provide(candidate: &Candidate) -> Result<()> {
         Candidate::Linked => return Ok(()),
         Candidate::Installed(name) => name,
         Candidate::Nightly => {
-            let options = [
-                "--profile",
-                "minimal",
-                "--component",
-                "rust-src",
-                "--no-self-update",
-            ];
-            exec(
-                command("rustup")
-                    .args(["toolchain", "install", NIGHTLY])
-                    .args(options),
-            )?;
+            let options = ["--profile", "minimal", "--component", "rust-src", "--no-self-update"];
+            exec(command("rustup").args(["toolchain", "install", NIGHTLY]).args(options))?;
             NIGHTLY
         }
         Candidate::Distribution => {
@@ -124,33 +108,16 @@ fn prove() -> Result<()> {
         .and_then(|()| fs::write(trial.join("Cargo.toml"), TRIAL_MANIFEST))
         .and_then(|()| fs::write(&source, TRIAL_PROGRAM))
         .with_context(|| format!("writing {}", source.display()))?;
-    let target = if cfg!(target_endian = "big") {
-        "bpfeb-unknown-none"
-    } else {
-        "bpfel-unknown-none"
-    };
+    let target = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
     // A build left by another candidate proves nothing about this one.
     let output = trial.join("target");
     if output.exists() {
         fs::remove_dir_all(&output).with_context(|| format!("removing {}", output.display()))?;
     }
     let mut cargo = command("rustup");
-    cargo.current_dir(&trial).args([
-        "run",
-        "bpf",
-        "cargo",
-        "build",
-        "--release",
-        "--target",
-        target,
-    ]);
-    cargo
-        .args(["-Z", "build-std=core", "--target-dir"])
-        .arg(&output);
-    cargo.env("RUSTC_BOOTSTRAP", "1").env(
-        "CARGO_ENCODED_RUSTFLAGS",
-        "-Cdebuginfo=2\x1f-Clink-arg=--btf",
-    );
+    cargo.current_dir(&trial).args(["run", "bpf", "cargo", "build", "--release", "--target", target]);
+    cargo.args(["-Z", "build-std=core", "--target-dir"]).arg(&output);
+    cargo.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\x1f-Clink-arg=--btf");
     capture(&mut cargo).context("building a first BPF program")?;
     let stamp = directory.join("bpf-proof");
     fs::write(&stamp, identity()?).with_context(|| format!("writing {}", stamp.display()))

@@ -59,28 +59,15 @@ pub(crate) fn run(arguments: &Test) -> Result<ExitCode> {
     let sum = close(&rows);
     // Alone and last: continuous integration reads it.
     println!("{} passed, {} failed", sum.passed, sum.failed);
-    Ok(if sum.failed == 0 && sum.passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if sum.failed == 0 && sum.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs the layers; without a first one that works the others could only repeat its errors.
 fn layers(arguments: &Test, rows: &mut Vec<Row>) {
     let all = !arguments.quick;
     let vm = all && !arguments.no_vm;
-    let needs = [
-        (true, Need::Compile),
-        (all, Need::Lab),
-        (all, Need::Fuzz),
-        (vm, Need::Vm),
-    ];
-    let needs: Vec<_> = needs
-        .iter()
-        .filter(|(wanted, _)| *wanted)
-        .map(|(_, need)| *need)
-        .collect();
+    let needs = [(true, Need::Compile), (all, Need::Lab), (all, Need::Fuzz), (vm, Need::Vm)];
+    let needs: Vec<_> = needs.iter().filter(|(wanted, _)| *wanted).map(|(_, need)| *need).collect();
     let prepared = measure(rows, "setup", || {
         if all {
             ask_root(WHY)?;
@@ -96,9 +83,7 @@ fn layers(arguments: &Test, rows: &mut Vec<Row>) {
         lab(rows);
         match fuzz::targets() {
             Ok(targets) => targets.iter().for_each(|target| {
-                measure(rows, &format!("fuzz {target}"), || {
-                    Ok(Tally::single(fuzz::smoke(target)?.success()))
-                });
+                measure(rows, &format!("fuzz {target}"), || Ok(Tally::single(fuzz::smoke(target)?.success())));
             }),
             Err(error) => drop(measure(rows, "fuzz", || Err(error))),
         }
@@ -118,23 +103,12 @@ fn measure(rows: &mut Vec<Row>, name: &str, layer: impl FnOnce() -> Result<Tally
         eprintln!("error: {name}: {error:#}");
         Tally::single(false)
     });
-    rows.push(Row {
-        name: name.to_owned(),
-        tally,
-        took: start.elapsed(),
-    });
+    rows.push(Row { name: name.to_owned(), tally, took: start.elapsed() });
     fine
 }
 
 fn host() -> Result<Tally> {
-    let arguments = [
-        "test",
-        "--locked",
-        "--workspace",
-        "--exclude",
-        "lb-tests",
-        "--no-fail-fast",
-    ];
+    let arguments = ["test", "--locked", "--workspace", "--exclude", "lb-tests", "--no-fail-fast"];
     counted(command("cargo").args(arguments))
 }
 
@@ -152,32 +126,16 @@ fn lab(rows: &mut Vec<Row>) {
     });
     if built {
         for binary in &binaries {
-            measure(rows, &format!("lab: {}", binary.name), || {
-                run_as_root(binary)
-            });
+            measure(rows, &format!("lab: {}", binary.name), || run_as_root(binary));
         }
     }
 }
 
 fn build_lab() -> Result<Vec<Binary>> {
     // The programs that the tests start: the daemon, and the lab's own.
-    exec(command("cargo").args([
-        "build",
-        "--locked",
-        "--package",
-        "lb-userspace",
-        "--package",
-        "lb-tests",
-        "--bins",
-    ]))?;
-    let arguments = [
-        "test",
-        "--locked",
-        "--package",
-        "lb-tests",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ];
+    exec(command("cargo").args(["build", "--locked", "--package", "lb-userspace", "--package", "lb-tests", "--bins"]))?;
+    let arguments =
+        ["test", "--locked", "--package", "lb-tests", "--no-run", "--message-format=json-render-diagnostics"];
     let messages = capture(command("cargo").args(arguments).stderr(Stdio::inherit()))?;
     let binaries = test_binaries(&messages)?;
     if binaries.is_empty() {
@@ -190,20 +148,14 @@ fn build_lab() -> Result<Vec<Binary>> {
 fn test_binaries(messages: &str) -> Result<Vec<Binary>> {
     let mut binaries = Vec::new();
     for line in messages.lines() {
-        let message: serde_json::Value = serde_json::from_str(line)
-            .with_context(|| format!("a message of cargo that is no JSON: {line}"))?;
-        let (Some(file), Some(true)) = (
-            message["executable"].as_str(),
-            message["profile"]["test"].as_bool(),
-        ) else {
+        let message: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("a message of cargo that is no JSON: {line}"))?;
+        let (Some(file), Some(true)) = (message["executable"].as_str(), message["profile"]["test"].as_bool()) else {
             continue;
         };
         let target = &message["target"];
         binaries.push(Binary {
-            name: target["name"]
-                .as_str()
-                .context("a test without a name")?
-                .to_owned(),
+            name: target["name"].as_str().context("a test without a name")?.to_owned(),
             file: file.into(),
             shares_host: target["kind"][0] == "test",
         });
@@ -214,9 +166,7 @@ fn test_binaries(messages: &str) -> Result<Vec<Binary>> {
 fn run_as_root(binary: &Binary) -> Result<Tally> {
     let mut command = root_command("timeout", WHY)?;
     // In the foreground, so that Ctrl-C reaches the test.
-    command
-        .args(["--foreground", "--kill-after=10", LAB_SECONDS])
-        .arg(&binary.file);
+    command.args(["--foreground", "--kill-after=10", LAB_SECONDS]).arg(&binary.file);
     if binary.shares_host {
         command.arg("--test-threads=1");
     }
@@ -238,30 +188,13 @@ fn counted(command: &mut Command) -> Result<Tally> {
 
 /// Prints the table and returns the sum.
 fn close(rows: &[Row]) -> Tally {
-    println!(
-        "\n{:32} {:>7} {:>7} {:>8} {:>9}",
-        "layer", "passed", "failed", "ignored", "seconds"
-    );
+    println!("\n{:32} {:>7} {:>7} {:>8} {:>9}", "layer", "passed", "failed", "ignored", "seconds");
     for Row { name, tally, took } in rows {
-        let Tally {
-            passed,
-            failed,
-            ignored,
-        } = tally;
-        println!(
-            "{name:32} {passed:>7} {failed:>7} {ignored:>8} {:>9.1}",
-            took.as_secs_f64()
-        );
+        let Tally { passed, failed, ignored } = tally;
+        println!("{name:32} {passed:>7} {failed:>7} {ignored:>8} {:>9.1}", took.as_secs_f64());
     }
     let took: Duration = rows.iter().map(|row| row.took).sum();
-    println!(
-        "{:32} {:>7} {:>7} {:>8} {:>9.1}\n",
-        "all",
-        "",
-        "",
-        "",
-        took.as_secs_f64()
-    );
+    println!("{:32} {:>7} {:>7} {:>8} {:>9.1}\n", "all", "", "", "", took.as_secs_f64());
     rows.iter().map(|row| row.tally).sum()
 }
 
@@ -276,15 +209,8 @@ mod tests {
 {"reason":"compiler-artifact","target":{"kind":["lib"],"name":"lb_tests"},"profile":{"test":true},"executable":"/t/lb_tests-1"}
 {"reason":"compiler-artifact","target":{"kind":["test"],"name":"traffic"},"profile":{"test":true},"executable":"/t/traffic-2"}
 {"reason":"build-finished","success":true}"#;
-        let binary = |name: &str, file: &str, shares_host| Binary {
-            name: name.into(),
-            file: file.into(),
-            shares_host,
-        };
-        let expected = [
-            binary("lb_tests", "/t/lb_tests-1", false),
-            binary("traffic", "/t/traffic-2", true),
-        ];
+        let binary = |name: &str, file: &str, shares_host| Binary { name: name.into(), file: file.into(), shares_host };
+        let expected = [binary("lb_tests", "/t/lb_tests-1", false), binary("traffic", "/t/traffic-2", true)];
         assert_eq!(test_binaries(messages).unwrap(), expected);
         assert!(test_binaries("warning: not JSON").is_err());
     }

@@ -13,11 +13,7 @@ pub(crate) struct Tally {
 impl Tally {
     /// One check that has no tests inside.
     pub(crate) fn single(passed: bool) -> Self {
-        Self {
-            passed: passed.into(),
-            failed: (!passed).into(),
-            ignored: 0,
-        }
+        Self { passed: passed.into(), failed: (!passed).into(), ignored: 0 }
     }
 
     /// What a line of libtest's (`test result: ok. 5 passed; 0 failed; 1 ignored; …`) or of one of our own runners
@@ -33,11 +29,7 @@ impl Tally {
             let number = parts.find_map(|part| part.strip_suffix(what)?.strip_suffix(' '))?;
             number.replace(',', "").parse().ok()
         };
-        Some(Self {
-            passed: count("passed")?,
-            failed: count("failed")?,
-            ignored: count("ignored").unwrap_or(0),
-        })
+        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored").unwrap_or(0) })
     }
 
     /// A runner that fails without naming a failed test (a crash, a compile error), or that reports nothing, has
@@ -45,11 +37,7 @@ impl Tally {
     pub(crate) fn judge(reported: Option<Self>, status: ExitStatus) -> Self {
         let fine = status.success() && reported.is_some();
         let tally = reported.unwrap_or_default();
-        if fine || tally.failed > 0 {
-            tally
-        } else {
-            Self { failed: 1, ..tally }
-        }
+        if fine || tally.failed > 0 { tally } else { Self { failed: 1, ..tally } }
     }
 }
 
@@ -77,11 +65,7 @@ mod tests {
     use super::*;
 
     fn tally(passed: u32, failed: u32, ignored: u32) -> Tally {
-        Tally {
-            passed,
-            failed,
-            ignored,
-        }
+        Tally { passed, failed, ignored }
     }
 
     #[test]
@@ -91,22 +75,14 @@ mod tests {
         assert_eq!(Tally::read(ok), Some(tally(12, 0, 1)));
         assert_eq!(Tally::read(bad), Some(tally(2, 1, 0)));
         assert_eq!(Tally::read("40 passed, 2 failed\r"), Some(tally(40, 2, 0)));
-        assert_eq!(
-            Tally::read("6.1.0-cloud-amd64  packet table: 1,234 passed, 0 failed"),
-            Some(tally(1234, 0, 0))
-        );
+        assert_eq!(Tally::read("6.1.0-cloud-amd64  packet table: 1,234 passed, 0 failed"), Some(tally(1234, 0, 0)));
     }
 
     #[test]
     fn other_lines_say_nothing() {
-        for line in [
-            "",
-            "running 3 tests",
-            "3 passed",
-            "all 3 passed, 0 failed so far",
-            "passed, failed",
-            "test result: ok",
-        ] {
+        for line in
+            ["", "running 3 tests", "3 passed", "all 3 passed, 0 failed so far", "passed, failed", "test result: ok"]
+        {
             assert_eq!(Tally::read(line), None, "{line}");
         }
     }
@@ -122,11 +98,7 @@ mod tests {
             (None, success, tally(0, 1, 0)),
             (None, failure, tally(0, 1, 0)),
         ] {
-            assert_eq!(
-                Tally::judge(reported, status),
-                judged,
-                "{reported:?}, {status}"
-            );
+            assert_eq!(Tally::judge(reported, status), judged, "{reported:?}, {status}");
         }
     }
 }

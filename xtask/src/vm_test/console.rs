@@ -50,8 +50,7 @@ impl Report {
             _ => None,
         };
         if understood.is_none() {
-            self.failures
-                .push(format!("a line that the host does not understand: {line}"));
+            self.failures.push(format!("a line that the host does not understand: {line}"));
         }
     }
 
@@ -60,30 +59,22 @@ impl Report {
         let mut faults = self.failures.clone();
         match self.result {
             None => faults.push("no result".to_owned()),
-            Some(Cases {
-                passed: 0,
-                failed: 0,
-            }) => faults.push("the packet table is empty".to_owned()),
+            Some(Cases { passed: 0, failed: 0 }) => faults.push("the packet table is empty".to_owned()),
             Some(Cases { failed, .. }) if failed > 0 && self.failures.is_empty() => {
                 faults.push(format!("{failed} cases failed, and their names were lost"));
             }
             Some(_) if self.programs.is_empty() => faults.push("no program was loaded".to_owned()),
             Some(_) if self.kernel.as_deref() != Some(release) => {
-                faults.push(format!(
-                    "{} ran instead",
-                    self.kernel.as_deref().unwrap_or("an unknown kernel")
-                ));
+                faults.push(format!("{} ran instead", self.kernel.as_deref().unwrap_or("an unknown kernel")));
             }
             Some(_) => {}
         }
         for Program { name, verified } in &self.programs {
             match verified {
-                0 => faults.push(format!(
-                    "the kernel did not say how many instructions of {name} it verified"
-                )),
-                _ if *verified > limit => faults.push(format!(
-                    "{name}: {verified} instructions verified, limit {limit}"
-                )),
+                0 => faults.push(format!("the kernel did not say how many instructions of {name} it verified")),
+                _ if *verified > limit => {
+                    faults.push(format!("{name}: {verified} instructions verified, limit {limit}"))
+                }
                 _ => {}
             }
         }
@@ -92,31 +83,16 @@ impl Report {
 
     /// A row for each program and one for the packet table; nothing for a machine that did not get so far.
     pub(super) fn table(&self, release: &str, limit: u32) -> String {
-        let mut table = format!(
-            "\n{:<28} {:<18} {:>9} {:>9}\n",
-            "kernel", "program", "verified", "limit"
-        );
+        let mut table = format!("\n{:<28} {:<18} {:>9} {:>9}\n", "kernel", "program", "verified", "limit");
         for Program { name, verified } in &self.programs {
-            let mark = if *verified > limit || *verified == 0 {
-                "  FAIL"
-            } else {
-                ""
-            };
+            let mark = if *verified > limit || *verified == 0 { "  FAIL" } else { "" };
             let (verified, limit) = (thousands(*verified), thousands(limit));
-            writeln!(
-                table,
-                "{release:<28} {name:<18} {verified:>9} {limit:>9}{mark}"
-            )
-            .expect("a string takes any text");
+            writeln!(table, "{release:<28} {name:<18} {verified:>9} {limit:>9}{mark}")
+                .expect("a string takes any text");
         }
         if let Some(Cases { passed, failed }) = self.result {
-            writeln!(
-                table,
-                "{release:<28} packet table: {} passed, {} failed",
-                thousands(passed),
-                thousands(failed)
-            )
-            .expect("a string takes any text");
+            writeln!(table, "{release:<28} packet table: {} passed, {} failed", thousands(passed), thousands(failed))
+                .expect("a string takes any text");
         }
         table
     }
@@ -125,19 +101,13 @@ impl Report {
 /// `NAME verified N`
 fn program(words: &str) -> Option<Program> {
     let (name, verified) = words.split_once(" verified ")?;
-    Some(Program {
-        name: name.to_owned(),
-        verified: verified.parse().ok()?,
-    })
+    Some(Program { name: name.to_owned(), verified: verified.parse().ok()? })
 }
 
 /// `N passed, N failed`
 fn cases(words: &str) -> Option<Cases> {
     let (passed, failed) = words.split_once(" passed, ")?;
-    Some(Cases {
-        passed: passed.parse().ok()?,
-        failed: failed.strip_suffix(" failed")?.parse().ok()?,
-    })
+    Some(Cases { passed: passed.parse().ok()?, failed: failed.strip_suffix(" failed")?.parse().ok()? })
 }
 
 fn thousands(number: u32) -> String {
@@ -187,34 +157,13 @@ mod tests {
     #[test]
     fn each_fault_is_named() {
         let with = |from: &str, to: &str| faults(&GOOD.replace(from, to));
-        assert_eq!(
-            with("xvip-guest: result 120 passed, 0 failed", "Kernel panic"),
-            ["no result"]
-        );
-        assert_eq!(
-            with("50000", "50001"),
-            ["tc_egress: 50001 instructions verified, limit 50000"]
-        );
-        assert_eq!(
-            with("50000", "0"),
-            ["the kernel did not say how many instructions of tc_egress it verified"]
-        );
-        assert_eq!(
-            with("120 passed", "0 passed"),
-            ["the packet table is empty"]
-        );
-        assert_eq!(
-            with("0 failed", "1 failed"),
-            ["1 cases failed, and their names were lost"]
-        );
-        assert_eq!(
-            with("xvip-guest: program", "program"),
-            ["no program was loaded"]
-        );
-        assert_eq!(
-            with("kernel 6.1.0-56", "kernel 6.1.0-55"),
-            ["6.1.0-55-cloud-amd64 ran instead"]
-        );
+        assert_eq!(with("xvip-guest: result 120 passed, 0 failed", "Kernel panic"), ["no result"]);
+        assert_eq!(with("50000", "50001"), ["tc_egress: 50001 instructions verified, limit 50000"]);
+        assert_eq!(with("50000", "0"), ["the kernel did not say how many instructions of tc_egress it verified"]);
+        assert_eq!(with("120 passed", "0 passed"), ["the packet table is empty"]);
+        assert_eq!(with("0 failed", "1 failed"), ["1 cases failed, and their names were lost"]);
+        assert_eq!(with("xvip-guest: program", "program"), ["no program was loaded"]);
+        assert_eq!(with("kernel 6.1.0-56", "kernel 6.1.0-55"), ["6.1.0-55-cloud-amd64 ran instead"]);
         assert_eq!(
             with("verified 1234", "verified many"),
             ["a line that the host does not understand: program xdp_ingress verified many"]
@@ -223,10 +172,8 @@ mod tests {
 
     #[test]
     fn a_failure_keeps_its_lines() {
-        let failed = "xvip-guest: failed syn_v4: bytes differ\nxvip-guest: detail at 26\nxvip-guest: failed syn_v6: passed\n";
-        assert_eq!(
-            report(failed).failures,
-            ["syn_v4: bytes differ\n         at 26", "syn_v6: passed"]
-        );
+        let failed =
+            "xvip-guest: failed syn_v4: bytes differ\nxvip-guest: detail at 26\nxvip-guest: failed syn_v6: passed\n";
+        assert_eq!(report(failed).failures, ["syn_v4: bytes differ\n         at 26", "syn_v6: passed"]);
     }
 }

@@ -39,16 +39,12 @@ pub(super) fn build(kernel: &Kernel, init: &Path, to: &Path) -> anyhow::Result<(
 
 /// The loader and the libraries of a program, at the paths where its loader will look for them.
 fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    Ok(loaded(&String::from_utf8_lossy(&output(
-        Command::new("ldd").arg(program),
-    )?)))
+    Ok(loaded(&String::from_utf8_lossy(&output(Command::new("ldd").arg(program))?)))
 }
 
 /// Paths in what ldd prints: `libc.so.6 => /lib/libc.so.6 (0x7f..)`, `/lib64/ld.so (0x7f..)`; the vDSO has none.
 fn loaded(ldd: &str) -> Vec<PathBuf> {
-    let words = ldd
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let words = ldd.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     words.map(PathBuf::from).collect()
 }
 
@@ -111,25 +107,10 @@ impl Archive {
         let size = u32::try_from(content.len()).expect("a file of an initramfs is below 4 GiB");
         let name = u32::try_from(path.len() + 1).expect("a path is short");
         // Inode, mode, uid, gid, links, mtime, size, device of the file system, device of the node, length of the name, checksum.
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            size,
-            0,
-            0,
-            major,
-            minor,
-            name,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, major, minor, name, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());
         self.bytes.push(0);
@@ -178,22 +159,14 @@ mod tests {
         assert_eq!(archive.directories, ["lib", "lib/x", "dev"]);
         assert_eq!(archive.entries, 6);
         let bytes = archive.finish();
-        assert!(
-            bytes
-                .windows(16)
-                .any(|window| window == b"0000000500000001"),
-            "no device 5:1"
-        );
+        assert!(bytes.windows(16).any(|window| window == b"0000000500000001"), "no device 5:1");
     }
 
     #[test]
     fn paths_are_taken_from_ldd() {
         let ldd = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007fb7)\n\
                    \t/lib64/ld-linux-x86-64.so.2 (0x00007fb8)\n";
-        let expected = [
-            "/lib/x86_64-linux-gnu/libc.so.6",
-            "/lib64/ld-linux-x86-64.so.2",
-        ];
+        let expected = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"];
         assert_eq!(loaded(ldd), expected.map(PathBuf::from));
         assert!(loaded("\tstatically linked\n").is_empty());
     }

@@ -63,18 +63,14 @@ pub(super) fn fetch(series: Series, cache: &Path) -> anyhow::Result<Kernel> {
 fn newest(series: Series) -> Option<(String, String)> {
     series.metapackages().iter().find_map(|metapackage| {
         // Another distribution has no apt-cache, or one that knows no such package: both are "unknown".
-        let record =
-            output(Command::new("apt-cache").args(["show", "--no-all-versions", metapackage]))
-                .ok()?;
+        let record = output(Command::new("apt-cache").args(["show", "--no-all-versions", metapackage])).ok()?;
         dependency(&String::from_utf8_lossy(&record), series)
     })
 }
 
 /// The kernel of this series in the `Depends` field of a package record: `linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)`.
 fn dependency(record: &str, series: Series) -> Option<(String, String)> {
-    let depends = record
-        .lines()
-        .find_map(|line| line.strip_prefix("Depends:"))?;
+    let depends = record.lines().find_map(|line| line.strip_prefix("Depends:"))?;
     let prefix = format!("linux-image-{series}.");
     depends.split(',').find_map(|alternative| {
         let (package, version) = alternative.trim().split_once(" (= ")?;
@@ -88,12 +84,8 @@ fn download(package: &str, version: &str, packages: &Path) -> anyhow::Result<Pat
     if !file.exists() {
         println!("vm-test: downloading {package} {version}");
         // apt-get checks the signature chain and renames the file into place when it is complete.
-        output(
-            Command::new("apt-get")
-                .args(["download", &format!("{package}={version}")])
-                .current_dir(packages),
-        )
-        .context("fetching a kernel; if apt's lists are old, `sudo apt-get update` renews them")?;
+        output(Command::new("apt-get").args(["download", &format!("{package}={version}")]).current_dir(packages))
+            .context("fetching a kernel; if apt's lists are old, `sudo apt-get update` renews them")?;
     }
     Ok(file)
 }
@@ -105,12 +97,8 @@ fn file_name(package: &str, version: &str) -> String {
 
 fn by_hand(series: Series, packages: &Path) -> anyhow::Result<PathBuf> {
     let prefix = format!("linux-image-{series}.");
-    let found =
-        fs::read_dir(packages)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    match found
-        .filter(|name| name.starts_with(&prefix) && name.ends_with("_amd64.deb"))
-        .max()
-    {
+    let found = fs::read_dir(packages)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    match found.filter(|name| name.starts_with(&prefix) && name.ends_with("_amd64.deb")).max() {
         Some(name) => Ok(packages.join(name)),
         None => bail!(
             "apt knows no Debian cloud kernel {series} here. On Debian 12 with the security suite among its sources, \
@@ -136,29 +124,13 @@ fn unpack(file: &Path, cache: &Path) -> anyhow::Result<Kernel> {
     let release = release(&root).with_context(|| format!("no kernel in {}", file.display()))?;
     // Debian's packages may say lib or usr/lib; both are looked at.
     let modules = ["usr/lib", "lib"].map(|lib| root.join(lib).join("modules").join(&release));
-    let modules = modules
-        .into_iter()
-        .find(|path| path.exists())
-        .context("a kernel package without modules")?;
-    Ok(Kernel {
-        image: root.join(format!("boot/vmlinuz-{release}")),
-        modules,
-        release,
-    })
+    let modules = modules.into_iter().find(|path| path.exists()).context("a kernel package without modules")?;
+    Ok(Kernel { image: root.join(format!("boot/vmlinuz-{release}")), modules, release })
 }
 
 fn release(root: &Path) -> Option<String> {
     let mut files = fs::read_dir(root.join("boot")).ok()?;
-    files.find_map(|entry| {
-        Some(
-            entry
-                .ok()?
-                .file_name()
-                .to_str()?
-                .strip_prefix("vmlinuz-")?
-                .to_owned(),
-        )
-    })
+    files.find_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned()))
 }
 
 #[cfg(test)]
@@ -169,10 +141,7 @@ mod tests {
     fn the_real_package_is_found_through_a_dependency() {
         let record = "Package: linux-image-cloud-amd64\nVersion: 6.1.192-2\n\
                       Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\nSection: kernel\n";
-        let found = Some((
-            "linux-image-6.1.0-56-cloud-amd64".to_owned(),
-            "6.1.192-2".to_owned(),
-        ));
+        let found = Some(("linux-image-6.1.0-56-cloud-amd64".to_owned(), "6.1.192-2".to_owned()));
         assert_eq!(dependency(record, Series::V6_1), found);
         // On the next Debian the same name leads to another series: 6.1 must not match 6.12.
         let record = "Depends: linux-image-6.12.9-cloud-amd64 (= 6.12.9-1), other\n";
@@ -183,9 +152,6 @@ mod tests {
 
     #[test]
     fn file_names_are_those_of_apt() {
-        assert_eq!(
-            file_name("linux", "1:6.1-2~deb12u1"),
-            "linux_1%3a6.1-2~deb12u1_amd64.deb"
-        );
+        assert_eq!(file_name("linux", "1:6.1-2~deb12u1"), "linux_1%3a6.1-2~deb12u1_amd64.deb");
     }
 }

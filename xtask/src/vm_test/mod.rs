@@ -69,9 +69,7 @@ impl Choice {
 pub(crate) fn run(args: &VmTest) -> anyhow::Result<()> {
     let Provider::Qemu = args.provider;
     if std::env::consts::ARCH != "x86_64" {
-        bail!(
-            "vm-test boots Debian's amd64 kernels with a guest built for this machine, which is not x86-64"
-        );
+        bail!("vm-test boots Debian's amd64 kernels with a guest built for this machine, which is not x86-64");
     }
     // Said before the minutes that a first build may take.
     for program in [qemu::PROGRAM, "setpriv", "dpkg-deb", "xz"] {
@@ -83,14 +81,8 @@ pub(crate) fn run(args: &VmTest) -> anyhow::Result<()> {
     let mut accelerator = Accelerator::detect();
     let mut failed = Vec::new();
     for &series in args.kernel.series() {
-        let faults = test(
-            series,
-            &target.join("vm"),
-            &guest,
-            &mut accelerator,
-            timeout,
-        )
-        .unwrap_or_else(|error| vec![format!("{error:#}")]);
+        let faults = test(series, &target.join("vm"), &guest, &mut accelerator, timeout)
+            .unwrap_or_else(|error| vec![format!("{error:#}")]);
         for fault in &faults {
             println!("  FAIL {fault}");
         }
@@ -118,11 +110,7 @@ fn test(
     println!("vm-test: booting {}", kernel.release);
     let run = qemu::boot(&kernel.image, &archive, accelerator, timeout)?;
     if run.report.result.is_none() {
-        let why = if run.timed_out {
-            "no result in time"
-        } else {
-            "the machine stopped without a result"
-        };
+        let why = if run.timed_out { "no result in time" } else { "the machine stopped without a result" };
         println!("{}  {why}; the end of its console:", run.complaints);
         for line in &run.tail {
             println!("  | {line}");
@@ -131,10 +119,7 @@ fn test(
     print!("{}", run.report.table(&kernel.release, VERIFIED_LIMIT));
     let faults = run.report.faults(&kernel.release, VERIFIED_LIMIT);
     let verdict = if faults.is_empty() { "pass" } else { "fail" };
-    println!(
-        "  {verdict}, {:.1} s from power-on, {accelerator}",
-        run.took.as_secs_f64()
-    );
+    println!("  {verdict}, {:.1} s from power-on, {accelerator}", run.took.as_secs_f64());
     Ok(faults)
 }
 
@@ -150,34 +135,18 @@ fn build_guest(target: &Path) -> anyhow::Result<PathBuf> {
             build.env_remove(&name);
         }
     }
-    build
-        .args([
-            "build",
-            "--package",
-            "lb-tests",
-            "--bin",
-            "lab-guest",
-            "--target-dir",
-        ])
-        .arg(target);
+    build.args(["build", "--package", "lb-tests", "--bin", "lab-guest", "--target-dir"]).arg(target);
     // Where cargo's progress belongs, whoever reads the table.
     output(build.current_dir(workspace()).stderr(Stdio::inherit()))?;
     let cache = target.join("vm");
     std::fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
     let stripped = cache.join("lab-guest");
-    output(
-        Command::new("strip")
-            .arg("-o")
-            .arg(&stripped)
-            .arg(target.join("debug/lab-guest")),
-    )?;
+    output(Command::new("strip").arg("-o").arg(&stripped).arg(target.join("debug/lab-guest")))?;
     Ok(stripped)
 }
 
 fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
 fn target_directory() -> PathBuf {
@@ -187,26 +156,16 @@ fn target_directory() -> PathBuf {
 /// Runs a command to its end and returns what it wrote; the error shows the command and what it complained about.
 fn output(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     let shown = format!("{command:?}");
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => missing(command.get_program()),
-            _ => anyhow::Error::new(error).context(format!("starting {shown}")),
-        })?;
+    let output = command.stdin(Stdio::null()).output().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => missing(command.get_program()),
+        _ => anyhow::Error::new(error).context(format!("starting {shown}")),
+    })?;
     if !output.status.success() {
-        bail!(
-            "{shown} ended with {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        );
+        bail!("{shown} ended with {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
     }
     Ok(output.stdout)
 }
 
 fn missing(program: &OsStr) -> anyhow::Error {
-    anyhow::anyhow!(
-        "{} is not installed; `cargo xtask setup` installs what vm-test needs",
-        program.display()
-    )
+    anyhow::anyhow!("{} is not installed; `cargo xtask setup` installs what vm-test needs", program.display())
 }

@@ -24,20 +24,12 @@ pub(super) struct Module {
 /// # Errors
 /// When the kernel has no such module, or a file cannot be read.
 pub(super) fn resolve(directory: &Path, wanted: &[&str]) -> anyhow::Result<Vec<Module>> {
-    let builtin =
-        fs::read_to_string(directory.join("modules.builtin")).context("reading modules.builtin")?;
-    let builtin: HashSet<String> = builtin
-        .lines()
-        .filter_map(|path| module_name(Path::new(path)))
-        .collect();
+    let builtin = fs::read_to_string(directory.join("modules.builtin")).context("reading modules.builtin")?;
+    let builtin: HashSet<String> = builtin.lines().filter_map(|path| module_name(Path::new(path))).collect();
     let mut files = HashMap::new();
-    index(&directory.join("kernel"), &mut files)
-        .with_context(|| format!("listing {}", directory.display()))?;
+    index(&directory.join("kernel"), &mut files).with_context(|| format!("listing {}", directory.display()))?;
     let load = |name: &str| match files.get(name) {
-        Some(path) => Ok(Some(Module {
-            name: name.to_owned(),
-            bytes: read(path)?,
-        })),
+        Some(path) => Ok(Some(Module { name: name.to_owned(), bytes: read(path)? })),
         None if builtin.contains(name) => Ok(None),
         None => bail!("{} has no module {name}", directory.display()),
     };
@@ -73,16 +65,9 @@ fn depends(module: &[u8]) -> Vec<String> {
     let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
         return Vec::new();
     };
-    let value = module[at + KEY.len()..]
-        .split(|&byte| byte == 0)
-        .next()
-        .unwrap_or_default();
+    let value = module[at + KEY.len()..].split(|&byte| byte == 0).next().unwrap_or_default();
     let names = String::from_utf8_lossy(value);
-    names
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(canonical)
-        .collect()
+    names.split(',').filter(|name| !name.is_empty()).map(canonical).collect()
 }
 
 fn index(directory: &Path, files: &mut HashMap<String, PathBuf>) -> std::io::Result<()> {
@@ -99,12 +84,7 @@ fn index(directory: &Path, files: &mut HashMap<String, PathBuf>) -> std::io::Res
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => output(
-            Command::new("xz")
-                .arg("--decompress")
-                .arg("--stdout")
-                .arg(path),
-        ),
+        Some("xz") => output(Command::new("xz").arg("--decompress").arg("--stdout").arg(path)),
         _ => fs::read(path).with_context(|| format!("reading {}", path.display())),
     }
 }
@@ -125,12 +105,8 @@ mod tests {
     use super::*;
 
     fn module(name: &str, depends: &str) -> Module {
-        let bytes =
-            format!("\u{7f}ELF\0license=GPL\0depends={depends}\0name={name}\0").into_bytes();
-        Module {
-            name: name.to_owned(),
-            bytes,
-        }
+        let bytes = format!("\u{7f}ELF\0license=GPL\0depends={depends}\0name={name}\0").into_bytes();
+        Module { name: name.to_owned(), bytes }
     }
 
     #[test]
@@ -156,10 +132,7 @@ mod tests {
     fn names_are_those_of_the_kernel() {
         let name = |path: &str| module_name(Path::new(path));
         assert_eq!(name("kernel/net/cls-bpf.ko"), Some("cls_bpf".to_owned()));
-        assert_eq!(
-            name("kernel/drivers/net/veth.ko.xz"),
-            Some("veth".to_owned())
-        );
+        assert_eq!(name("kernel/drivers/net/veth.ko.xz"), Some("veth".to_owned()));
         assert_eq!(name("modules.order"), None);
         assert_eq!(name("kernel/x.ko.sig"), None);
     }

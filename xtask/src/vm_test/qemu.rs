@@ -90,60 +90,27 @@ pub(super) fn boot(
     timeout: Duration,
 ) -> anyhow::Result<Run> {
     if *accelerator == Accelerator::Kvm {
-        let run = follow(
-            start(kernel, initramfs, *accelerator)?,
-            SILENCE.min(timeout),
-            timeout,
-        );
+        let run = follow(start(kernel, initramfs, *accelerator)?, SILENCE.min(timeout), timeout);
         if !run.tail.is_empty() {
             return Ok(run);
         }
         println!("vm-test: /dev/kvm is there but runs no kernel; using software emulation");
         *accelerator = Accelerator::Tcg;
     }
-    Ok(follow(
-        start(kernel, initramfs, *accelerator)?,
-        timeout,
-        timeout,
-    ))
+    Ok(follow(start(kernel, initramfs, *accelerator)?, timeout, timeout))
 }
 
 fn start(kernel: &Path, initramfs: &Path, accelerator: Accelerator) -> anyhow::Result<Child> {
     let mut command = Command::new("setpriv");
     // The machine must not outlive this process, however that ends.
     command.args(["--pdeathsig", "KILL", "--", PROGRAM]);
-    command.args([
-        "-machine",
-        accelerator.name(),
-        "-cpu",
-        accelerator.cpu(),
-        "-smp",
-        "1",
-        "-m",
-        "1G",
-    ]);
+    command.args(["-machine", accelerator.name(), "-cpu", accelerator.cpu(), "-smp", "1", "-m", "1G"]);
     // Not -nographic: it would put the firmware's greeting on the console, which is the sign of life that KVM is judged by.
-    command.args([
-        "-nodefaults",
-        "-display",
-        "none",
-        "-monitor",
-        "none",
-        "-serial",
-        "stdio",
-        "-no-reboot",
-    ]);
+    command.args(["-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"]);
     // With panic=-1 a panic reboots at once, which -no-reboot turns into the end of the machine.
     command.args(["-append", "console=ttyS0 panic=-1 rdinit=/init"]);
-    command
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initramfs);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("starting QEMU through setpriv")
 }
 
@@ -199,14 +166,8 @@ fn read_lines(console: impl Read + Send + 'static) -> Receiver<String> {
     thread::spawn(move || {
         let mut console = BufReader::new(console);
         let mut line = Vec::new();
-        while console
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|length| length > 0)
-        {
-            if sender
-                .send(String::from_utf8_lossy(&line).trim_end().to_owned())
-                .is_err()
-            {
+        while console.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
                 break;
             }
             line.clear();
@@ -233,11 +194,7 @@ mod tests {
     /// A shell in place of QEMU.
     fn machine(script: &str) -> Child {
         let mut shell = Command::new("sh");
-        shell
-            .args(["-c", script])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        shell.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         shell.spawn().unwrap()
     }
 
@@ -253,11 +210,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_hangs_is_killed_and_its_last_line_kept() {
-        let run = follow(
-            machine("echo last words; exec sleep 3600"),
-            HOUR,
-            Duration::from_millis(300),
-        );
+        let run = follow(machine("echo last words; exec sleep 3600"), HOUR, Duration::from_millis(300));
         assert!(run.timed_out && run.report.result.is_none());
         assert_eq!(run.tail, ["last words"]);
     }
