@@ -8,8 +8,12 @@ fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../lb-common/src");
     println!("cargo:rerun-if-changed=../Cargo.lock");
     // `core` is built from source for the BPF target, which a stable or distribution compiler does only when told so.
+    // aya-build passes on each line of the inner cargo as a warning: without its progress, warnings are what remains.
     // SAFETY: a build script's main thread, before anything else runs.
-    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    unsafe {
+        std::env::set_var("RUSTC_BOOTSTRAP", "1");
+        std::env::set_var("CARGO_TERM_QUIET", "true");
+    }
     let package = Package { name: "lb-ebpf", root_dir: "../lb-ebpf", ..Package::default() };
     // The name under which `cargo xtask setup` links whichever toolchain of this machine can build for BPF.
     aya_build::build_ebpf([package], Toolchain::Custom("bpf"))

@@ -4,7 +4,6 @@
 
 use crate::{
     address::Address,
-    conntrack::Patience,
     flow::{Flow, Key, mix},
     wire::Tags,
 };
@@ -178,8 +177,6 @@ impl Filter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Settings {
-    /// Idle timeouts in kernel ticks, by [`Patience`].
-    timeouts: [u64; 3],
     /// Raised when a route, a neighbour or a backend changes: what was looked up before is looked up again. Never 0.
     generation: u32,
     reserved: u32,
@@ -190,22 +187,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub const fn new(timeouts: [u64; 3], generation: u32, vips: Filter, locals: Filter) -> Self {
-        Self { timeouts, generation, reserved: 0, vips, locals }
+    pub const fn new(generation: u32, vips: Filter, locals: Filter) -> Self {
+        Self { generation, reserved: 0, vips, locals }
     }
 
     #[inline(always)]
     pub const fn generation(&self) -> u32 {
         self.generation
-    }
-
-    #[inline(always)]
-    pub const fn timeout(&self, patience: Patience) -> u64 {
-        match patience {
-            Patience::Syn => self.timeouts[0],
-            Patience::Established => self.timeouts[1],
-            Patience::Closing => self.timeouts[2],
-        }
     }
 }
 
@@ -285,7 +273,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<Port>() == 8);
-    assert!(size_of::<Settings>() == 32 + 2 * 512);
+    assert!(size_of::<Settings>() == 8 + 2 * 512);
 };
 
 #[cfg(feature = "user")]
@@ -318,12 +306,14 @@ mod pod {
 
             impl core::fmt::Debug for $name {
                 fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                    self.flow().fmt(f)
+                    super::Stored::flow(self).fmt(f)
                 }
             }
 
-            impl $name {
-                pub fn flow(&self) -> &Flow<$address> {
+            impl super::Stored for $name {
+                type Address = $address;
+
+                fn flow(&self) -> &Flow<$address> {
                     // SAFETY: same size and alignment, every bit pattern valid.
                     unsafe { &*core::ptr::from_ref(self).cast() }
                 }
@@ -338,6 +328,12 @@ mod pod {
         )* };
     }
     record!(Record4 for V4, Record6 for V6);
+}
+/// A connection entry as it lies in a map.
+#[cfg(feature = "user")]
+pub trait Stored {
+    type Address: Address;
+    fn flow(&self) -> &Flow<Self::Address>;
 }
 #[cfg(feature = "user")]
 pub use pod::{Record4, Record6};

@@ -24,6 +24,20 @@ pub struct V4(pub [u8; 4]);
 #[repr(C, align(4))]
 pub struct V6(pub [u8; 16]);
 
+impl V6 {
+    /// The address in four words of the host's byte order.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        let b = &self.0;
+        [
+            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+        ]
+    }
+}
+
 /// Where the transport header starts, and how much of the packet belongs to IP.
 #[derive(Clone, Copy, Debug)]
 pub struct Transport {
@@ -62,6 +76,8 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
     fn mapped(self) -> [u8; 16];
     /// The inverse of [`Self::mapped`], without a check.
     fn from_mapped(mapped: &[u8; 16]) -> Self;
+    /// 0 if the two are the same.
+    fn difference(&self, other: &Self) -> u32;
     /// 32 bits to be mixed further.
     fn digest(self) -> u32;
 }
@@ -170,6 +186,11 @@ impl Address for V4 {
     }
 
     #[inline(always)]
+    fn difference(&self, other: &Self) -> u32 {
+        u32::from_ne_bytes(self.0) ^ u32::from_ne_bytes(other.0)
+    }
+
+    #[inline(always)]
     fn digest(self) -> u32 {
         u32::from_ne_bytes(self.0)
     }
@@ -272,12 +293,15 @@ impl Address for V6 {
     }
 
     #[inline(always)]
+    fn difference(&self, other: &Self) -> u32 {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)
+    }
+
+    #[inline(always)]
     fn digest(self) -> u32 {
-        let b = &self.0;
-        u32::from_ne_bytes([b[0], b[1], b[2], b[3]])
-            ^ u32::from_ne_bytes([b[4], b[5], b[6], b[7]]).rotate_left(7)
-            ^ u32::from_ne_bytes([b[8], b[9], b[10], b[11]]).rotate_left(13)
-            ^ u32::from_ne_bytes([b[12], b[13], b[14], b[15]]).rotate_left(19)
+        let [a, b, c, d] = self.words();
+        a ^ b.rotate_left(7) ^ c.rotate_left(13) ^ d.rotate_left(19)
     }
 }
 

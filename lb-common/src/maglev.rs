@@ -131,7 +131,9 @@ mod tests {
 
     #[test]
     fn slots_is_prime() {
-        assert!((2..SLOTS).take_while(|divisor| divisor * divisor <= SLOTS).all(|divisor| !SLOTS.is_multiple_of(divisor)));
+        assert!(
+            (2..SLOTS).take_while(|divisor| divisor * divisor <= SLOTS).all(|divisor| !SLOTS.is_multiple_of(divisor))
+        );
     }
 
     #[test]

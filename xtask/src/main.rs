@@ -58,7 +58,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments)?,
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments)?,
-        Verb::VmTest(arguments) => vm_test::run(&arguments)?,
+        Verb::VmTest(arguments) => {
+            setup::ensure(&[setup::Need::Compile, setup::Need::Vm])?;
+            vm_test::run(&arguments)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

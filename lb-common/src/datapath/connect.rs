@@ -1,26 +1,25 @@
 //! Connections that are not known yet.
 
-use super::{Arrival, Family, Refused, Route, Stop};
+use super::{Arrival, Family, Refused, Stop};
 use crate::{
     abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
     address::Address,
     conntrack::Phase,
-    flow::{Draft, Hop, Ports, Role},
-    frame::Frame,
+    flow::{Draft, Ports, Role},
     maglev,
-    wire::{Ethernet, Flags},
+    wire::Flags,
 };
 
-/// Gives the connection a backend: makes both halves, inserts the one for replies and leaves the other in the draft.
+/// Gives the connection a backend: makes both halves, inserts the one for replies and leaves the other in the draft. Neither has
+/// a way yet: the first packet of each looks it up.
 ///
 /// A segment that is no SYN belongs to a connection whose entry was lost, or that another node carried before: the choice
 /// depends on the client's address only, and the first port tried is the client's own, so the entry comes out as it was. If
 /// it was another connection after all, its backend answers with a reset.
 #[inline(always)]
-pub(super) fn open<A, F, T>(frame: &F, tables: &T, arrival: &Arrival<'_, A>, draft: &mut Draft<A>) -> Result<(), Stop>
+pub(super) fn open<A, T>(tables: &T, arrival: &Arrival<'_, A>, draft: &mut Draft<A>) -> Result<(), Stop>
 where
     A: Address,
-    F: Frame + ?Sized,
     T: Family<A>,
 {
     let key = &arrival.segment.key;
@@ -43,16 +42,15 @@ where
     draft.arrives.source_port = backend.port();
     draft.arrives.destination = if local { key.source } else { key.destination };
     draft.arrives.destination_port = [0; 2];
-    let (forward, reply) = if local { (Role::LOCAL_FORWARD, Role::LOCAL_REPLY) } else { (Role::FORWARD, Role::REPLY) };
-    draft.reply.start(&draft.arrives, key, reply, chosen, phase, arrival.now);
-    if !local {
-        let back = way_back(frame, tables, arrival);
-        draft.reply.set_way(&back, arrival.settings.generation());
-    }
+    let role = if local { Role::LOCAL_REPLY } else { Role::REPLY };
+    draft.reply.start(&draft.arrives, key, role, chosen, phase, arrival.now);
     reserve(tables, arrival, draft).map_err(Stop::drop)?;
-    draft.forward.start(key, &draft.arrives, forward, chosen, phase, arrival.now);
-    tables.count(if opens { Counter::Connected } else { Counter::Rebuilt });
-    tables.connected(chosen);
+
+    // Read back rather than remembered: the verifier followed the search above for each case, and forgets them here.
+    let Draft { forward, reply, arrives, .. } = draft;
+    forward.start(key, arrives, reply.role.opposite(), reply.backend, reply.phase(), arrival.now);
+    tables.count(if reply.phase() == Phase::SynSent { Counter::Connected } else { Counter::Rebuilt });
+    tables.connected(reply.backend);
     Ok(())
 }
 
@@ -68,15 +66,10 @@ where
     let unported = draft.reply.segment_delta;
     for attempt in 0..Ports::TRIES {
         draft.arrives.destination_port = ports.candidate(attempt);
+        // An idle connection's port is not taken here: the daemon removes what is idle.
         let replace = match tables.flow(&draft.arrives) {
-            Some(taken) => {
-                let idle = arrival.now.wrapping_sub(taken.last_seen());
-                let ours = taken.other == draft.reply.other;
-                if !ours && idle <= arrival.settings.timeout(taken.phase().patience()) {
-                    continue;
-                }
-                true
-            }
+            Some(taken) if taken.other.same(&draft.reply.other) => true,
+            Some(_) => continue,
             None => false,
         };
         draft.reply.set_arrival_port(unported, draft.arrives.destination_port);
@@ -88,27 +81,4 @@ where
         }
     }
     Err(Counter::NoPort)
-}
-
-/// The way to the client: by the routing table, and where that does not know the neighbour, by whoever brought the packet.
-#[inline(always)]
-fn way_back<A, F, T>(frame: &F, tables: &T, arrival: &Arrival<'_, A>) -> Hop
-where
-    A: Address,
-    F: Frame + ?Sized,
-    T: Family<A>,
-{
-    match (
-        tables.route(arrival.from, &arrival.segment.key.destination, &arrival.segment.key.source),
-        frame.get::<Ethernet>(0),
-    ) {
-        (Route::Hop(hop), _) => hop,
-        (_, Ok(ethernet)) => Hop {
-            interface: arrival.from.interface,
-            tags: arrival.from.tags,
-            destination: ethernet.source,
-            source: ethernet.destination,
-        },
-        (_, Err(_)) => Hop::default(),
-    }
 }

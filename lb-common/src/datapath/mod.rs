@@ -106,6 +106,15 @@ struct Arrival<'a, A> {
     now: u64,
 }
 
+/// How a packet is sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// As its entry says.
+    Kept,
+    /// By the kernel, out of that interface.
+    Kernel(u32),
+}
+
 /// Why a packet is not sent on, and what is done with it instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stop {
@@ -168,8 +177,8 @@ where
         Ok(header) if settings.vips.may_hold(A::destination(header)) => {}
         _ => return Verdict::Pass,
     }
-    let from = Port { interface, tags: link.tags };
-    let segment = match wire::segment::<A, F>(frame, link.at) {
+    let mut from = Port { interface, tags: link.tags };
+    let mut segment = match wire::segment::<A, F>(frame, link.at) {
         Ok(segment) => segment,
         Err(NotTcp::Other) => return Verdict::Pass,
         Err(reason) => {
@@ -177,6 +186,7 @@ where
             return Verdict::Pass;
         }
     };
+    segment.forget_ways(&mut from.tags, now);
     let arrival = Arrival { settings, segment, from, now };
     match carry(frame, tables, &arrival) {
         Ok(verdict) => verdict,
@@ -201,21 +211,41 @@ where
 {
     let segment = &arrival.segment;
     let known = tables.flow(&segment.key).filter(|flow| !restarts(segment, flow));
-    if let Some(flow) = &known
-        && flow.generation == arrival.settings.generation()
-    {
-        note(tables, flow, segment, frame.len(), arrival.now);
-        return send::out(frame, tables, arrival, flow, Route::Hop(flow.hop));
+    let mut sheet;
+    let (flow, way, fresh) = match &known {
+        Some(flow) if flow.generation == arrival.settings.generation() => (&**flow, Way::Kept, false),
+        _ => {
+            sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
+            let way = prepare(tables, arrival, known.as_deref(), &mut sheet)?;
+            (&sheet.forward, way, true)
+        }
+    };
+    note(tables, flow, segment, frame.len(), arrival.now);
+    if fresh {
+        tables.insert(&segment.key, flow, true).map_err(|_| Stop::drop(Counter::TableFull))?;
     }
+    send::out(frame, tables, arrival, flow, way)
+}
 
-    let mut draft = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
+/// Makes an entry for the segment in the draft: a new one, or the known one with what it had cached looked up again.
+#[inline(always)]
+fn prepare<A, T>(
+    tables: &T,
+    arrival: &Arrival<'_, A>,
+    known: Option<&Flow<A>>,
+    draft: &mut Draft<A>,
+) -> Result<Way, Stop>
+where
+    A: Address,
+    T: Family<A>,
+{
     match known {
         Some(flow) => {
             // The entry may be given to another connection by any insertion: from here on, a copy.
-            draft.forward.clone_from(&flow);
+            draft.forward.clone_from(flow);
             renew::check(tables, arrival, &draft.forward)?;
         }
-        None => connect::open(frame, tables, arrival, &mut draft)?,
+        None => connect::open(tables, arrival, draft)?,
     }
     let flow = &mut draft.forward;
     let route = if flow.role.is_local() {
@@ -223,12 +253,14 @@ where
     } else {
         tables.route(arrival.from, flow.new_source(), flow.new_destination())
     };
-    if let Route::Hop(hop) = &route {
-        flow.set_way(hop, arrival.settings.generation());
+    match route {
+        Route::Hop(hop) => {
+            flow.set_way(&hop, arrival.settings.generation());
+            Ok(Way::Kept)
+        }
+        Route::Kernel(interface) => Ok(Way::Kernel(interface)),
+        Route::None => Err(Stop::drop(Counter::NoRoute)),
     }
-    note(tables, flow, segment, frame.len(), arrival.now);
-    tables.insert(&segment.key, flow, true).map_err(|_| Stop::drop(Counter::TableFull))?;
-    send::out(frame, tables, arrival, flow, route)
 }
 
 /// Notes a packet in its entry and, when the connection's phase changes, in the other half.

@@ -1,11 +1,11 @@
 //! Rewriting a packet as its entry says, and the verdict that sends it.
 
-use super::{Arrival, Route, Stop, Tables, Verdict};
+use super::{Arrival, Stop, Tables, Verdict, Way};
 use crate::{
     abi::Counter,
     address::Address,
     checksum,
-    flow::{Flow, Hop},
+    flow::Flow,
     frame::{Frame, Truncated},
     wire::{Ethernet, Tcp},
 };
@@ -16,14 +16,14 @@ impl From<Truncated> for Stop {
     }
 }
 
-/// Rewrites the packet and sends it by `route`.
+/// Rewrites the packet and sends it on.
 #[inline(always)]
 pub(super) fn out<A, F, T>(
     frame: &mut F,
     tables: &T,
     arrival: &Arrival<'_, A>,
     flow: &Flow<A>,
-    route: Route,
+    way: Way,
 ) -> Result<Verdict, Stop>
 where
     A: Address,
@@ -33,9 +33,6 @@ where
     if arrival.segment.hops <= 1 {
         return Err(Stop::drop(Counter::Expired));
     }
-    if route == Route::None {
-        return Err(Stop::drop(Counter::NoRoute));
-    }
     let header = frame.get_mut::<A::Header>(arrival.segment.network)?;
     A::rewrite(header, flow.new_source(), flow.new_destination(), flow.header_delta);
     let tcp = frame.get_mut::<Tcp>(arrival.segment.transport)?;
@@ -43,18 +40,24 @@ where
     tcp.destination = flow.new_destination_port();
     tcp.checksum = checksum::adjust(tcp.checksum, flow.segment_delta);
 
-    let hop = match route {
-        _ if flow.role.is_local() => return Ok(Verdict::Pass),
-        Route::Hop(hop) if hop.tags == arrival.from.tags => hop,
+    if flow.role.is_local() {
+        return Ok(Verdict::Pass);
+    }
+    let hop = &flow.hop;
+    let interface = match way {
+        Way::Kept if hop.tags == arrival.from.tags => hop.interface,
         // Tags are never added or taken off here: the kernel does it where they differ.
-        Route::Hop(Hop { interface, .. }) | Route::Kernel(interface) => {
-            tables.count(Counter::Unresolved);
-            return Ok(Verdict::Kernel(interface));
-        }
-        Route::None => return Err(Stop::drop(Counter::NoRoute)),
+        Way::Kept => return Ok(by_kernel(tables, hop.interface)),
+        Way::Kernel(interface) => return Ok(by_kernel(tables, interface)),
     };
     let ethernet = frame.get_mut::<Ethernet>(0)?;
     ethernet.destination = hop.destination;
     ethernet.source = hop.source;
-    Ok(if hop.interface == arrival.from.interface { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
+    Ok(if interface == arrival.from.interface { Verdict::Transmit } else { Verdict::Redirect(interface) })
+}
+
+#[inline(always)]
+fn by_kernel<T: Tables>(tables: &T, interface: u32) -> Verdict {
+    tables.count(Counter::Unresolved);
+    Verdict::Kernel(interface)
 }

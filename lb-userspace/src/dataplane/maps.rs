@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 
 use aya::{
-    Ebpf,
+    Ebpf, Pod,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use lb_common::{
-    abi::{Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Traffic, names},
-    address::{Address, V4, V6},
+    abi::{
+        Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Stored, Traffic, names,
+    },
+    address::{V4, V6},
     flow::{Flow, Key},
     maglev::SLOTS,
 };
 
-use super::{ApplyError, Change, LoadError};
+use super::{ApplyError, Change, LoadError, Timeouts};
 
 pub(super) struct Maps {
     settings: Array<MapData, Settings>,
@@ -83,27 +85,41 @@ impl Maps {
         }))
     }
 
-    pub(super) fn connections(&self, now: u64) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
-        let settings = self.settings.get(&0, 0).map_err(reading("the settings"))?;
-        let mut counts = BTreeMap::new();
-        for entry in self.flows4.iter() {
-            let (_, record) = entry.map_err(reading("the connections"))?;
-            tally(record.flow(), &settings, now, &mut counts);
-        }
-        for entry in self.flows6.iter() {
-            let (_, record) = entry.map_err(reading("the connections"))?;
-            tally(record.flow(), &settings, now, &mut counts);
-        }
-        Ok(counts)
+    pub(super) fn sweep(&mut self, now: u64, timeouts: &Timeouts) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
+        let mut alive = BTreeMap::new();
+        sweep(&mut self.flows4, now, timeouts, &mut alive)?;
+        sweep(&mut self.flows6, now, timeouts, &mut alive)?;
+        Ok(alive)
     }
 }
 
-/// Counts a connection once, by the half that comes from its client.
-fn tally<A: Address>(flow: &Flow<A>, settings: &Settings, now: u64, counts: &mut BTreeMap<BackendId, u64>) {
-    let idle = now.saturating_sub(flow.last_seen());
-    if flow.role.from_client() && idle <= settings.timeout(flow.phase().patience()) {
-        *counts.entry(flow.backend).or_default() += 1;
+/// Counts the connections of one family that are alive, and removes those whose both halves have been idle too long.
+fn sweep<R>(
+    flows: &mut HashMap<MapData, Key<R::Address>, R>,
+    now: u64,
+    timeouts: &Timeouts,
+    alive: &mut BTreeMap<BackendId, u64>,
+) -> Result<(), ApplyError>
+where
+    R: Stored + Pod,
+    Key<R::Address>: Pod,
+{
+    let idle = |flow: &Flow<R::Address>| now.saturating_sub(flow.last_seen()) > timeouts.of(flow.phase().patience());
+    let mut dead = Vec::new();
+    for entry in flows.iter() {
+        // A half that goes while it is read is as good as gone.
+        let Ok((key, record)) = entry else { continue };
+        let flow = record.flow();
+        if idle(flow) && flows.get(&flow.other, 0).map_or(true, |other| idle(other.flow())) {
+            dead.push(key);
+        } else if flow.role.from_client() {
+            *alive.entry(flow.backend).or_default() += 1;
+        }
     }
+    for key in dead {
+        ignore_missing(flows.remove(&key)).map_err(reading("an idle connection"))?;
+    }
+    Ok(())
 }
 
 fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>

@@ -13,7 +13,10 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier, Xdp},
     util::KernelVersion,
 };
-use lb_common::abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names};
+use lb_common::{
+    abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
+    conntrack::Patience,
+};
 
 pub use attach::{AttachError, Mode};
 pub use run::{Run, ticks_per_second};
@@ -48,6 +51,24 @@ pub enum LoadError {
     Map { name: &'static str, source: MapError },
     #[error(transparent)]
     Show(#[from] ShowError),
+}
+
+/// Idle times in kernel ticks after which a connection is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    pub syn: u64,
+    pub established: u64,
+    pub closing: u64,
+}
+
+impl Timeouts {
+    const fn of(&self, patience: Patience) -> u64 {
+        match patience {
+            Patience::Syn => self.syn,
+            Patience::Established => self.established,
+            Patience::Closing => self.closing,
+        }
+    }
 }
 
 /// One change of the tables. Each is atomic for packets in flight.
@@ -124,10 +145,11 @@ impl Dataplane {
         self.maps.traffic(id)
     }
 
-    /// Counts the connections that were active within their phase's timeout, by backend. Walks the whole table.
-    pub fn connections(&mut self) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
+    /// Removes the connections that have been idle for longer than their phase's timeout, and counts the others by backend. Walks
+    /// the whole table.
+    pub fn sweep(&mut self, timeouts: &Timeouts) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
         let now = self.ticks()?;
-        self.maps.connections(now)
+        self.maps.sweep(now, timeouts)
     }
 
     /// Connections that fit, of both families together.

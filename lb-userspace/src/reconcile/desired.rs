@@ -26,8 +26,6 @@ pub struct Inputs<'a> {
     pub local: &'a BTreeSet<IpAddr>,
     /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
     pub ports: &'a BTreeMap<Port, Port>,
-    /// Idle timeouts in kernel ticks: SYN, established, closing.
-    pub timeouts: [u64; 3],
 }
 
 /// What the tables should hold.
@@ -37,7 +35,6 @@ pub struct Desired {
     pub tables: BTreeMap<ServiceId, Vec<BackendId>>,
     pub backends: BTreeMap<BackendId, Backend>,
     pub ports: BTreeMap<Port, Port>,
-    pub timeouts: [u64; 3],
     pub vips: Filter,
     pub locals: Filter,
 }
@@ -67,7 +64,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
     if backends > MAX_BACKENDS {
         return Err(TooMany::Backends(backends));
     }
-    let mut desired = Desired { ports: inputs.ports.clone(), timeouts: inputs.timeouts, ..Desired::default() };
+    let mut desired = Desired { ports: inputs.ports.clone(), ..Desired::default() };
     let mut ids = (0..).map(BackendId);
     for (index, server) in inputs.servers.iter().enumerate() {
         let service = ServiceId(index as u32);
@@ -154,7 +151,7 @@ pub(super) mod tests {
     pub(crate) fn with_states(servers: &[VirtualServer], states: &[Vec<State>], local: &[IpAddr]) -> Desired {
         let local = local.iter().copied().collect();
         let ports = BTreeMap::new();
-        desired(&Inputs { servers, states, local: &local, ports: &ports, timeouts: [1, 2, 3] }).unwrap()
+        desired(&Inputs { servers, states, local: &local, ports: &ports }).unwrap()
     }
 
     fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
@@ -201,7 +198,7 @@ pub(super) mod tests {
     fn too_many_are_refused() {
         let servers = vec![server("a", 100, 1); MAX_SERVICES + 1];
         let (local, ports) = (BTreeSet::new(), BTreeMap::new());
-        let inputs = Inputs { servers: &servers, states: &[], local: &local, ports: &ports, timeouts: [0; 3] };
+        let inputs = Inputs { servers: &servers, states: &[], local: &local, ports: &ports };
         assert_eq!(desired(&inputs), Err(TooMany::Services(MAX_SERVICES + 1)));
         let mut wide = server("a", 100, 1);
         wide.backends = vec![wide.backends[0].clone(); MAX_BACKENDS + 1];

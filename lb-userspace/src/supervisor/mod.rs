@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     admin::{ControlSocket, Status, metrics::MetricsServer},
     config::model::{Config, XdpMode},
-    dataplane::{Dataplane, Mode, Options, ticks_per_second},
+    dataplane::{Dataplane, Mode, Options, Timeouts, ticks_per_second},
     health::{Checkers, Reports, State},
     host::{self, Announcer, Changes, Forwarding, Handle, Interface, Interfaces, Vip, forwarding::Families, preflight},
     reconcile::{Applied, Inputs, desired, plan},
@@ -29,7 +29,7 @@ use crate::{
 
 /// How often the counters in the published status are refreshed.
 const REFRESH: Duration = Duration::from_secs(1);
-/// Active connections are counted by walking the table, for at most one part in this many of the time.
+/// Idle connections are removed and active ones counted by walking the table, for at most one part in this many of the time.
 const WALK_SHARE: u32 = 50;
 /// …and not more often than this.
 const WALK_EVERY: Duration = Duration::from_secs(5);
@@ -70,6 +70,7 @@ struct Node<'a> {
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
+    timeouts: Timeouts,
     tracked: view::Tracked,
     status: watch::Sender<Arc<Status>>,
     _forwarding: Forwarding,
@@ -119,6 +120,7 @@ impl<'a> Node<'a> {
             carriers,
             host,
             applied: Applied::default(),
+            timeouts: timeouts(config),
             tracked: view::Tracked::default(),
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
@@ -236,17 +238,8 @@ impl<'a> Node<'a> {
         let states = states(config, &self.reports.borrow_and_update());
         let local = self.host_addresses();
         let ports = ports(config, &self.host);
-        let rate = ticks_per_second();
-        let ticks =
-            |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).saturating_mul(rate) / 1000;
-        let timeouts = &config.dataplane.timeouts;
-        let wanted = desired(&Inputs {
-            servers: &config.virtual_servers,
-            states: &states,
-            local: &local,
-            ports: &ports,
-            timeouts: [ticks(timeouts.syn), ticks(timeouts.established), ticks(timeouts.closing)],
-        })?;
+        let wanted =
+            desired(&Inputs { servers: &config.virtual_servers, states: &states, local: &local, ports: &ports })?;
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
         self.applied = applied;
@@ -263,7 +256,7 @@ impl<'a> Node<'a> {
     }
 
     fn publish(&mut self) -> anyhow::Result<()> {
-        self.tracked.refresh(&mut self.dataplane, Instant::now())?;
+        self.tracked.refresh(&mut self.dataplane, &self.timeouts, Instant::now())?;
         let held = self.config.virtual_servers.iter().zip(&self.carriers).map(|(server, carrier)| {
             let on = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == server.address);
             self.host.named(carrier).is_ok_and(on)
@@ -314,6 +307,14 @@ pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec
         host.named(name)?;
     }
     config.virtual_servers.iter().map(carrier).collect()
+}
+
+/// Idle times in the data path's unit.
+fn timeouts(config: &Config) -> Timeouts {
+    let rate = ticks_per_second();
+    let ticks = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(rate) / 1000;
+    let timeouts = &config.dataplane.timeouts;
+    Timeouts { syn: ticks(timeouts.syn), established: ticks(timeouts.established), closing: ticks(timeouts.closing) }
 }
 
 /// Health in the order of the configuration.

@@ -12,7 +12,7 @@ use super::{WALK_EVERY, WALK_SHARE};
 use crate::{
     admin::status::{self, Connections, Counters, Status},
     config::model::{Backend, Config, VirtualServer},
-    dataplane::{ApplyError, Dataplane, Mode},
+    dataplane::{ApplyError, Dataplane, Mode, Timeouts},
     health::{BackendKey, Reports, State},
 };
 
@@ -24,12 +24,17 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
-    /// Counts anew if it is time.
-    pub(super) fn refresh(&mut self, dataplane: &mut Dataplane, now: Instant) -> Result<(), ApplyError> {
+    /// Sweeps and counts anew if it is time.
+    pub(super) fn refresh(
+        &mut self,
+        dataplane: &mut Dataplane,
+        timeouts: &Timeouts,
+        now: Instant,
+    ) -> Result<(), ApplyError> {
         if self.next.is_some_and(|next| now < next) {
             return Ok(());
         }
-        self.by_backend = dataplane.connections()?;
+        self.by_backend = dataplane.sweep(timeouts)?;
         self.next = Some(Instant::now() + pause(now.elapsed()));
         Ok(())
     }
