@@ -9,6 +9,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+use aya_log_ebpf::debug;
 use lb_common::{
     abi::Counter,
     datapath::{self, Tables as _, Verdict},
@@ -102,6 +103,8 @@ fn tc_ingress(ctx: TcContext) -> i32 {
         return TC_ACT_OK;
     }
     let interface = note.interface;
+    // Seldom enough for a log line; unless the daemon logs at this level, the verifier takes it out.
+    debug!(&ctx, "the kernel sends by interface {}: no resolved neighbour that XDP could send to", interface);
     // SAFETY: plain helper calls. The tag, if any, is the arrival's; the way out has its own interface.
     unsafe {
         if (*ctx.skb.skb).vlan_present != 0 {

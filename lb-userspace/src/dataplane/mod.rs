@@ -2,6 +2,7 @@
 
 mod attach;
 mod maps;
+mod records;
 mod run;
 mod shown;
 
@@ -19,6 +20,7 @@ use lb_common::{
 };
 
 pub use attach::{AttachError, Mode};
+pub use records::Log;
 pub use run::{Run, ticks_per_second};
 pub use shown::ShowError;
 use shown::Shown;
@@ -118,6 +120,7 @@ impl Dataplane {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::FLOWS4, entries)
             .map_max_entries(names::FLOWS6, entries)
+            .override_global(aya_log::LEVEL, &records::level(), true)
             .load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
         clock(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_CLOCK, source })?;

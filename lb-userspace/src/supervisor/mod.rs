@@ -125,6 +125,7 @@ impl<'a> Node<'a> {
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
+        node.servers.spawn(node.dataplane.log()?.pass_on());
         node.reconcile(false)?;
         node.attach()?;
         node.await_health().await?;
