@@ -28,6 +28,9 @@ const MOST_RESYNCS: u32 = 60;
 /// The shortest frame that the kernel runs a classifier over, with some room.
 const LEAST_LEAVING: usize = 64;
 
+/// `XDP_DROP`.
+const DROP: u32 = 1;
+
 /// A frame, and where it goes in.
 struct Sent {
     bytes: Vec<u8>,
@@ -135,7 +138,8 @@ impl Twins {
             let verdict = datapath::ingress(&mut bytes[..], &self.memory, LOOPBACK, now);
             (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
         };
-        let chosen = sent.contended && self.opened() != opened;
+        // Where the frame goes on, both sides show the port that they have chosen.
+        let chosen = sent.contended && host.action == DROP && self.opened() != opened;
         if (chosen || host != kernel) && self.dataplane.ticks()? != now {
             return Ok(false);
         }
@@ -172,7 +176,7 @@ impl Twins {
 /// What a program does with a verdict.
 fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
     let action = match verdict {
-        Verdict::Drop => 1,
+        Verdict::Drop => DROP,
         Verdict::Pass => 2,
         Verdict::Transmit => 3,
         Verdict::Redirect(_) => 4,
