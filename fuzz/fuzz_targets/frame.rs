@@ -1,0 +1,182 @@
+//! Any frames, one after the other through the packet decision: what is not ours leaves as it came, and what is sent on
+//! has right checksums if it had them.
+//!
+//! The input is a sequence of: one byte of control, the length in two bytes, that many bytes of frame.
+
+#![no_main]
+
+use lb_common::{
+    abi::{Backend, BackendId, Filter, ServiceId, ServiceKey, Settings},
+    address::{Address, V4, V6},
+    checksum::{fold, sum},
+    datapath::{self, Route, Verdict},
+    flow::Hop,
+    frame::Frame,
+    host::Memory,
+    maglev::SLOTS,
+    wire::{self, Tags},
+};
+use libfuzzer_sys::fuzz_target;
+
+/// Bits of the byte of control.
+const EGRESS: u8 = 1;
+/// Backends change: each in turn goes down or comes back.
+const DISTURB: u8 = 2;
+/// A long time passes first.
+const LATER: u8 = 4;
+
+const INTERFACE: u32 = 2;
+const VIP: u8 = 100;
+const LOCAL: u8 = 10;
+/// Port of a virtual server, and the last byte of its backend's address.
+const SERVICES: [(u16, u8); 4] = [(6443, 11), (6444, 12), (6445, 13), (6447, LOCAL)];
+
+fuzz_target!(|data: &[u8]| {
+    let mut memory = tables();
+    let (mut rest, mut now, mut generation) = (data, 1_u64, 1_u32);
+    while let [control, high, low, more @ ..] = rest {
+        let length = usize::from(u16::from_be_bytes([*high, *low])).min(more.len());
+        let (frame, after) = more.split_at(length);
+        rest = after;
+        if control & DISTURB != 0 {
+            generation += 1;
+            disturb(&mut memory, generation);
+        }
+        now += if control & LATER != 0 { 1_000 } else { 1 };
+        if control & EGRESS != 0 {
+            leaves(&memory, frame, now);
+        } else {
+            arrives(&memory, frame, now);
+        }
+    }
+});
+
+fn arrives(memory: &Memory, frame: &[u8], now: u64) {
+    let mut out = frame.to_vec();
+    let verdict = datapath::ingress(&mut out[..], memory, INTERFACE, now);
+    let Some((v4, segment)) = to_vip(frame) else {
+        assert_eq!((verdict, &out[..]), (Verdict::Pass, frame));
+        return;
+    };
+    match verdict {
+        Verdict::Pass if out == frame => {}
+        Verdict::Drop => {}
+        Verdict::Answer(length) => {
+            out.truncate(length);
+            assert!(out.len() <= frame.len());
+            assert!(segment_is_right(&out, v4), "the answer's checksum is made from nothing");
+        }
+        Verdict::Pass | Verdict::Transmit | Verdict::Redirect(_) | Verdict::Kernel(_) => {
+            assert!(right(&out, v4) || !right(frame, v4));
+            let transport = segment.expect("a segment");
+            assert_eq!(out[transport + 4..transport + 16], frame[transport + 4..transport + 16]);
+            assert_eq!(out[transport + 18..], frame[transport + 18..]);
+        }
+    }
+}
+
+fn leaves(memory: &Memory, frame: &[u8], now: u64) {
+    let mut out = frame.to_vec();
+    if datapath::egress(&mut out[..], memory, now) {
+        let v4 = wire::link(frame).expect("a frame").ether_type == wire::IPV4;
+        assert!(right(&out, v4) || !right(frame, v4));
+        assert_eq!(out.len(), frame.len());
+    } else {
+        assert_eq!(out, frame);
+    }
+}
+
+/// Whether the frame is an IP packet to the VIP: its family, and where its TCP header is if it has one.
+fn to_vip(frame: &[u8]) -> Option<(bool, Option<usize>)> {
+    let link = wire::link(frame).ok()?;
+    let found = |destination, vip, segment: Option<usize>, v4| (destination == vip).then_some((v4, segment));
+    match link.ether_type {
+        wire::IPV4 => {
+            let header = Frame::get::<<V4 as Address>::Header>(frame, link.at).ok()?;
+            let segment = wire::segment::<V4, [u8]>(frame, link.at).ok();
+            found(V4::destination(header).mapped(), mapped(true, VIP), segment.map(|segment| segment.transport), true)
+        }
+        wire::IPV6 => {
+            let header = Frame::get::<<V6 as Address>::Header>(frame, link.at).ok()?;
+            let segment = wire::segment::<V6, [u8]>(frame, link.at).ok();
+            found(V6::destination(header).mapped(), mapped(false, VIP), segment.map(|segment| segment.transport), false)
+        }
+        _ => None,
+    }
+}
+
+/// Whether all checksums are right.
+fn right(frame: &[u8], v4: bool) -> bool {
+    let at = wire::link(frame).expect("a frame").at;
+    let header = usize::from(frame[at] & 15) * 4;
+    (!v4 || fold(sum(&frame[at..at + header])) == 0xffff) && segment_is_right(frame, v4)
+}
+
+fn segment_is_right(frame: &[u8], v4: bool) -> bool {
+    let at = wire::link(frame).expect("a frame").at;
+    if v4 { sums_up::<V4>(frame, at) } else { sums_up::<V6>(frame, at) }
+}
+
+fn sums_up<A: Address>(frame: &[u8], at: usize) -> bool {
+    let segment = wire::segment::<A, [u8]>(frame, at).expect("a segment");
+    let end = A::transport(frame, at).expect("a packet").expect("well formed").end;
+    let tcp = &frame[segment.transport..end];
+    // A mapped IPv4 address adds 0xffff, which is zero here.
+    let pseudo = sum(&segment.key.source.mapped()) + sum(&segment.key.destination.mapped());
+    fold(pseudo + sum(&(tcp.len() as u32).to_be_bytes()) + sum(&[0, 6]) + sum(tcp)) == 0xffff
+}
+
+fn mapped(v4: bool, host: u8) -> [u8; 16] {
+    if v4 { V4([10, 1, 0, host]).mapped() } else { [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host] }
+}
+
+fn settings(generation: u32) -> Settings {
+    let (mut vips, mut locals) = (Filter::empty(), Filter::empty());
+    vips.insert(V4::from_mapped(&mapped(true, VIP)));
+    vips.insert(V6::from_mapped(&mapped(false, VIP)));
+    locals.insert(V4::from_mapped(&mapped(true, LOCAL)));
+    locals.insert(V6::from_mapped(&mapped(false, LOCAL)));
+    Settings::new([100, 1_000, 50], generation, vips, locals)
+}
+
+/// Number of a virtual server and of its backend.
+fn id(v4: bool, index: usize) -> u32 {
+    index as u32 * 2 + u32::from(v4)
+}
+
+fn backend(v4: bool, index: usize, flags: u8) -> Backend {
+    let (_, host) = SERVICES[index];
+    let local = if host == LOCAL { Backend::LOCAL } else { 0 };
+    Backend::new(mapped(v4, host), 6443_u16.to_be_bytes(), flags | local)
+}
+
+fn tables() -> Memory {
+    let mut memory = Memory::default();
+    memory.settings = Some(settings(1));
+    memory.capacity = 8;
+    for v4 in [false, true] {
+        for (index, (port, host)) in SERVICES.into_iter().enumerate() {
+            let id = id(v4, index);
+            memory.services.insert(ServiceKey::new(mapped(v4, VIP), port.to_be_bytes()), ServiceId(id));
+            memory.tables.insert(ServiceId(id), vec![BackendId(id); SLOTS as usize]);
+            memory.backends.insert(BackendId(id), backend(v4, index, 0));
+            let hop = Hop {
+                interface: INTERFACE + index as u32,
+                tags: Tags(if index == 1 { 0x800a } else { 0 }),
+                destination: [2, 0, 0, 0, 0, host],
+                source: [2, 0, 0, 0, 1, 1],
+            };
+            memory.routes.insert(mapped(v4, host), if index == 2 { Route::Kernel(9) } else { Route::Hop(hop) });
+        }
+    }
+    memory
+}
+
+fn disturb(memory: &mut Memory, generation: u32) {
+    memory.settings = Some(settings(generation));
+    let index = generation as usize / 2 % SERVICES.len();
+    for v4 in [false, true] {
+        let flags = if generation.is_multiple_of(2) { Backend::DOWN } else { 0 };
+        memory.backends.insert(BackendId(id(v4, index)), backend(v4, index, flags));
+    }
+}

@@ -1,0 +1,266 @@
+//! Connections that come, live and find their way.
+
+use super::*;
+use crate::flow::Ports;
+
+both!(
+    a_connection_there_and_back,
+    two_clients_with_one_port_are_told_apart,
+    a_port_comes_back_when_its_connection_is_idle,
+    no_port_left,
+    a_full_table_drops,
+    a_new_generation_asks_for_the_route_once_more,
+    a_segment_without_its_syn_makes_the_same_entry,
+    a_syn_starts_anew_only_where_the_old_connection_is_over,
+    an_unknown_client_is_answered_by_whoever_brought_it,
+    the_kernel_sends_where_the_neighbour_is_unknown,
+    without_a_route_it_is_dropped,
+);
+
+const TRANSMIT: Verdict = Verdict::Transmit;
+const REDIRECT: Verdict = Verdict::Redirect(OUTER);
+
+fn a_connection_there_and_back<A: Net>()
+where
+    Memory: Family<A>,
+{
+    use Phase::*;
+    let world = World::<A>::remote();
+    let mut bytes = [0, 0];
+    let steps = [
+        (true, SYN, SynSent),
+        (false, SYN_ACK, SynReceived),
+        (true, ACK, Established),
+        (false, ACK, Established),
+        (true, FIN, ClientClosing),
+        (false, FIN, Closed),
+    ];
+    for (number, (from_client, flags, after)) in steps.into_iter().enumerate() {
+        let payload = std::vec![number as u8; number];
+        if from_client {
+            let segment = Segment { payload, ..asks(flags) };
+            world.expect(&segment, REDIRECT, &sent_on(&segment));
+            bytes[0] += segment.bytes().len() as u64;
+        } else {
+            let segment = Segment { payload, ..answers(CLIENT_PORT, flags) };
+            world.expect(&segment, TRANSMIT, &sent_back(&segment));
+            bytes[1] += segment.bytes().len() as u64;
+        }
+        assert_eq!(world.phases(&asks(ACK)), (after, after), "after step {number}");
+    }
+    assert_eq!(world.memory.counters(), [(Counter::Connected, 1)].into());
+    let traffic = world.memory.traffic_of(ID);
+    assert_eq!((traffic.connections, traffic.packets_in, traffic.packets_out), (1, 3, 3));
+    assert_eq!([traffic.bytes_in, traffic.bytes_out], bytes);
+    assert_eq!(world.memory.lookups(), 2, "one route each way");
+}
+
+/// The port under which the backend sees the client of `segment`.
+fn port_of<A: Net>(world: &World<A>, segment: &Segment<A>) -> u16
+where
+    Memory: Family<A>,
+{
+    let flow = world.memory.flow(&World::key(segment)).expect("a known connection");
+    u16::from_be_bytes(flow.new_source_port())
+}
+
+fn two_clients_with_one_port_are_told_apart<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = World::<A>::remote();
+    let first = asks(SYN);
+    let second = Segment { source: A::host(OTHER_CLIENT), ..asks(SYN) };
+    world.expect(&first, REDIRECT, &sent_on(&first));
+    assert_eq!(world.ingress(&second.bytes()).0, REDIRECT);
+    let port = port_of(&world, &second);
+    assert_ne!(port, CLIENT_PORT);
+    let mut becomes = sent_on(&second);
+    becomes.ports[0] = port;
+    let data = Segment { flags: ACK, ..second.clone() };
+    world.expect(&data, REDIRECT, &Segment { flags: ACK, ..becomes });
+
+    let reply = answers(CLIENT_PORT, SYN_ACK);
+    world.expect(&reply, TRANSMIT, &sent_back(&reply));
+    let reply = answers(port, SYN_ACK);
+    let back = Segment { macs: [mac(OTHER_CLIENT), mac(202)], destination: A::host(OTHER_CLIENT), ..sent_back(&reply) };
+    world.expect(&reply, TRANSMIT, &back);
+}
+
+/// The reply half of a stranger's connection that holds `port`.
+fn take<A: Net>(world: &World<A>, port: [u8; 2])
+where
+    Memory: Family<A>,
+{
+    let key = Key {
+        source: A::host(BACKEND),
+        destination: A::host(VIP),
+        source_port: BACKEND_PORT.to_be_bytes(),
+        destination_port: port,
+    };
+    let stranger = Key { source: A::host(99), ..World::<A>::key(&asks(SYN)) };
+    let mut flow = Flow::default();
+    flow.start(&key, &stranger, Role::REPLY, ID, Phase::Established, world.now);
+    world.memory.insert(&key, &flow, false).expect("room");
+}
+
+fn a_port_comes_back_when_its_connection_is_idle<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let established = TIMEOUTS[1];
+    for (idle, kept) in [(established, true), (established + 1, false)] {
+        let mut world = World::<A>::remote();
+        take(&world, CLIENT_PORT.to_be_bytes());
+        world.now += idle;
+        world.ingress(&asks::<A>(SYN).bytes());
+        assert_eq!(port_of(&world, &asks(SYN)) != CLIENT_PORT, kept, "idle for {idle}");
+    }
+}
+
+fn no_port_left<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = World::<A>::remote();
+    let ports = Ports::new(CLIENT_PORT.to_be_bytes(), A::host(CLIENT).digest(), world.now, false);
+    for attempt in 0..Ports::TRIES - 1 {
+        take(&world, ports.candidate(attempt));
+    }
+    world.ingress(&asks::<A>(SYN).bytes());
+    let last = u16::from_be_bytes(ports.candidate(Ports::TRIES - 1));
+    assert_eq!(port_of(&world, &asks(SYN)), last, "the last candidate was free");
+
+    let world = World::<A>::remote();
+    (0..Ports::TRIES).for_each(|attempt| take(&world, ports.candidate(attempt)));
+    world.dropped(&asks(SYN), Counter::NoPort);
+    assert!(!world.knows(&asks(SYN)));
+    assert_eq!(world.memory.counter(Counter::Connected), 0);
+}
+
+fn a_full_table_drops<A: Net>()
+where
+    Memory: Family<A>,
+{
+    for capacity in [1, 2] {
+        let mut world = World::<A>::remote();
+        world.memory.capacity = capacity;
+        if capacity == 2 {
+            world.expect(&asks(SYN), REDIRECT, &sent_on(&asks(SYN)));
+        }
+        let second = Segment { source: A::host(OTHER_CLIENT), ..asks(SYN) };
+        world.dropped(&second, Counter::TableFull);
+    }
+}
+
+fn a_new_generation_asks_for_the_route_once_more<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.ingress(&asks::<A>(SYN).bytes());
+    world.ingress(&answers::<A>(CLIENT_PORT, SYN_ACK).bytes());
+    world.ingress(&asks::<A>(ACK).bytes());
+    let before = world.memory.lookups();
+
+    world.route(BACKEND, Route::Hop(hop(4, 77)));
+    world.expect(&asks(ACK), REDIRECT, &sent_on(&asks(ACK)));
+    assert_eq!(world.memory.lookups(), before, "nobody has said that a route changed");
+
+    world.generation(2);
+    let moved = Segment { macs: [mac(77), mac(204)], ..sent_on(&asks(ACK)) };
+    for _ in 0..3 {
+        world.expect(&asks(ACK), Verdict::Redirect(4), &moved);
+        let reply = answers(CLIENT_PORT, ACK);
+        world.expect(&reply, TRANSMIT, &sent_back(&reply));
+    }
+    assert_eq!(world.memory.lookups(), before + 2, "one more each way");
+    assert_eq!(world.phases(&asks(ACK)), (Phase::Established, Phase::Established));
+    let flow = world.memory.flow(&World::key(&asks::<A>(ACK))).expect("a known connection");
+    assert_eq!(flow.packets(), 6, "the entry's own count goes on");
+}
+
+fn a_segment_without_its_syn_makes_the_same_entry<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let before = World::<A>::remote();
+    before.ingress(&asks::<A>(SYN).bytes());
+    let after = World::<A>::remote();
+    let data = Segment { payload: b"still here".to_vec(), ..asks(ACK) };
+    after.expect(&data, REDIRECT, &sent_on(&data));
+    let key = World::<A>::key(&data);
+    let (one, other) = (before.memory.flow(&key).unwrap(), after.memory.flow(&key).unwrap());
+    assert_eq!((one.other, one.backend, one.hop), (other.other, other.backend, other.hop));
+    assert_eq!(after.phases(&data), (Phase::Established, Phase::Established));
+    assert_eq!(after.memory.counters(), [(Counter::Rebuilt, 1)].into());
+    let reply = answers(CLIENT_PORT, ACK);
+    after.expect(&reply, TRANSMIT, &sent_back(&reply));
+}
+
+fn a_syn_starts_anew_only_where_the_old_connection_is_over<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = World::<A>::remote();
+    let exchange = |flags: &[(bool, Flags)]| {
+        for (from_client, flags) in flags {
+            let frame =
+                if *from_client { asks::<A>(*flags).bytes() } else { answers::<A>(CLIENT_PORT, *flags).bytes() };
+            world.ingress(&frame);
+        }
+    };
+    exchange(&[(true, SYN), (false, SYN_ACK), (true, ACK), (true, SYN)]);
+    assert_eq!(world.memory.counter(Counter::Connected), 1, "the backend answers a SYN in a living connection");
+    assert_eq!(world.phases(&asks(SYN)).0, Phase::Established);
+    exchange(&[(false, RST), (true, SYN)]);
+    assert_eq!(world.memory.counter(Counter::Connected), 2);
+    assert_eq!(world.phases(&asks(SYN)), (Phase::SynSent, Phase::SynSent));
+    assert_eq!(port_of(&world, &asks(SYN)), CLIENT_PORT);
+    // A backend never opens: its SYN does not start anything.
+    exchange(&[(false, RST), (false, SYN)]);
+    assert_eq!(world.memory.counter(Counter::Connected), 2);
+}
+
+fn an_unknown_client_is_answered_by_whoever_brought_it<A: Net>()
+where
+    Memory: Family<A>,
+{
+    for route in [Route::None, Route::Kernel(OUTER)] {
+        let mut world = World::<A>::remote();
+        world.route(CLIENT, route);
+        let syn = Segment { macs: [mac(202), mac(254)], ..asks::<A>(SYN) };
+        world.ingress(&syn.bytes());
+        let reply = answers(CLIENT_PORT, SYN_ACK);
+        world.expect(&reply, TRANSMIT, &Segment { macs: [mac(254), mac(202)], ..sent_back(&reply) });
+    }
+}
+
+fn the_kernel_sends_where_the_neighbour_is_unknown<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.route(BACKEND, Route::Kernel(OUTER));
+    let untouched = |segment: Segment<A>| Segment { macs: segment.macs, ..sent_on(&segment) };
+    world.expect(&asks(SYN), Verdict::Kernel(OUTER), &untouched(asks(SYN)));
+    world.expect(&asks(ACK), Verdict::Kernel(OUTER), &untouched(asks(ACK)));
+    assert_eq!(world.memory.counter(Counter::Unresolved), 2);
+    // Known by now, and looked up without a new generation.
+    world.route(BACKEND, Route::Hop(hop(OUTER, BACKEND)));
+    world.expect(&asks(ACK), REDIRECT, &sent_on(&asks(ACK)));
+}
+
+fn without_a_route_it_is_dropped<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.route(BACKEND, Route::None);
+    world.dropped(&asks(SYN), Counter::NoRoute);
+    world.route(BACKEND, Route::Hop(hop(OUTER, BACKEND)));
+    world.expect(&asks(SYN), REDIRECT, &sent_on(&asks(SYN)));
+    world.route(CLIENT, Route::None);
+    world.generation(2);
+    world.dropped(&answers(CLIENT_PORT, SYN_ACK), Counter::NoRoute);
+}

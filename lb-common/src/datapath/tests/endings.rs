@@ -1,0 +1,169 @@
+//! Connections that are refused or cut short, and the exact answer to each.
+
+use super::*;
+
+both!(
+    a_reset_is_as_the_rfc_says,
+    a_reset_is_never_answered,
+    a_dead_backends_connection_is_reset_and_forgotten,
+    a_dead_backends_own_segment_ends_the_connection_too,
+    a_backend_that_is_gone_keeps_its_connections,
+    nobody_asks_for_that_port,
+    a_slot_that_leads_nowhere_is_no_backend,
+);
+
+/// The reset to a segment from the client (RFC 9293 §3.10.7.1).
+fn reset<A: Net>(to: &Segment<A>, sequence: u32, acknowledgement: u32, flags: Flags) -> Segment<A> {
+    Segment {
+        macs: [to.macs[1], to.macs[0]],
+        source: to.destination,
+        destination: to.source,
+        ports: [to.ports[1], to.ports[0]],
+        hops: 64,
+        sequence,
+        acknowledgement,
+        flags,
+        window: 0,
+        options: Vec::new(),
+        payload: Vec::new(),
+        ..to.clone()
+    }
+}
+
+/// Sends a segment in and demands that reset, which short frames carry with the rest of themselves as padding.
+fn refused<A: Net>(world: &World<A>, segment: &Segment<A>, reset: &Segment<A>)
+where
+    Memory: Family<A>,
+{
+    let (arrived, wanted) = (segment.bytes(), reset.bytes());
+    let (verdict, frame) = world.ingress(&arrived);
+    let length = wanted.len().max(60);
+    assert_eq!(verdict, Verdict::Answer(length), "{segment:?}");
+    assert_eq!(frame.len(), length.min(arrived.len()));
+    assert_eq!(frame[..wanted.len()], wanted, "{segment:?}");
+}
+
+fn a_reset_is_as_the_rfc_says<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.replace(Backend::absent());
+    let sequence = asks::<A>(SYN).sequence;
+    let acknowledgement = asks::<A>(SYN).acknowledgement;
+    let mut asked = 0;
+    for options in [std::vec![], [2, 4, 5, 180, 1, 1, 4, 2].to_vec()] {
+        for payload in [std::vec![], b"hello".to_vec(), std::vec![7; 1400]] {
+            for (extra, tags) in [(A::EXTRA, std::vec![]), (&[][..], std::vec![10, 20]), (&[][..], std::vec![])] {
+                for flags in [SYN, ACK, FIN, Flags(0), Flags::FIN, SYN_ACK] {
+                    let segment = Segment {
+                        options: options.clone(),
+                        payload: payload.clone(),
+                        extra: extra.to_vec(),
+                        tags: tags.clone(),
+                        hops: 1,
+                        ..asks(flags)
+                    };
+                    let answer = if flags.any(ACK) {
+                        reset(&segment, acknowledgement, 0, RST)
+                    } else {
+                        let controls = u32::from(flags.any(SYN)) + u32::from(flags.any(Flags::FIN));
+                        let next = sequence.wrapping_add(payload.len() as u32 + controls);
+                        reset(&segment, 0, next, RST.with(ACK))
+                    };
+                    refused(&world, &segment, &answer);
+                    asked += 1;
+                }
+            }
+        }
+    }
+    let wrapping = Segment { sequence: u32::MAX, ..asks(SYN) };
+    refused(&world, &wrapping, &reset(&wrapping, 0, 0, RST.with(ACK)));
+    assert_eq!(world.memory.counters(), [(Counter::NoBackend, asked + 1)].into());
+    assert!(!world.knows(&asks(SYN)));
+}
+
+fn a_reset_is_never_answered<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.dropped(&asks(RST), Counter::Stray);
+    world.dropped(&asks(RST.with(ACK)), Counter::Stray);
+    world.ingress(&asks::<A>(SYN).bytes());
+    world.down();
+    world.dropped(&asks(RST), Counter::BackendDown);
+    assert!(!world.knows(&asks(RST)));
+}
+
+fn a_dead_backends_connection_is_reset_and_forgotten<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.ingress(&asks::<A>(SYN).bytes());
+    world.ingress(&answers::<A>(CLIENT_PORT, SYN_ACK).bytes());
+    world.down();
+    let data = Segment { payload: b"are you there".to_vec(), ..asks(ACK) };
+    refused(&world, &data, &reset(&data, data.acknowledgement, 0, RST));
+    assert_eq!(world.memory.counter(Counter::BackendDown), 1);
+    assert!(!world.knows(&data));
+    assert!(!world.knows(&answers(CLIENT_PORT, ACK)));
+}
+
+fn a_dead_backends_own_segment_ends_the_connection_too<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.ingress(&asks::<A>(SYN).bytes());
+    world.down();
+    world.dropped(&answers(CLIENT_PORT, SYN_ACK), Counter::BackendDown);
+    assert!(!world.knows(&asks(SYN)));
+    assert!(!world.knows(&answers(CLIENT_PORT, SYN_ACK)));
+}
+
+fn a_backend_that_is_gone_keeps_its_connections<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let stranger = Backend::new(A::host(12).mapped(), BACKEND_PORT.to_be_bytes(), Backend::DOWN);
+    let port = Backend::new(A::host(BACKEND).mapped(), 1_u16.to_be_bytes(), Backend::DOWN);
+    for successor in [Backend::absent(), stranger, port] {
+        let mut world = World::<A>::remote();
+        world.ingress(&asks::<A>(SYN).bytes());
+        world.replace(successor);
+        let reply = answers(CLIENT_PORT, SYN_ACK);
+        world.expect(&reply, Verdict::Transmit, &sent_back(&reply));
+        world.expect(&asks(ACK), Verdict::Redirect(OUTER), &sent_on(&asks(ACK)));
+    }
+}
+
+fn nobody_asks_for_that_port<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = World::<A>::remote();
+    let elsewhere = Segment { ports: [CLIENT_PORT, 22], ..asks(SYN) };
+    world.expect(&elsewhere, Verdict::Pass, &elsewhere);
+    // What a backend sends to a connection that nobody knows is the host's to refuse.
+    let late = answers(CLIENT_PORT, ACK);
+    world.expect(&late, Verdict::Pass, &late);
+    assert_eq!(world.memory.counters(), [(Counter::NoService, 2)].into());
+}
+
+fn a_slot_that_leads_nowhere_is_no_backend<A: Net>()
+where
+    Memory: Family<A>,
+{
+    for table in [None, Some(std::vec![BackendId::NONE; SLOTS as usize])] {
+        let mut world = World::<A>::remote();
+        match table {
+            Some(slots) => world.memory.tables.insert(ServiceId(3), slots),
+            None => world.memory.tables.remove(&ServiceId(3)),
+        };
+        let syn = asks(SYN);
+        refused(&world, &syn, &reset(&syn, 0, syn.sequence + 1, RST.with(ACK)));
+        assert_eq!(world.memory.counter(Counter::NoBackend), 1);
+    }
+}

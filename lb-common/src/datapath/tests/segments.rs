@@ -1,0 +1,151 @@
+//! TCP segments of both families, written byte by byte with checksums made from nothing.
+
+use std::vec::Vec;
+
+use crate::{
+    address::{Address, V4, V6},
+    checksum::{fold, sum},
+    wire::{self, Flags},
+};
+
+/// A family, and the hosts of the tests in it.
+pub(super) trait Net: Address {
+    const ETHER_TYPE: [u8; 2];
+    /// A header between Ethernet and TCP that is looked through: IPv4 options, or an IPv6 extension.
+    const EXTRA: &'static [u8];
+    /// A fragment's header: bytes to be written over or after a plain one.
+    fn fragment(segment: &Segment<Self>) -> Vec<u8>;
+    fn host(last: u8) -> Self;
+    fn header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
+}
+
+impl Net for V4 {
+    const ETHER_TYPE: [u8; 2] = wire::IPV4;
+    const EXTRA: &'static [u8] = &[0x94, 0x04, 0, 0, 1, 1, 1, 0];
+
+    fn fragment(segment: &Segment<Self>) -> Vec<u8> {
+        let mut frame = segment.bytes();
+        let at = 14 + 4 * segment.tags.len() + 6;
+        // More fragments.
+        frame[at] = 0x20;
+        frame
+    }
+
+    fn host(last: u8) -> Self {
+        Self([10, 1, 0, last])
+    }
+
+    fn header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
+        let length = 20 + segment.extra.len();
+        let mut header = [0x45, 0, 0, 0, 0xab, 0xcd, 0x40, 0, segment.hops, 6, 0, 0].to_vec();
+        header[0] = 0x40 | (length / 4) as u8;
+        header[2..4].copy_from_slice(&((length + payload) as u16).to_be_bytes());
+        header.extend(segment.source.0);
+        header.extend(segment.destination.0);
+        header.extend(&segment.extra);
+        let checksum = (!fold(sum(&header))).to_ne_bytes();
+        header[10..12].copy_from_slice(&checksum);
+        header
+    }
+}
+
+impl Net for V6 {
+    const ETHER_TYPE: [u8; 2] = wire::IPV6;
+    /// Hop-by-hop options: a PadN over the rest of 16 bytes.
+    const EXTRA: &'static [u8] = &[6, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    fn fragment(segment: &Segment<Self>) -> Vec<u8> {
+        let mut fragment = segment.clone();
+        fragment.extra = [6, 0, 0, 1, 0, 0, 0, 7].to_vec();
+        let mut frame = fragment.bytes();
+        frame[14 + 4 * segment.tags.len() + 6] = 44;
+        frame
+    }
+
+    fn host(last: u8) -> Self {
+        let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        address[15] = last;
+        Self(address)
+    }
+
+    fn header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
+        let length = (segment.extra.len() + payload) as u16;
+        let mut header = [0x60, 0, 0, 0].to_vec();
+        header.extend(length.to_be_bytes());
+        header.extend([if segment.extra.is_empty() { 6 } else { 0 }, segment.hops]);
+        header.extend(segment.source.0);
+        header.extend(segment.destination.0);
+        header.extend(&segment.extra);
+        header
+    }
+}
+
+/// What a segment says.
+#[derive(Clone, Debug)]
+pub(super) struct Segment<A> {
+    /// Destination and source.
+    pub(super) macs: [[u8; 6]; 2],
+    pub(super) tags: Vec<u16>,
+    pub(super) source: A,
+    pub(super) destination: A,
+    pub(super) ports: [u16; 2],
+    pub(super) hops: u8,
+    pub(super) extra: Vec<u8>,
+    pub(super) sequence: u32,
+    pub(super) acknowledgement: u32,
+    pub(super) flags: Flags,
+    pub(super) window: u16,
+    pub(super) options: Vec<u8>,
+    pub(super) payload: Vec<u8>,
+}
+
+impl<A: Net> Segment<A> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut tcp = Vec::new();
+        tcp.extend(self.ports[0].to_be_bytes());
+        tcp.extend(self.ports[1].to_be_bytes());
+        tcp.extend(self.sequence.to_be_bytes());
+        tcp.extend(self.acknowledgement.to_be_bytes());
+        tcp.extend([((20 + self.options.len()) as u8 / 4) << 4, self.flags.0]);
+        tcp.extend(self.window.to_be_bytes());
+        tcp.extend([0; 4]);
+        tcp.extend(&self.options);
+        tcp.extend(&self.payload);
+        let checksum = (!fold(pseudo(self.source, self.destination, &tcp))).to_ne_bytes();
+        tcp[16..18].copy_from_slice(&checksum);
+
+        let mut frame = self.macs.concat();
+        for tag in &self.tags {
+            frame.extend([0x81, 0x00]);
+            frame.extend(tag.to_be_bytes());
+        }
+        frame.extend(A::ETHER_TYPE);
+        frame.extend(A::header(self, tcp.len()));
+        frame.extend(tcp);
+        frame
+    }
+}
+
+/// Sum over a TCP segment and its pseudo-header.
+fn pseudo<A: Address>(source: A, destination: A, tcp: &[u8]) -> u32 {
+    let length = (tcp.len() as u32).to_be_bytes();
+    // A mapped address is the IPv4 address and 0xffff, which is zero in this arithmetic.
+    sum(&source.mapped()) + sum(&destination.mapped()) + sum(&length) + sum(&[0, 6]) + sum(tcp)
+}
+
+/// Whether the checksums of a frame are right, as far as the frame is a segment.
+pub(super) fn valid<A: Net>(frame: &[u8]) -> bool {
+    let Ok(link) = wire::link(frame) else {
+        return false;
+    };
+    let Ok(segment) = wire::segment::<A, [u8]>(frame, link.at) else {
+        return false;
+    };
+    let Ok(Some(transport)) = A::transport(frame, link.at) else {
+        return false;
+    };
+    let tcp = &frame[segment.transport..transport.end];
+    let header = &frame[segment.network..segment.transport];
+    let header_is = A::ETHER_TYPE == wire::IPV6 || fold(sum(header)) == 0xffff;
+    header_is && fold(pseudo(segment.key.source, segment.key.destination, tcp)) == 0xffff
+}

@@ -1,0 +1,134 @@
+//! TCP segments as frames, put together and summed up by etherparse: nothing of the data path's own arithmetic.
+
+use std::net::SocketAddr;
+
+use etherparse::{
+    IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6FlowLabel,
+    Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, SingleVlanHeader, TcpHeader, VlanHeader, VlanId,
+    VlanPcp, ip_number,
+};
+
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const PSH: u8 = 0x08;
+pub const ACK: u8 = 0x10;
+
+/// What stands between the IP and the TCP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    None,
+    /// IPv4 options, or hop-by-hop options in IPv6.
+    Options,
+    /// The packet is the first part of a longer one.
+    Fragment,
+}
+
+/// What a segment says.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Destination and source.
+    pub macs: [[u8; 6]; 2],
+    /// VLANs, outer first; two at most.
+    pub tags: Vec<u16>,
+    pub from: SocketAddr,
+    pub to: SocketAddr,
+    pub hops: u8,
+    pub extra: Extra,
+    pub sequence: u32,
+    pub acknowledgement: u32,
+    pub flags: u8,
+    pub window: u16,
+    /// TCP options, a multiple of four bytes.
+    pub options: Vec<u8>,
+    pub payload: Vec<u8>,
+}
+
+impl Segment {
+    /// # Panics
+    /// When the segment mixes families or is longer than a packet can be.
+    pub fn bytes(&self) -> Vec<u8> {
+        let ethernet = PacketBuilder::ethernet2(self.macs[1], self.macs[0]);
+        let tag = |id: u16| SingleVlanHeader {
+            pcp: VlanPcp::ZERO,
+            drop_eligible_indicator: false,
+            vlan_id: VlanId::try_new(id).expect("12 bits"),
+            ether_type: 0.into(),
+        };
+        let packet = match self.tags[..] {
+            [] => ethernet.ip(self.ip()),
+            [one] => ethernet.vlan(VlanHeader::Single(tag(one))).ip(self.ip()),
+            [outer, inner, ..] => {
+                let outer = VlanId::try_new(outer).expect("12 bits");
+                let inner = VlanId::try_new(inner).expect("12 bits");
+                ethernet.double_vlan(outer, inner).ip(self.ip())
+            }
+        };
+        let mut bytes = Vec::new();
+        let written = packet.tcp_header(self.tcp()).write_to_vec(&mut bytes, &self.payload);
+        written.expect("a packet of lawful length");
+        bytes
+    }
+
+    fn ip(&self) -> IpHeaders {
+        match (self.from, self.to) {
+            (SocketAddr::V4(from), SocketAddr::V4(to)) => {
+                let (from, to) = (from.ip().octets(), to.ip().octets());
+                let mut header = Ipv4Header::new(0, self.hops, ip_number::TCP, from, to).expect("a short payload");
+                header.identification = 0xabcd;
+                header.dont_fragment = self.extra != Extra::Fragment;
+                header.more_fragments = self.extra == Extra::Fragment;
+                if self.extra == Extra::Options {
+                    // Router alert, then padding (RFC 2113).
+                    header.options = Ipv4Options::from([0x94, 4, 0, 0, 1, 1, 1, 0]);
+                }
+                IpHeaders::Ipv4(header, Ipv4Extensions::default())
+            }
+            (SocketAddr::V6(from), SocketAddr::V6(to)) => {
+                let header = Ipv6Header {
+                    traffic_class: 0,
+                    flow_label: Ipv6FlowLabel::ZERO,
+                    payload_length: 0,
+                    next_header: ip_number::TCP,
+                    hop_limit: self.hops,
+                    source: from.ip().octets(),
+                    destination: to.ip().octets(),
+                };
+                IpHeaders::Ipv6(header, self.extensions())
+            }
+            _ => panic!("{} and {} are not of one family", self.from, self.to),
+        }
+    }
+
+    fn extensions(&self) -> Ipv6Extensions {
+        let mut extensions = Ipv6Extensions::default();
+        match self.extra {
+            Extra::None => {}
+            Extra::Options => {
+                // PadN over all of it (RFC 8200 §4.2).
+                let pad = [1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                let options = Ipv6RawExtHeader::new_raw(IpNumber::TCP, &pad).expect("whole units of 8 bytes");
+                extensions.hop_by_hop_options = Some(options);
+            }
+            Extra::Fragment => {
+                extensions.fragment = Some(Ipv6FragmentHeader::new(IpNumber::TCP, IpFragOffset::ZERO, true, 7));
+            }
+        }
+        extensions
+    }
+
+    fn tcp(&self) -> TcpHeader {
+        let mut tcp = TcpHeader::new(self.from.port(), self.to.port(), self.sequence, self.window);
+        tcp.acknowledgment_number = self.acknowledgement;
+        tcp.fin = self.flags & FIN != 0;
+        tcp.syn = self.flags & SYN != 0;
+        tcp.rst = self.flags & RST != 0;
+        tcp.psh = self.flags & PSH != 0;
+        tcp.ack = self.flags & ACK != 0;
+        tcp.urg = self.flags & 0x20 != 0;
+        tcp.ece = self.flags & 0x40 != 0;
+        tcp.cwr = self.flags & 0x80 != 0;
+        tcp.set_options_raw(&self.options).expect("at most 40 bytes");
+        tcp
+    }
+}

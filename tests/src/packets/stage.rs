@@ -1,0 +1,259 @@
+//! A network namespace in which the programs' route lookups are answered, and the tables that go with it.
+//!
+//! ```text
+//!   test runs --> lo --(forwarding)--> near  ---- clients, backends with permanent neighbours
+//!                                      trunk ---- a backend; stands for lo with VLAN 10, so that it is sent from there
+//! ```
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use anyhow::{Context as _, ensure};
+use futures_util::TryStreamExt as _;
+use lb_common::{
+    abi::{Backend, BackendId, Filter, Port, ServiceId, ServiceKey, Settings},
+    address::{Address as _, V4, V6},
+    maglev::SLOTS,
+    wire::Tags,
+};
+use lb_userspace::{dataplane::Change, host};
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+/// Test runs arrive by the loopback interface, which is number 1 in every namespace.
+pub const LOOPBACK: u32 = 1;
+/// The VLAN that a frame needs to be sent back out of [`LOOPBACK`].
+pub const TRUNK_TAG: u16 = 10;
+
+pub const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub const TRUNK_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+
+/// A host of the tests by the last byte of its address.
+pub type Host = u8;
+pub const VIP: Host = 100;
+pub const CLIENTS: [Host; 4] = [50, 51, 52, 53];
+/// A client whose neighbour entry is missing.
+pub const STRANGER: Host = 54;
+
+/// A virtual server and its only backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    pub port: u16,
+    pub backend: Host,
+    flags: u8,
+}
+
+pub const REMOTE: Service = Service { port: 6443, backend: 11, flags: Backend::PRESENT };
+pub const UNRESOLVED: Service = Service { port: 6444, backend: 12, flags: Backend::PRESENT };
+pub const UNROUTED: Service = Service { port: 6445, backend: 13, flags: Backend::PRESENT };
+pub const TRUNKED: Service = Service { port: 6446, backend: 14, flags: Backend::PRESENT };
+pub const HERE: Service = Service { port: 6447, backend: 10, flags: Backend::LOCAL };
+/// Its table has no backend in any slot.
+pub const EMPTY: Service = Service { port: 6448, backend: 0, flags: 0 };
+pub const SERVICES: [Service; 6] = [REMOTE, UNRESOLVED, UNROUTED, TRUNKED, HERE, EMPTY];
+
+/// The port of every backend, which is that of the first virtual server too.
+pub const BACKEND_PORT: u16 = 6443;
+
+/// An address family: what is generic here is so over a value, not a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    pub fn address(self, host: Host) -> IpAddr {
+        match self {
+            Self::Ipv4 => Ipv4Addr::new(10, 1, 0, host).into(),
+            Self::Ipv6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host.into()).into(),
+        }
+    }
+
+    pub fn socket(self, host: Host, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address(host), port)
+    }
+
+    /// The address as the maps have it.
+    pub fn mapped(self, host: Host) -> [u8; 16] {
+        match self.address(host) {
+            IpAddr::V4(address) => V4(address.octets()).mapped(),
+            IpAddr::V6(address) => V6(address.octets()).mapped(),
+        }
+    }
+
+    fn insert(self, filter: &mut Filter, host: Host) {
+        match self.address(host) {
+            IpAddr::V4(address) => filter.insert(V4(address.octets())),
+            IpAddr::V6(address) => filter.insert(V6(address.octets())),
+        }
+    }
+}
+
+impl Service {
+    fn place(self, family: Family) -> u32 {
+        let index = SERVICES.iter().position(|service| service.port == self.port).unwrap_or_default();
+        index as u32 + if family == Family::Ipv4 { 0 } else { SERVICES.len() as u32 }
+    }
+
+    pub fn id(self, family: Family) -> BackendId {
+        BackendId(self.place(family))
+    }
+
+    pub fn service(self, family: Family) -> ServiceId {
+        ServiceId(self.place(family))
+    }
+
+    pub fn key(self, family: Family) -> ServiceKey {
+        ServiceKey::new(family.mapped(VIP), self.port.to_be_bytes())
+    }
+
+    /// The backend with further flags.
+    pub fn backend(self, family: Family, flags: u8) -> Change {
+        let backend = match self.flags {
+            0 => Backend::absent(),
+            own => Backend::new(family.mapped(self.backend), BACKEND_PORT.to_be_bytes(), own | flags),
+        };
+        Change::Backend(self.id(family), backend)
+    }
+}
+
+/// MAC address of a host on the link.
+pub const fn mac(host: Host) -> [u8; 6] {
+    [2, 0, 0, 0, 0, host]
+}
+
+/// What a generation's settings are: nothing is ever idle for too long.
+pub fn settings(generation: u32) -> Change {
+    let (mut vips, mut locals) = (Filter::empty(), Filter::empty());
+    for family in Family::ALL {
+        family.insert(&mut vips, VIP);
+        family.insert(&mut locals, HERE.backend);
+    }
+    Change::Settings(Box::new(Settings::new([1 << 40; 3], generation, vips, locals)))
+}
+
+/// The namespace of this thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage {
+    pub near: u32,
+    pub trunk: u32,
+}
+
+impl Stage {
+    /// Runs `scene` on a thread of its own, in a namespace that ends with it.
+    pub fn set<T: Send + 'static>(
+        scene: impl FnOnce(Stage) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        ensure!(nix::unistd::geteuid().is_root(), "test runs need root: use `cargo xtask test`");
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let stage = runtime.block_on(build())?;
+            scene(stage)
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// What leads where: the near interface is sent from directly, the trunk stands for loopback with a tag.
+    pub fn ports(self) -> [Change; 2] {
+        let port = |interface, tags| Port { interface, tags: Tags(tags) };
+        [
+            Change::Port(port(self.near, 0), port(self.near, 0)),
+            Change::Port(port(self.trunk, 0), port(LOOPBACK, 0x8000 | u32::from(TRUNK_TAG))),
+        ]
+    }
+
+    /// What a case may change, as it is at first.
+    pub fn reset(self, generation: u32) -> Vec<Change> {
+        let mut changes = vec![settings(generation)];
+        changes.extend(self.ports());
+        for family in Family::ALL {
+            changes.extend(SERVICES.map(|service| service.backend(family, 0)));
+        }
+        changes
+    }
+
+    /// All tables.
+    pub fn tables(self) -> Vec<Change> {
+        let mut changes = self.reset(1);
+        for family in Family::ALL {
+            for service in SERVICES {
+                let backend = if service.flags == 0 { BackendId::NONE } else { service.id(family) };
+                changes.push(Change::Table(service.service(family), vec![backend; SLOTS as usize]));
+                changes.push(Change::Serve(service.key(family), service.service(family)));
+            }
+        }
+        changes
+    }
+
+    /// Which host is reached by which interface, and whether its neighbour entry is there.
+    pub fn routes(self) -> impl Iterator<Item = (Host, u32, bool)> {
+        let clients = CLIENTS.map(|client| (client, self.near, true));
+        let backends = [
+            (STRANGER, self.near, false),
+            (REMOTE.backend, self.near, true),
+            (UNRESOLVED.backend, self.near, false),
+            (TRUNKED.backend, self.trunk, true),
+        ];
+        clients.into_iter().chain(backends)
+    }
+}
+
+async fn build() -> anyhow::Result<Stage> {
+    let handle = host::connect().context("opening netlink")?;
+    let stage = Stage { near: veth(&handle, "near", NEAR_MAC).await?, trunk: veth(&handle, "trunk", TRUNK_MAC).await? };
+    up(&handle, LOOPBACK).await?;
+    for family in ["ipv4", "ipv6"] {
+        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
+        fs::write(&path, "1").with_context(|| format!("writing {path}"))?;
+    }
+    for family in Family::ALL {
+        for (host, interface, resolved) in stage.routes() {
+            let (address, what) = (family.address(host), format!("host {host}"));
+            route(&handle, address, interface).await.with_context(|| format!("the route to {what}"))?;
+            if resolved {
+                let entry = handle.neighbours().add(interface, address).link_layer_address(&mac(host));
+                entry.execute().await.with_context(|| format!("the neighbour entry of {what}"))?;
+            }
+        }
+    }
+    Ok(stage)
+}
+
+/// Makes a veth pair, both ends up, and gives the number of the end with that name.
+async fn veth(handle: &Handle, name: &str, mac: [u8; 6]) -> anyhow::Result<u32> {
+    let peer = format!("{name}-peer");
+    let pair = LinkVeth::new(name, &peer).address(mac.to_vec()).build();
+    handle.link().add(pair).execute().await.with_context(|| format!("making {name}"))?;
+    for end in [peer.as_str(), name] {
+        up(handle, index(handle, end).await?).await?;
+    }
+    index(handle, name).await
+}
+
+async fn up(handle: &Handle, index: u32) -> anyhow::Result<()> {
+    let link = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+    handle.link().set(link).execute().await.context("setting a link up")
+}
+
+async fn index(handle: &Handle, name: &str) -> anyhow::Result<u32> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    let link = links.try_next().await?.with_context(|| format!("no {name}"))?;
+    Ok(link.header.index)
+}
+
+/// A route to that host only, so that every other address has none.
+async fn route(handle: &Handle, to: IpAddr, interface: u32) -> anyhow::Result<()> {
+    let length = if to.is_ipv4() { 32 } else { 128 };
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(to, length)?
+        .output_interface(interface)
+        .scope(rtnetlink::packet_route::route::RouteScope::Link)
+        .build();
+    Ok(handle.route().add(route).execute().await?)
+}

@@ -1,0 +1,469 @@
+//! The cases. Frames out are written as the frames in with what must have changed, and put together from nothing.
+
+use lb_common::{
+    abi::{Backend, Counter, Port},
+    wire::Tags,
+};
+
+use super::{
+    Change,
+    frames::{ACK, Extra, FIN, PSH, RST, SYN, Segment},
+    stage::{
+        BACKEND_PORT, CLIENTS, EMPTY, Family, HERE, Host, LOOPBACK, NEAR_MAC, REMOTE, STRANGER, Service, Stage,
+        TRUNK_MAC, TRUNK_TAG, TRUNKED, UNRESOLVED, UNROUTED, VIP, mac, settings,
+    },
+};
+
+const DROP: u32 = 1;
+const PASS: u32 = 2;
+const TRANSMIT: u32 = 3;
+const REDIRECT: u32 = 4;
+/// What a classifier returns for a packet that goes on.
+const OK: u32 = 0;
+
+const CLIENT: Host = CLIENTS[0];
+
+/// Who plays in a case.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scene {
+    pub(super) stage: Stage,
+    pub(super) family: Family,
+    pub(super) client_port: u16,
+    /// Of the settings at the start; the next two are the case's too.
+    pub(super) generation: u32,
+}
+
+/// What happens in a case.
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    pub(super) steps: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Program {
+    Ingress,
+    Egress,
+}
+
+/// One run of a program.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) what: &'static str,
+    /// Applied first.
+    pub(super) before: Vec<Change>,
+    pub(super) program: Program,
+    pub(super) frame: Vec<u8>,
+    pub(super) action: u32,
+    pub(super) out: Vec<u8>,
+    /// What is counted, in the order of the counters.
+    pub(super) counters: Vec<Counter>,
+}
+
+type Case = fn(&Scene) -> Script;
+
+pub(super) const TABLE: &[(&str, Case)] = &[
+    ("a connection there and back", connection),
+    ("a segment without its SYN", rebuilt),
+    ("two clients with one port", collision),
+    ("payload of odd length, IP options and TCP options", options),
+    ("one tag, and the way out has it too", transmitted),
+    ("two tags, and the way out has none", two_tags),
+    ("an interface that XDP must not send from", no_port),
+    ("a neighbour that is not resolved", unresolved),
+    ("a client whose neighbour is not resolved", stranger),
+    ("a route that is not there", unrouted),
+    ("no backend takes new connections", no_backend),
+    ("a reset is not answered", stray),
+    ("the backend is down", down),
+    ("the backend is gone from the configuration", gone),
+    ("a backend on this host", local),
+    ("the last hop", expired),
+    ("a fragment", fragment),
+    ("lengths that contradict each other", malformed),
+    ("a port that nobody asks for", no_service),
+    ("what is not ours", not_ours),
+    ("what leaves and is not ours", leaves),
+];
+
+impl Script {
+    fn then(mut self, what: &'static str, frame: Vec<u8>, action: u32, out: Vec<u8>, counters: &[Counter]) -> Self {
+        let counters = counters.to_vec();
+        self.steps.push(Step { what, before: Vec::new(), program: Program::Ingress, frame, action, out, counters });
+        self
+    }
+
+    /// The last step runs after these changes.
+    fn after(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
+        self.steps.last_mut().expect("a step").before.extend(changes);
+        self
+    }
+
+    /// The last step is on the way out of the host.
+    fn leaving(mut self) -> Self {
+        self.steps.last_mut().expect("a step").program = Program::Egress;
+        self
+    }
+}
+
+impl Scene {
+    /// What a client sends to a virtual server.
+    fn asks(&self, service: Service, flags: u8) -> Segment {
+        Segment {
+            macs: [mac(1), mac(CLIENT)],
+            tags: Vec::new(),
+            from: self.family.socket(CLIENT, self.client_port),
+            to: self.family.socket(VIP, service.port),
+            hops: 64,
+            extra: Extra::None,
+            sequence: 0x1234_5678,
+            acknowledgement: if flags & ACK == 0 { 0 } else { 0x9abc_def0 },
+            flags,
+            window: 64_240,
+            options: Vec::new(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// What it is on the way to the backend, by an interface with that MAC.
+    fn sent_on(&self, service: Service, segment: &Segment, out_of: [u8; 6]) -> Segment {
+        Segment { macs: [mac(service.backend), out_of], ..self.rewritten(service, segment) }
+    }
+
+    /// The same with the Ethernet header as it was.
+    fn rewritten(&self, service: Service, segment: &Segment) -> Segment {
+        Segment {
+            from: self.family.socket(VIP, segment.from.port()),
+            to: self.family.socket(service.backend, BACKEND_PORT),
+            hops: segment.hops - 1,
+            ..segment.clone()
+        }
+    }
+
+    /// What the backend answers.
+    fn answers(&self, service: Service, flags: u8) -> Segment {
+        Segment {
+            macs: [mac(1), mac(service.backend)],
+            from: self.family.socket(service.backend, BACKEND_PORT),
+            to: self.family.socket(VIP, self.client_port),
+            ..self.asks(service, flags)
+        }
+    }
+
+    /// What that is on the way to the client.
+    fn sent_back(&self, service: Service, segment: &Segment) -> Segment {
+        Segment {
+            macs: [mac(CLIENT), NEAR_MAC],
+            from: self.family.socket(VIP, service.port),
+            to: self.family.socket(CLIENT, self.client_port),
+            hops: segment.hops - 1,
+            ..segment.clone()
+        }
+    }
+
+    /// A reset to a segment (RFC 9293 §3.10.7.1), with what the segment left behind it as padding to 60 bytes.
+    fn reset(&self, segment: &Segment) -> Vec<u8> {
+        let controls = u32::from(segment.flags & SYN != 0) + u32::from(segment.flags & FIN != 0);
+        let next = segment.sequence.wrapping_add(segment.payload.len() as u32 + controls);
+        let (sequence, acknowledgement, flags) =
+            if segment.flags & ACK != 0 { (segment.acknowledgement, 0, RST) } else { (0, next, RST | ACK) };
+        let reset = Segment {
+            macs: [segment.macs[1], segment.macs[0]],
+            from: segment.to,
+            to: segment.from,
+            hops: 64,
+            sequence,
+            acknowledgement,
+            flags,
+            window: 0,
+            options: Vec::new(),
+            payload: Vec::new(),
+            ..segment.clone()
+        };
+        let mut frame = reset.bytes();
+        let arrived = segment.bytes();
+        let padded = arrived.len().min(60).max(frame.len());
+        frame.extend(&arrived[frame.len()..padded]);
+        frame
+    }
+
+    /// The port under which a backend on this host sees the client.
+    fn local_port(&self) -> u16 {
+        let share = u32::from(self.client_port) * (32_768 - 1_024) / 65_536;
+        1_024 + share as u16
+    }
+}
+
+/// A frame with the note for `tc_ingress` in front.
+fn noted(interface: u32, segment: &Segment) -> Vec<u8> {
+    [b"xvip", &interface.to_ne_bytes()[..], &segment.bytes()].concat()
+}
+
+fn connection(scene: &Scene) -> Script {
+    let mut script = Script::default();
+    let flags = [
+        (true, SYN, &[Counter::Connected][..]),
+        (false, SYN | ACK, &[]),
+        (true, ACK, &[]),
+        (true, ACK | PSH, &[]),
+        (false, ACK | PSH, &[]),
+        (true, FIN | ACK, &[]),
+        (false, FIN | ACK, &[]),
+        (true, SYN, &[Counter::Connected]),
+    ];
+    for (from_client, flags, counters) in flags {
+        let payload = if flags & PSH == 0 { Vec::new() } else { b"GET /readyz".to_vec() };
+        script = if from_client {
+            let segment = Segment { payload, ..scene.asks(REMOTE, flags) };
+            let out = scene.sent_on(REMOTE, &segment, NEAR_MAC).bytes();
+            script.then("the client's", segment.bytes(), REDIRECT, out, counters)
+        } else {
+            let segment = Segment { payload, ..scene.answers(REMOTE, flags) };
+            let out = scene.sent_back(REMOTE, &segment).bytes();
+            script.then("the backend's", segment.bytes(), REDIRECT, out, counters)
+        };
+    }
+    script
+}
+
+fn rebuilt(scene: &Scene) -> Script {
+    let data = Segment { payload: vec![0xff; 1448], ..scene.asks(REMOTE, ACK | PSH) };
+    let out = scene.sent_on(REMOTE, &data, NEAR_MAC).bytes();
+    let reply = scene.answers(REMOTE, ACK);
+    Script::default().then("data", data.bytes(), REDIRECT, out, &[Counter::Rebuilt]).then(
+        "the reply",
+        reply.bytes(),
+        REDIRECT,
+        scene.sent_back(REMOTE, &reply).bytes(),
+        &[],
+    )
+}
+
+/// The second client's port is chosen by the clock, so only the replies to the first are known beforehand.
+fn collision(scene: &Scene) -> Script {
+    let first = scene.asks(REMOTE, SYN);
+    let second = Segment { from: scene.family.socket(CLIENTS[1], scene.client_port), hops: 1, ..first.clone() };
+    let reply = scene.answers(REMOTE, SYN | ACK);
+    let out = scene.sent_on(REMOTE, &first, NEAR_MAC).bytes();
+    Script::default()
+        .then("the first", first.bytes(), REDIRECT, out, &[Counter::Connected])
+        .then("the second", second.bytes(), DROP, second.bytes(), &[Counter::Connected, Counter::Expired])
+        .then("the first one's reply", reply.bytes(), REDIRECT, scene.sent_back(REMOTE, &reply).bytes(), &[])
+}
+
+fn options(scene: &Scene) -> Script {
+    let syn = Segment {
+        extra: Extra::Options,
+        options: vec![2, 4, 5, 180, 4, 2, 1, 3, 3, 7, 1, 0],
+        payload: b"odd".to_vec(),
+        ..scene.asks(REMOTE, SYN)
+    };
+    let reply = Segment { extra: Extra::Options, ..scene.answers(REMOTE, SYN | ACK) };
+    Script::default()
+        .then("in", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
+        .then("back", reply.bytes(), REDIRECT, scene.sent_back(REMOTE, &reply).bytes(), &[])
+}
+
+fn transmitted(scene: &Scene) -> Script {
+    let syn = Segment { tags: vec![TRUNK_TAG], ..scene.asks(TRUNKED, SYN) };
+    let plain = scene.asks(TRUNKED, ACK);
+    Script::default()
+        .then("with it", syn.bytes(), TRANSMIT, scene.sent_on(TRUNKED, &syn, TRUNK_MAC).bytes(), &[Counter::Connected])
+        .then(
+            "without",
+            plain.bytes(),
+            PASS,
+            noted(LOOPBACK, &scene.rewritten(TRUNKED, &plain)),
+            &[Counter::Unresolved],
+        )
+}
+
+fn two_tags(scene: &Scene) -> Script {
+    let syn = Segment { tags: vec![7, 8], ..scene.asks(REMOTE, SYN) };
+    let out = noted(scene.stage.near, &scene.rewritten(REMOTE, &syn));
+    Script::default().then("SYN", syn.bytes(), PASS, out, &[Counter::Connected, Counter::Unresolved])
+}
+
+fn no_port(scene: &Scene) -> Script {
+    let near = Port { interface: scene.stage.near, tags: Tags(0) };
+    let syn = scene.asks(REMOTE, SYN);
+    let ack = scene.asks(REMOTE, ACK);
+    let out = |segment: &Segment| noted(scene.stage.near, &scene.rewritten(REMOTE, segment));
+    Script::default()
+        .then("without", syn.bytes(), PASS, out(&syn), &[Counter::Connected, Counter::Unresolved])
+        .after([Change::Forget(near)])
+        .then("with it again", ack.bytes(), REDIRECT, scene.sent_on(REMOTE, &ack, NEAR_MAC).bytes(), &[])
+        .after([Change::Port(near, near)])
+}
+
+fn unresolved(scene: &Scene) -> Script {
+    let out = |segment: &Segment| noted(scene.stage.near, &scene.rewritten(UNRESOLVED, segment));
+    let (syn, ack) = (scene.asks(UNRESOLVED, SYN), scene.asks(UNRESOLVED, ACK));
+    Script::default().then("SYN", syn.bytes(), PASS, out(&syn), &[Counter::Connected, Counter::Unresolved]).then(
+        "ACK",
+        ack.bytes(),
+        PASS,
+        out(&ack),
+        &[Counter::Unresolved],
+    )
+}
+
+/// It is answered by whoever brought its packet, on the interface that it came by.
+fn stranger(scene: &Scene) -> Script {
+    let from = scene.family.socket(STRANGER, scene.client_port);
+    let syn = Segment { from, macs: [mac(9), mac(8)], ..scene.asks(REMOTE, SYN) };
+    let reply = scene.answers(REMOTE, SYN | ACK);
+    let back = Segment { macs: [mac(8), mac(9)], to: from, ..scene.sent_back(REMOTE, &reply) };
+    Script::default()
+        .then("SYN", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
+        .then("the reply", reply.bytes(), TRANSMIT, back.bytes(), &[])
+}
+
+fn unrouted(scene: &Scene) -> Script {
+    let syn = scene.asks(UNROUTED, SYN).bytes();
+    Script::default().then("SYN", syn.clone(), DROP, syn, &[Counter::Connected, Counter::NoRoute])
+}
+
+fn no_backend(scene: &Scene) -> Script {
+    let mut script = Script::default();
+    for flags in [SYN, ACK, FIN | ACK, FIN] {
+        for (payload, options, extra, tags) in [
+            (vec![], vec![], Extra::None, vec![]),
+            (vec![9; 1001], vec![2, 4, 5, 180], Extra::None, vec![TRUNK_TAG]),
+            (vec![], vec![1; 40], Extra::Options, vec![]),
+        ] {
+            let segment = Segment { payload, options, extra, tags, ..scene.asks(EMPTY, flags) };
+            script = script.then("a segment", segment.bytes(), TRANSMIT, scene.reset(&segment), &[Counter::NoBackend]);
+        }
+    }
+    script
+}
+
+fn stray(scene: &Scene) -> Script {
+    let mut script = Script::default();
+    for (service, flags) in [(REMOTE, RST), (REMOTE, RST | ACK), (EMPTY, RST)] {
+        let frame = scene.asks(service, flags).bytes();
+        script = script.then("RST", frame.clone(), DROP, frame, &[Counter::Stray]);
+    }
+    script
+}
+
+fn down(scene: &Scene) -> Script {
+    let syn = scene.asks(REMOTE, SYN);
+    let data = Segment { payload: b"are you there?".to_vec(), ..scene.asks(REMOTE, ACK | PSH) };
+    let late = scene.answers(REMOTE, ACK);
+    Script::default()
+        .then("SYN", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
+        .then("data", data.bytes(), TRANSMIT, scene.reset(&data), &[Counter::BackendDown])
+        .after([REMOTE.backend(scene.family, Backend::DOWN), settings(scene.generation + 1)])
+        .then("the backend after all", late.bytes(), PASS, late.bytes(), &[Counter::NoService])
+}
+
+fn gone(scene: &Scene) -> Script {
+    let syn = scene.asks(REMOTE, SYN);
+    let reply = scene.answers(REMOTE, SYN | ACK);
+    let ack = scene.asks(REMOTE, ACK);
+    Script::default()
+        .then("SYN", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
+        .then("the reply", reply.bytes(), REDIRECT, scene.sent_back(REMOTE, &reply).bytes(), &[])
+        .after([Change::Backend(REMOTE.id(scene.family), Backend::absent()), settings(scene.generation + 1)])
+        .then("more", ack.bytes(), REDIRECT, scene.sent_on(REMOTE, &ack, NEAR_MAC).bytes(), &[])
+}
+
+fn local(scene: &Scene) -> Script {
+    let mut script = Script::default();
+    for (flags, counters) in [(SYN, &[Counter::Connected][..]), (ACK | PSH, &[])] {
+        let segment = Segment { payload: b"odd".to_vec(), ..scene.asks(HERE, flags) };
+        let up = Segment {
+            from: scene.family.socket(CLIENT, scene.local_port()),
+            to: scene.family.socket(HERE.backend, BACKEND_PORT),
+            hops: 63,
+            ..segment.clone()
+        };
+        let reply = Segment {
+            macs: [mac(CLIENT), NEAR_MAC],
+            from: up.to,
+            to: up.from,
+            hops: 64,
+            options: vec![1, 1, 1, 0],
+            ..scene.asks(HERE, flags | ACK)
+        };
+        let turned = Segment { from: segment.to, to: segment.from, ..reply.clone() };
+        script = script
+            .then("up the stack", segment.bytes(), PASS, up.bytes(), counters)
+            .then("the reply", reply.bytes(), OK, turned.bytes(), &[])
+            .leaving();
+    }
+    script
+}
+
+fn expired(scene: &Scene) -> Script {
+    let frame = Segment { hops: 1, ..scene.asks(REMOTE, SYN) }.bytes();
+    let enough = Segment { hops: 2, ..scene.asks(REMOTE, SYN) };
+    let out = scene.sent_on(REMOTE, &enough, NEAR_MAC).bytes();
+    Script::default().then("one hop", frame.clone(), DROP, frame, &[Counter::Connected, Counter::Expired]).then(
+        "two",
+        enough.bytes(),
+        REDIRECT,
+        out,
+        &[Counter::Connected],
+    )
+}
+
+fn fragment(scene: &Scene) -> Script {
+    let frame = Segment { extra: Extra::Fragment, payload: vec![1; 64], ..scene.asks(REMOTE, ACK) }.bytes();
+    Script::default().then("the first", frame.clone(), PASS, frame, &[Counter::Fragment])
+}
+
+fn malformed(scene: &Scene) -> Script {
+    let whole = Segment { payload: b"0123456789".to_vec(), ..scene.asks(REMOTE, ACK) }.bytes();
+    let mut script = Script::default();
+    for (what, cut) in [("cut in the payload", 1), ("no payload", 10), ("half a TCP header", 20), ("no TCP header", 30)]
+    {
+        let frame = whole[..whole.len() - cut].to_vec();
+        script = script.then(what, frame.clone(), PASS, frame, &[Counter::Malformed]);
+    }
+    for offset in [0x40, 0x80] {
+        let mut frame = whole.clone();
+        let at = frame.len() - 30 + 12;
+        frame[at] = offset;
+        script = script.then("data offset", frame.clone(), PASS, frame, &[Counter::Malformed]);
+    }
+    script
+}
+
+fn no_service(scene: &Scene) -> Script {
+    let frame = Segment { to: scene.family.socket(VIP, 22), ..scene.asks(REMOTE, SYN) }.bytes();
+    Script::default().then("SSH", frame.clone(), PASS, frame, &[Counter::NoService])
+}
+
+fn not_ours(scene: &Scene) -> Script {
+    let mut script = Script::default();
+    let frame = scene.asks(REMOTE, SYN).bytes();
+    let protocol = if scene.family == Family::Ipv4 { 23 } else { 20 };
+    for (what, at, byte) in [("ARP", 13, 0x06), ("UDP", protocol, 17), ("ICMP", protocol, 1), ("ICMPv6", protocol, 58)]
+    {
+        let mut frame = frame.clone();
+        frame[at] = byte;
+        script = script.then(what, frame.clone(), PASS, frame, &[]);
+    }
+    let elsewhere = Segment { to: scene.family.socket(VIP + 1, REMOTE.port), ..scene.asks(REMOTE, SYN) }.bytes();
+    let short = frame[..14 + 12].to_vec();
+    script.then("another address", elsewhere.clone(), PASS, elsewhere, &[]).then(
+        "cut in the IP header",
+        short.clone(),
+        PASS,
+        short,
+        &[],
+    )
+}
+
+fn leaves(scene: &Scene) -> Script {
+    let reply = scene.answers(HERE, ACK);
+    let stranger = Segment { from: scene.family.socket(HERE.backend + 1, BACKEND_PORT), ..reply.clone() }.bytes();
+    let reply = Segment { to: scene.family.socket(CLIENT, scene.client_port), ..reply }.bytes();
+    Script::default()
+        .then("no connection", reply.clone(), OK, reply, &[])
+        .leaving()
+        .then("no backend", stranger.clone(), OK, stranger, &[])
+        .leaving()
+}

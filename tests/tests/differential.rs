@@ -1,0 +1,283 @@
+//! The same random frames through the packet decision on the host and through the programs in the kernel, with the same
+//! tables: every verdict, every byte, and in the end every counter must be the same. Needs root.
+
+use anyhow::{Context as _, ensure};
+use fastrand::Rng;
+use lb_common::{
+    abi::{Backend, BackendId, Counter},
+    datapath::{self, Route, Verdict},
+    flow::Hop,
+    host::Memory,
+    wire::Tags,
+};
+use lb_tests::packets::{
+    frames::{ACK, Extra, FIN, PSH, RST, SYN, Segment},
+    load,
+    stage::{
+        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, NEAR_MAC, SERVICES, STRANGER, Service, Stage, TRUNK_MAC,
+        TRUNK_TAG, VIP, mac, settings,
+    },
+};
+use lb_userspace::dataplane::{Change, Dataplane, Run};
+
+const FRAMES: u32 = 100_000;
+/// Frames between two changes of the tables.
+const CALM: u32 = 400;
+/// The clock moved while a source port was chosen by it: rarer than this, or the test says little.
+const MOST_RESYNCS: u32 = 60;
+/// The shortest frame that the kernel runs a classifier over, with some room.
+const LEAST_LEAVING: usize = 64;
+
+/// `XDP_DROP`.
+const DROP: u32 = 1;
+
+/// A frame, and where it goes in.
+struct Sent {
+    bytes: Vec<u8>,
+    leaves: bool,
+    /// Whether its source port may be another connection's too: then the clock chooses.
+    contended: bool,
+}
+
+#[test]
+fn host_and_kernel_agree() {
+    let seed = std::env::var("XVIP_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a number"));
+    println!("seed {seed}: XVIP_SEED={seed} runs the same frames again");
+    let resyncs =
+        Stage::set(move |stage| compare(stage, Rng::with_seed(seed))).unwrap_or_else(|error| panic!("{error:#}"));
+    println!("{FRAMES} frames, {resyncs} fresh starts because the clock moved");
+    assert!(resyncs <= MOST_RESYNCS, "{resyncs} fresh starts");
+}
+
+fn compare(stage: Stage, mut rng: Rng) -> anyhow::Result<u32> {
+    let mut twins = Twins::new(stage, 1)?;
+    let mut resyncs = 0;
+    for number in 0..FRAMES {
+        if number % CALM == CALM - 1 {
+            twins.settle()?;
+            let changes = disturb(&mut rng, number);
+            twins.apply(&changes)?;
+        }
+        let sent = frame(&mut rng);
+        let agreed = twins.run(&sent).with_context(|| format!("frame {number}: {}", hex(&sent.bytes)))?;
+        if !agreed {
+            resyncs += 1;
+            twins = Twins::new(stage, number + 2)?;
+        }
+    }
+    twins.settle()?;
+    println!("counted since the last fresh start: {:?}", twins.memory.counters());
+    Ok(resyncs)
+}
+
+/// A change of the tables, with the generation that goes with it.
+fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
+    let family = rng.choice(Family::ALL).expect("two");
+    let service = rng.choice(SERVICES).expect("six");
+    let change = match rng.u8(..6) {
+        0 => service.backend(family, Backend::DOWN),
+        1 => Change::Backend(service.id(family), Backend::absent()),
+        2 => Change::Withdraw(service.key(family)),
+        3 => Change::Serve(service.key(family), service.service(family)),
+        _ => service.backend(family, 0),
+    };
+    vec![change, settings(generation + 2)]
+}
+
+/// The data path twice.
+struct Twins {
+    dataplane: Dataplane,
+    memory: Memory,
+}
+
+impl Twins {
+    fn new(stage: Stage, generation: u32) -> anyhow::Result<Self> {
+        let mut twins = Self { dataplane: load()?, memory: Memory::default() };
+        twins.apply(&stage.tables())?;
+        twins.apply(&[settings(generation)])?;
+        for family in Family::ALL {
+            for (host, interface, resolved) in stage.routes() {
+                let hop = |interface, tags, source| Hop { interface, tags: Tags(tags), destination: mac(host), source };
+                let route = match resolved {
+                    false => Route::Kernel(interface),
+                    true if interface == stage.near => Route::Hop(hop(interface, 0, NEAR_MAC)),
+                    true => Route::Hop(hop(LOOPBACK, 0x8000 | u32::from(TRUNK_TAG), TRUNK_MAC)),
+                };
+                twins.memory.routes.insert(family.mapped(host), route);
+            }
+        }
+        Ok(twins)
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> anyhow::Result<()> {
+        self.dataplane.apply(changes)?;
+        let memory = &mut self.memory;
+        for change in changes.iter().cloned() {
+            match change {
+                Change::Settings(settings) => memory.settings = Some(*settings),
+                Change::Backend(id, backend) => drop(memory.backends.insert(id, backend)),
+                Change::Table(service, slots) => drop(memory.tables.insert(service, slots)),
+                Change::Serve(key, service) => drop(memory.services.insert(key, service)),
+                Change::Withdraw(key) => drop(memory.services.remove(&key)),
+                // In memory the routes say where frames can be sent from.
+                Change::Port(..) | Change::Forget(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a frame on both sides. `false` if the clock moved where that matters, so that they may be out of step.
+    fn run(&mut self, sent: &Sent) -> anyhow::Result<bool> {
+        let now = self.dataplane.ticks()?;
+        let opened = self.opened();
+        let mut bytes = sent.bytes.clone();
+        let (host, kernel) = if sent.leaves {
+            datapath::egress(&mut bytes[..], &self.memory, now);
+            (Run { action: 0, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
+        } else {
+            let verdict = datapath::ingress(&mut bytes[..], &self.memory, LOOPBACK, now);
+            (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
+        };
+        // Where the frame goes on, both sides show the port that they have chosen.
+        let chosen = sent.contended && host.action == DROP && self.opened() != opened;
+        if (chosen || host != kernel) && self.dataplane.ticks()? != now {
+            return Ok(false);
+        }
+        ensure!(
+            host == kernel,
+            "host:   {} {}\nkernel: {} {}",
+            host.action,
+            hex(&host.frame),
+            kernel.action,
+            hex(&kernel.frame)
+        );
+        Ok(true)
+    }
+
+    /// Connections for which a port was chosen.
+    fn opened(&self) -> u64 {
+        [Counter::Connected, Counter::Rebuilt, Counter::NoPort].map(|counter| self.memory.counter(counter)).iter().sum()
+    }
+
+    /// Compares what was counted on the way.
+    fn settle(&self) -> anyhow::Result<()> {
+        for (counter, kernel) in self.dataplane.counters()? {
+            let host = self.memory.counter(counter);
+            ensure!(host == kernel, "{counter:?}: host {host}, kernel {kernel}");
+        }
+        for id in (0..2 * SERVICES.len() as u32).map(BackendId) {
+            let (host, kernel) = (self.memory.traffic_of(id), self.dataplane.traffic(id)?);
+            ensure!(host == kernel, "{id:?}: host {host:?}, kernel {kernel:?}");
+        }
+        Ok(())
+    }
+}
+
+/// What a program does with a verdict.
+fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
+    let action = match verdict {
+        Verdict::Drop => DROP,
+        Verdict::Pass => 2,
+        Verdict::Transmit => 3,
+        Verdict::Redirect(_) => 4,
+        Verdict::Answer(length) => {
+            frame.truncate(length);
+            3
+        }
+        Verdict::Kernel(interface) => {
+            frame = [b"xvip", &interface.to_ne_bytes()[..], &frame].concat();
+            2
+        }
+    };
+    Run { action, frame }
+}
+
+/// A frame that means something, most of the time.
+fn frame(rng: &mut Rng) -> Sent {
+    let segment = segment(rng);
+    let mut bytes = segment.bytes();
+    let mutated = rng.u8(..100) < 30;
+    if mutated {
+        for _ in 0..rng.u8(1..4) {
+            let at = rng.usize(..bytes.len().min(100));
+            bytes[at] = if rng.bool() { rng.u8(..) } else { bytes[at] ^ 1 << rng.u8(..8) };
+        }
+        match rng.u8(..8) {
+            0 => bytes.truncate(rng.usize(14..bytes.len())),
+            1 => bytes.extend(noise(rng, 40)),
+            _ => {}
+        }
+    }
+    let backend = segment.from.port() == BACKEND_PORT && segment.from.ip() != segment.to.ip();
+    let leaves = bytes.len() >= LEAST_LEAVING && if backend { rng.bool() } else { rng.u8(..50) == 0 };
+    let shared = [segment.from.port(), segment.to.port()].contains(&SHARED_PORT);
+    Sent { bytes, leaves, contended: mutated || shared }
+}
+
+/// A port that all clients use.
+const SHARED_PORT: u16 = 40_000;
+
+fn segment(rng: &mut Rng) -> Segment {
+    let family = rng.choice(Family::ALL).expect("two");
+    let service = rng.choice(SERVICES).expect("six");
+    let number = rng.usize(..CLIENTS.len() + 1);
+    let client = CLIENTS.get(number).copied().unwrap_or(STRANGER);
+    let place = SERVICES.iter().position(|other| other.port == service.port).unwrap_or_default();
+    // Three apart, so that they stay apart when they are halved for a backend on this host.
+    let own = 20_000 + 1_000 * number as u16 + 150 * place as u16 + 3 * rng.u16(..50);
+    let port = if rng.u8(..50) == 0 { SHARED_PORT } else { own };
+    let (from, to) = match rng.u8(..20) {
+        0 => (family.socket(client, port), family.socket(anyone(rng), rng.u16(..))),
+        1 => (family.socket(anyone(rng), port), family.socket(VIP, service.port)),
+        2..9 => reply(family, service, client, port),
+        _ => (family.socket(client, port), family.socket(VIP, service.port)),
+    };
+    let flags = [SYN, SYN, SYN | ACK, ACK, ACK, ACK, ACK | PSH, ACK | PSH, FIN | ACK, RST, RST | ACK, rng.u8(..)];
+    let tags: &[u16] = match rng.u8(..10) {
+        0..3 => &[TRUNK_TAG],
+        3 => &[7, 8],
+        4 => &[TRUNK_TAG, TRUNK_TAG],
+        _ => &[],
+    };
+    Segment {
+        macs: [mac(1), mac(client)],
+        tags: tags.to_vec(),
+        from,
+        to,
+        hops: if rng.u8(..20) == 0 { rng.u8(..3) } else { 64 },
+        extra: rng
+            .choice([Extra::None, Extra::None, Extra::None, Extra::None, Extra::Options, Extra::Fragment])
+            .expect("six"),
+        sequence: rng.u32(..),
+        acknowledgement: rng.u32(..),
+        flags: rng.choice(flags).expect("twelve"),
+        window: rng.u16(..),
+        options: vec![1; if rng.u8(..4) == 0 { 4 * rng.usize(..11) } else { 0 }],
+        payload: noise(rng, 64),
+    }
+}
+
+/// Fewer than `most` bytes.
+fn noise(rng: &mut Rng, most: usize) -> Vec<u8> {
+    let length = rng.usize(..most);
+    std::iter::repeat_with(|| rng.u8(..)).take(length).collect()
+}
+
+fn anyone(rng: &mut Rng) -> Host {
+    rng.choice([VIP, VIP + 1, HERE.backend, 11, 12, 13, 14, 99, CLIENTS[0]]).expect("nine")
+}
+
+/// From and to of what the backend answers, if the client got the first port that is tried for it.
+fn reply(family: Family, service: Service, client: Host, port: u16) -> (std::net::SocketAddr, std::net::SocketAddr) {
+    let from = family.socket(service.backend, BACKEND_PORT);
+    if service.port == HERE.port {
+        let local = 1_024 + u32::from(port) * (32_768 - 1_024) / 65_536;
+        (from, family.socket(client, local as u16))
+    } else {
+        (from, family.socket(VIP, port))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
