@@ -136,7 +136,7 @@ fn settings(generation: u32) -> Settings {
     vips.insert(V6::from_mapped(&mapped(false, VIP)));
     locals.insert(V4::from_mapped(&mapped(true, LOCAL)));
     locals.insert(V6::from_mapped(&mapped(false, LOCAL)));
-    Settings::new([100, 1_000, 50], generation, vips, locals)
+    Settings::new(generation, vips, locals)
 }
 
 /// Number of a virtual server and of its backend.

@@ -2,6 +2,7 @@
 //! and a client that counts. Tests, the demo and the virtual machines stand on it; it needs root.
 
 pub mod apiserver;
+pub mod bench;
 pub mod client;
 pub mod guest;
 pub mod lab;

@@ -1,6 +1,6 @@
 //! Single runs of the programs outside of any interface (`BPF_PROG_TEST_RUN`), for tests, benchmarks and the kernel's clock.
 
-use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use lb_common::abi::names;
 use nix::time::{ClockId, clock_getres};
 
@@ -22,6 +22,12 @@ impl Dataplane {
         let result = xdp(&mut self.ebpf).test_run(options)?;
         out.truncate(result.data_size_out as usize);
         Ok(Run { action: result.return_value, frame: out })
+    }
+
+    /// `xdp_ingress`, for a benchmark to jump to.
+    pub fn ingress_program(&self) -> Result<&ProgramFd, ProgramError> {
+        let program = self.ebpf.program(names::XDP_INGRESS).expect("the object has the programs it was built with");
+        <&Xdp>::try_from(program)?.fd()
     }
 
     /// The kernel's ticks now, which connections are stamped with.

@@ -127,14 +127,14 @@ pub const fn mac(host: Host) -> [u8; 6] {
     [2, 0, 0, 0, 0, host]
 }
 
-/// What a generation's settings are: nothing is ever idle for too long.
+/// What a generation's settings are.
 pub fn settings(generation: u32) -> Change {
     let (mut vips, mut locals) = (Filter::empty(), Filter::empty());
     for family in Family::ALL {
         family.insert(&mut vips, VIP);
         family.insert(&mut locals, HERE.backend);
     }
-    Change::Settings(Box::new(Settings::new([1 << 40; 3], generation, vips, locals)))
+    Change::Settings(Box::new(Settings::new(generation, vips, locals)))
 }
 
 /// The namespace of this thread.

@@ -307,15 +307,14 @@ fn unresolved(scene: &Scene) -> Script {
     )
 }
 
-/// It is answered by whoever brought its packet, on the interface that it came by.
+/// A client that no route leads to: answers go by the routing table, not to whoever brought the packet.
 fn stranger(scene: &Scene) -> Script {
     let from = scene.family.socket(STRANGER, scene.client_port);
     let syn = Segment { from, macs: [mac(9), mac(8)], ..scene.asks(REMOTE, SYN) };
-    let reply = scene.answers(REMOTE, SYN | ACK);
-    let back = Segment { macs: [mac(8), mac(9)], to: from, ..scene.sent_back(REMOTE, &reply) };
+    let reply = scene.answers(REMOTE, SYN | ACK).bytes();
     Script::default()
         .then("SYN", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
-        .then("the reply", reply.bytes(), TRANSMIT, back.bytes(), &[])
+        .then("the reply", reply.clone(), DROP, reply, &[Counter::NoRoute])
 }
 
 fn unrouted(scene: &Scene) -> Script {

@@ -6,13 +6,12 @@ use crate::flow::Ports;
 both!(
     a_connection_there_and_back,
     two_clients_with_one_port_are_told_apart,
-    a_port_comes_back_when_its_connection_is_idle,
     no_port_left,
     a_full_table_drops,
     a_new_generation_asks_for_the_route_once_more,
     a_segment_without_its_syn_makes_the_same_entry,
     a_syn_starts_anew_only_where_the_old_connection_is_over,
-    an_unknown_client_is_answered_by_whoever_brought_it,
+    a_client_is_answered_by_the_way_to_it,
     the_kernel_sends_where_the_neighbour_is_unknown,
     without_a_route_it_is_dropped,
 );
@@ -102,20 +101,6 @@ where
     let mut flow = Flow::default();
     flow.start(&key, &stranger, Role::REPLY, ID, Phase::Established, world.now);
     world.memory.insert(&key, &flow, false).expect("room");
-}
-
-fn a_port_comes_back_when_its_connection_is_idle<A: Net>()
-where
-    Memory: Family<A>,
-{
-    let established = TIMEOUTS[1];
-    for (idle, kept) in [(established, true), (established + 1, false)] {
-        let mut world = World::<A>::remote();
-        take(&world, CLIENT_PORT.to_be_bytes());
-        world.now += idle;
-        world.ingress(&asks::<A>(SYN).bytes());
-        assert_eq!(port_of(&world, &asks(SYN)) != CLIENT_PORT, kept, "idle for {idle}");
-    }
 }
 
 fn no_port_left<A: Net>()
@@ -222,17 +207,17 @@ where
     assert_eq!(world.memory.counter(Counter::Connected), 2);
 }
 
-fn an_unknown_client_is_answered_by_whoever_brought_it<A: Net>()
+fn a_client_is_answered_by_the_way_to_it<A: Net>()
 where
     Memory: Family<A>,
 {
-    for route in [Route::None, Route::Kernel(OUTER)] {
+    // Whoever brought the packet has no say: answers go by the routing table, as all that this host sends.
+    for (route, verdict) in [(Route::None, Verdict::Drop), (Route::Kernel(OUTER), Verdict::Kernel(OUTER))] {
         let mut world = World::<A>::remote();
         world.route(CLIENT, route);
         let syn = Segment { macs: [mac(202), mac(254)], ..asks::<A>(SYN) };
-        world.ingress(&syn.bytes());
-        let reply = answers(CLIENT_PORT, SYN_ACK);
-        world.expect(&reply, TRANSMIT, &Segment { macs: [mac(254), mac(202)], ..sent_back(&reply) });
+        assert_eq!(world.ingress(&syn.bytes()).0, REDIRECT);
+        assert_eq!(world.ingress(&answers::<A>(CLIENT_PORT, SYN_ACK).bytes()).0, verdict);
     }
 }
 

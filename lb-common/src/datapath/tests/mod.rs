@@ -36,8 +36,6 @@ const CLIENT_PORT: u16 = 40000;
 const INTERFACE: u32 = 2;
 const OUTER: u32 = 3;
 
-/// Idle timeouts by patience.
-const TIMEOUTS: [u64; 3] = [100, 1000, 50];
 
 const fn mac(last: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0, last]
@@ -88,7 +86,7 @@ where
         let (mut vips, mut locals) = (Filter::empty(), Filter::empty());
         vips.insert(A::host(VIP));
         locals.insert(A::host(LOCAL));
-        self.memory.settings = Some(Settings::new(TIMEOUTS, generation, vips, locals));
+        self.memory.settings = Some(Settings::new(generation, vips, locals));
     }
 
     /// Gives the backend another entry, as the daemon does: with a new generation.

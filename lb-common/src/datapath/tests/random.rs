@@ -134,7 +134,11 @@ proptest! {
         clients in prop::collection::vec((0_u8..10, prop::sample::select(std::vec![1_u16, 40000, 65535])), 1..30),
         payload in prop::collection::vec(any::<u8>(), 0..9),
     ) {
-        let (four, six) = (World::<V4>::remote(), World::<V6>::remote());
+        let (mut four, mut six) = (World::<V4>::remote(), World::<V6>::remote());
+        for client in 60..70 {
+            four.route(client, Route::Hop(hop(INTERFACE, client)));
+            six.route(client, Route::Hop(hop(INTERFACE, client)));
+        }
         for (client, port) in clients {
             round_trip(&four, 60 + client, port, &payload)?;
             round_trip(&six, 60 + client, port, &payload)?;

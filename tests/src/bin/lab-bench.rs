@@ -1,0 +1,24 @@
+//! Measures the data path: `cargo xtask bench datapath`.
+
+use anyhow::Result;
+use clap::Parser;
+use lb_tests::bench;
+
+/// Nanoseconds a packet in the data path, and multiples of a program that only returns it.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Print one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let report = bench::datapath()?;
+    if arguments.json {
+        println!("{}", report.json()?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
