@@ -5,9 +5,12 @@ use aya_build::{Package, Toolchain};
 
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../Cargo.lock");
-    // As for the product's object: `core` is built from source for the BPF target.
+    // As for the product's object: `core` is built from source for the BPF target, and only warnings are passed on.
     // SAFETY: a build script's main thread, before anything else runs.
-    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    unsafe {
+        std::env::set_var("RUSTC_BOOTSTRAP", "1");
+        std::env::set_var("CARGO_TERM_QUIET", "true");
+    }
     let package = Package { name: "lb-tests-ebpf", root_dir: "ebpf", ..Package::default() };
     // The name under which `cargo xtask setup` links whichever toolchain of this machine can build for BPF.
     aya_build::build_ebpf([package], Toolchain::Custom("bpf"))
