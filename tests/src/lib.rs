@@ -3,6 +3,7 @@
 
 pub mod apiserver;
 pub mod client;
+pub mod demo;
 pub mod guest;
 pub mod lab;
 pub mod packets;
