@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_userspace::health::State;
 
 use self::{
@@ -178,9 +178,6 @@ fn perform(
     claims.push(Claim::new(native && enough, format!("XDP mode {mode}; xvip carried {packets} packets")));
     let [before, during, after] =
         [Shares::of(record.before()), Shares::of(record.during()), Shares::of(record.after())];
-    if report.outcomes.is_empty() {
-        bail!("no request ended");
-    }
     Ok(Summary { claims, before, during, after, masters, clients })
 }
 
