@@ -123,7 +123,7 @@ fn write(host: &Host, configuration: &str) -> Result<PathBuf> {
 }
 
 /// The program beside this one: the real `xvip` for the demo, `lab-xvip` for tests, which live one directory deeper.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     let own = env::current_exe().context("finding this program's own path")?;
     let directory = own.parent().context("a program is in a directory")?;
     let candidate = match directory.file_name().is_some_and(|name| name == "deps") {

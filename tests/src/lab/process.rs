@@ -15,7 +15,7 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::{
         prctl::set_pdeathsig,
-        signal::{Signal, kill, killpg},
+        signal::{SigSet, Signal, kill, killpg},
     },
     unistd::{Pid, getpid, getppid},
 };
@@ -48,6 +48,8 @@ impl Process {
         let parent = getpid();
         let arrange = move || -> io::Result<()> {
             setns(&file, CloneFlags::CLONE_NEWNET)?;
+            // What this program blocks for itself is not for a daemon to inherit: SIGTERM must reach it.
+            SigSet::empty().thread_set_mask()?;
             set_pdeathsig(Signal::SIGKILL)?;
             // The parent may have died before the line above.
             if getppid() != parent {
@@ -55,7 +57,7 @@ impl Process {
             }
             Ok(())
         };
-        // SAFETY: between fork and exec the closure makes three system calls and allocates nothing.
+        // SAFETY: between fork and exec the closure makes four system calls and allocates nothing.
         unsafe { command.pre_exec(arrange) };
 
         let child = on_spawner(move || command.spawn()).map_err(io_error(format!("start `{shown}`")))?;
