@@ -64,6 +64,8 @@ struct Node<'a> {
     servers: JoinSet<()>,
     checkers: Checkers,
     reports: watch::Receiver<Reports>,
+    /// The reports that the tables follow: what is shown must not be ahead of what packets meet.
+    followed: Reports,
     changes: Changes,
     dataplane: Dataplane,
     attached: BTreeMap<String, Mode>,
@@ -114,6 +116,7 @@ impl<'a> Node<'a> {
             servers: JoinSet::new(),
             checkers,
             reports,
+            followed: Reports::default(),
             changes,
             dataplane,
             attached: BTreeMap::new(),
@@ -230,7 +233,8 @@ impl<'a> Node<'a> {
     /// Brings the tables to what configuration, health and host ask for.
     fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
         let config = self.config;
-        let states = states(config, &self.reports.borrow_and_update());
+        let reports = self.reports.borrow_and_update().clone();
+        let states = states(config, &reports);
         let local = self.host_addresses();
         let ports = ports(config, &self.host);
         let rate = ticks_per_second();
@@ -246,6 +250,7 @@ impl<'a> Node<'a> {
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
         self.applied = applied;
+        self.followed = reports;
         Ok(())
     }
 
@@ -268,7 +273,7 @@ impl<'a> Node<'a> {
         let status = view::status(&view::Sources {
             config: self.config,
             started: self.started,
-            reports: &self.reports.borrow(),
+            reports: &self.followed,
             attached: &self.attached,
             carriers: &self.carriers,
             held: &held,
