@@ -6,6 +6,7 @@ pub mod client;
 pub mod guest;
 pub mod lab;
 pub mod packets;
+pub mod site;
 pub mod topology;
 pub mod wait;
 pub mod xvip;
