@@ -8,5 +8,6 @@ pub mod lab;
 pub mod packets;
 pub mod site;
 pub mod topology;
+pub mod traces;
 pub mod wait;
 pub mod xvip;

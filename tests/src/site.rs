@@ -24,8 +24,7 @@ pub const INTERVAL: Duration = Duration::from_millis(500);
 /// Failed checks that take a backend out.
 pub const FALL: u32 = 3;
 /// From the death of a backend to the last request that may fail for it.
-pub const DETECTION: Duration =
-    Duration::from_millis(INTERVAL.as_millis() as u64 * FALL as u64 + 1000);
+pub const DETECTION: Duration = Duration::from_millis(INTERVAL.as_millis() as u64 * FALL as u64 + 1000);
 const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// What runs ends before the hosts do.
@@ -43,24 +42,20 @@ impl Site {
     }
 
     /// The same with a configuration that `edit` has changed.
-    pub fn up_with(
-        topology: Topology,
-        name: &str,
-        node: &str,
-        edit: impl FnOnce(String) -> String,
-    ) -> Result<Self> {
+    pub fn up_with(topology: Topology, name: &str, node: &str, edit: impl FnOnce(String) -> String) -> Result<Self> {
         let deployment = topology.build(name)?;
+        let configuration = edit(quick(&deployment.xvip_config(node)?));
+        Self::of(deployment, node, &configuration)
+    }
+
+    /// Starts everything on hosts that are there already.
+    pub fn of(deployment: Deployment, node: &str, configuration: &str) -> Result<Self> {
         let mut apiservers = BTreeMap::new();
         for master in deployment.nodes().iter().filter(|node| node.runs_apiserver) {
             apiservers.insert(master.name.clone(), deployment.start_apiserver(&master.name)?);
         }
-        let quick = quick(&deployment.xvip_config(node)?);
-        let xvip = Xvip::start_with(&deployment, node, &edit(quick))?;
-        let site = Self {
-            xvip,
-            apiservers,
-            deployment,
-        };
+        let xvip = Xvip::start_with(&deployment, node, configuration)?;
+        let site = Self { xvip, apiservers, deployment };
         site.wait_for_states(State::Up)?;
         Ok(site)
     }
@@ -79,28 +74,13 @@ impl Site {
 
     /// Who answers each source, by one request from each.
     pub fn map(&self, v6: bool, sources: &[IpAddr]) -> Result<Report> {
-        self.load(
-            v6,
-            Load {
-                concurrency: 20,
-                sources: sources.to_vec(),
-                ..Load::sequential(sources.len())
-            },
-        )
+        self.load(v6, Load { concurrency: 20, sources: sources.to_vec(), ..Load::sequential(sources.len()) })
     }
 
     /// Makes requests for as long as `scene` plays.
-    pub fn load_during<T>(
-        &self,
-        v6: bool,
-        load: Load,
-        scene: impl FnOnce() -> Result<T>,
-    ) -> Result<(T, Report)> {
+    pub fn load_during<T>(&self, v6: bool, load: Load, scene: impl FnOnce() -> Result<T>) -> Result<(T, Report)> {
         let (stop, stopped) = watch::channel(false);
-        let load = Load {
-            stop: Some(stopped),
-            ..load
-        };
+        let load = Load { stop: Some(stopped), ..load };
         during(|| self.load(v6, load), stop, scene)
     }
 
@@ -142,14 +122,8 @@ impl Site {
         // Unlike those of other nodes: the last number of this one's address is in them.
         let [.., number] = node.v4.octets();
         let (network, first) = match v6 {
-            false => (
-                format!("10.{number}.0.0/16"),
-                IpAddr::from([10, number, 1, 0]),
-            ),
-            true => (
-                format!("fd99:{number}::/64"),
-                format!("fd99:{number}::100").parse()?,
-            ),
+            false => (format!("10.{number}.0.0/16"), IpAddr::from([10, number, 1, 0])),
+            true => (format!("fd99:{number}::/64"), format!("fd99:{number}::100").parse()?),
         };
         let [v4_address, v6_address] = node.addresses();
         let router = if v6 { v6_address } else { v4_address };
@@ -207,10 +181,7 @@ impl Site {
 /// The checks of a configuration at this module's pace.
 pub fn quick(configuration: &str) -> String {
     configuration
-        .replace(
-            "interval = \"2s\"",
-            &format!("interval = \"{}ms\"", INTERVAL.as_millis()),
-        )
+        .replace("interval = \"2s\"", &format!("interval = \"{}ms\"", INTERVAL.as_millis()))
         .replace("timeout = \"3s\"", "timeout = \"1s\"")
 }
 
