@@ -163,8 +163,10 @@ impl Site {
     }
 
     /// Starts an apiserver again that was killed.
-    pub fn restart(&self, name: &str) -> Result<Apiserver> {
-        self.deployment.start_apiserver(name)
+    pub fn restart(&mut self, name: &str) -> Result<()> {
+        let started = self.deployment.start_apiserver(name)?;
+        self.apiservers.insert(name.to_owned(), started);
+        Ok(())
     }
 
     pub fn host(&self, name: &str) -> &Host {

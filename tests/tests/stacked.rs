@@ -11,6 +11,7 @@ use lb_tests::{
     site::Site,
     topology::{APISERVER_PORT, CLIENT, Topology},
 };
+use lb_userspace::health::State;
 use tokio::net::TcpStream;
 
 const HOLDER: &str = "master-1";
@@ -136,4 +137,22 @@ fn the_holder_reaches_its_own_apiserver_by_the_vip() {
         assert_eq!(report.backends().get(HOLDER), Some(&5), "{report}");
         assert!(site.host(CLIENT).ping(endpoint.ip()).is_ok());
     }
+}
+
+#[test]
+fn when_the_holders_own_apiserver_dies_its_clients_go_to_the_others_and_return() {
+    let mut site = site("owndies");
+    for v6 in [false, true] {
+        let sources = site.sources(v6, SOURCES).unwrap();
+        let before = site.map(v6, &sources).unwrap();
+        assert!(before.backends().contains_key(HOLDER), "{before}");
+        site.apiserver(HOLDER).unwrap().kill();
+        site.wait_for_state(HOLDER, State::Down).unwrap();
+        let without = site.map(v6, &sources).unwrap();
+        assert_eq!((without.good(), without.backends().get(HOLDER)), (sources.len(), None), "{without}");
+        site.restart(HOLDER).unwrap();
+        site.wait_for_state(HOLDER, State::Up).unwrap();
+        assert_eq!(site.map(v6, &sources).unwrap().by_source(), before.by_source());
+    }
+    site.deployment.lab.assert_checksums_clean();
 }

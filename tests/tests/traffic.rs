@@ -2,12 +2,13 @@
 //! them. Needs root.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use lb_tests::{
     client::{Failure, Load, Report, Stage, run},
     site::{DETECTION, Site},
@@ -83,6 +84,29 @@ fn backends_see_the_vip_and_every_source_keeps_its_backend() {
 }
 
 #[test]
+fn clients_that_use_the_same_port_are_kept_apart() {
+    let site = site("ports");
+    for v6 in [false, true] {
+        let sources = site.sources(v6, 150).unwrap();
+        let client = site.client(v6).unwrap();
+        // All are open before the first is used: towards their backends, all but a few need other ports.
+        let all = || async {
+            let open = sources.iter().map(|source| client.connect(Some(SocketAddr::new(*source, 40_000))));
+            let open = join_all(open).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let answers = join_all(open.into_iter().map(|stream| client.request_over(stream))).await;
+            answers.into_iter().collect::<Result<Vec<_>, _>>()
+        };
+        let answers = site.deployment.client_host().run(all).unwrap().unwrap();
+        let peers: BTreeSet<String> =
+            answers.into_iter().map(|answer| format!("{} {}", answer.backend, answer.body)).collect();
+        assert_eq!(peers.len(), sources.len());
+        let own = peers.iter().filter(|peer| peer.contains(":40000\"")).count();
+        assert_eq!(own, 3, "one of each backend keeps the client's port: {peers:#?}");
+    }
+    site.deployment.lab.assert_checksums_clean();
+}
+
+#[test]
 fn weights_are_honoured() {
     let site = Site::up_with(Topology::C, "weights", HOLDER, |configuration| {
         let weigh = |text: String, backend: &str, weight: u16| {
@@ -125,7 +149,7 @@ fn a_killed_backend_takes_only_its_own_clients_with_it_and_gets_them_back() {
                 Ok(killed)
             })?;
             let after = site.map(v6, &sources)?;
-            let back = site.restart("master-2")?;
+            let back = site.deployment.start_apiserver("master-2")?;
             site.wait_for_state("master-2", State::Up)?;
             Ok((killed, under_way, after, site.map(v6, &sources)?, back))
         };
