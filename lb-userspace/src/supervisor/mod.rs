@@ -78,7 +78,7 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// Brings everything up. If that fails half-way, what is up goes down again by being dropped; VIPs come last.
+    /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
     async fn start(config: &'a Config) -> anyhow::Result<Self> {
         let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
         preflight::check(parent)?;
@@ -127,11 +127,10 @@ impl<'a> Node<'a> {
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
-        node.reconcile(false)?;
-        node.attach()?;
-        node.await_health().await?;
-        node.hold().await?;
-        node.publish()?;
+        if let Err(error) = node.bring_up().await {
+            node.stop().await;
+            return Err(error);
+        }
 
         // Answered from here on: who asks sees a node that is up.
         node.servers.spawn(socket.serve(node.status.subscribe()));
@@ -140,6 +139,15 @@ impl<'a> Node<'a> {
         }
         log::info!("carrying {} virtual servers on {}", config.virtual_servers.len(), config.dataplane.interfaces.join(", "));
         Ok(node)
+    }
+
+    /// From the programs on the interfaces to the VIPs. Until the first tables are there, the programs let everything pass: a daemon that
+    /// takes over from another must not reset its connections because no backend is known yet.
+    async fn bring_up(&mut self) -> anyhow::Result<()> {
+        self.attach()?;
+        self.await_health().await?;
+        self.hold().await?;
+        self.publish()
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
@@ -167,7 +175,7 @@ impl<'a> Node<'a> {
         self.reconcile(false)
     }
 
-    /// Puts the VIPs on their interfaces and announces them. On failure those that are up are taken down again.
+    /// Puts the VIPs on their interfaces and announces them.
     async fn hold(&mut self) -> anyhow::Result<()> {
         for (server, carrier) in self.config.virtual_servers.iter().zip(&self.carriers) {
             let held = |vip: &Vip| vip.address() == server.address && vip.interface() == carrier;
@@ -175,13 +183,7 @@ impl<'a> Node<'a> {
                 continue;
             }
             let interface = self.host.named(carrier)?;
-            match Vip::hold(&self.handle, server.address, interface).await {
-                Ok(vip) => self.vips.push(vip),
-                Err(error) => {
-                    self.release().await;
-                    return Err(error.into());
-                }
-            }
+            self.vips.push(Vip::hold(&self.handle, server.address, interface).await?);
             announce(&mut self.announcements, interface, server.address);
         }
         self.host = host::interfaces(&self.handle).await?;
