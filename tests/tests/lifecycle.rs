@@ -3,10 +3,12 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{self, SocketAddr},
+    thread,
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use lb_tests::{
     client::Load,
     site::{Site, quick},
@@ -16,6 +18,7 @@ use lb_tests::{
 };
 use lb_userspace::{admin::status::Mode, health::State};
 use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
 
 const NODE: &str = "ha-lb-a";
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -74,6 +77,40 @@ fn what_a_killed_daemon_left_is_taken_over_and_removed_by_the_next() {
     // Nobody can tell any more that forwarding was off before the one that was killed.
     let forgotten = |trace: &String| trace.contains("/forwarding");
     assert!(still.iter().all(forgotten), "{still:#?}");
+}
+
+#[test]
+fn connections_opened_before_a_restart_are_found_again() {
+    for v6 in [false, true] {
+        let site = Site::up(Topology::C, "restart", NODE).unwrap();
+        let sources = site.sources(v6, 20).unwrap();
+        let map = site.map(v6, &sources).unwrap();
+        let (answers, client) = (map.by_source(), site.client(v6).unwrap());
+        let theirs = sources.iter().filter(|source| answers[*source] == "master-1");
+        let open = || join_all(theirs.map(|source| client.connect(Some(SocketAddr::new(*source, 0)))));
+        let host = site.deployment.client_host();
+        let open: Vec<_> = host
+            .run(|| async { open().await.into_iter().map(|stream| stream.unwrap().into_std().unwrap()).collect() })
+            .unwrap();
+
+        // The next start waits a whole timeout for its first check, and all the while clients send.
+        site.apiserver("master-3").unwrap().freeze().unwrap();
+        site.xvip.process().signal(Signal::SIGTERM).unwrap();
+        assert!(site.xvip.process().wait(END_LIMIT).unwrap().success());
+        let second = thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let ask = |stream| client.request_over(TcpStream::from_std(stream).unwrap());
+                host.run(|| async { join_all(open.into_iter().map(ask)).await })
+            });
+            let second = Xvip::start_with(&site.deployment, NODE, &configuration(&site.deployment)).unwrap();
+            for answer in asking.join().unwrap().unwrap() {
+                assert_eq!(answer.unwrap().backend, "master-1");
+            }
+            second
+        });
+        assert!(second.stop().unwrap().success());
+        site.deployment.lab.assert_checksums_clean();
+    }
 }
 
 #[test]
@@ -187,7 +224,7 @@ fn status_and_metrics_tell_what_is() {
     let printed = text(&["metrics"]);
     assert!(printed.contains(sample) && printed.ends_with("# EOF\n"), "{printed}");
     let fetch = || {
-        let mut stream = TcpStream::connect("127.0.0.1:9095")?;
+        let mut stream = net::TcpStream::connect("127.0.0.1:9095")?;
         stream.set_read_timeout(Some(END_LIMIT))?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
