@@ -8,6 +8,8 @@ pub mod demo;
 pub mod guest;
 pub mod lab;
 pub mod packets;
+pub mod site;
 pub mod topology;
+pub mod traces;
 pub mod wait;
 pub mod xvip;

@@ -39,26 +39,34 @@ impl Xvip {
 
     /// The same with a configuration of one's own.
     pub fn start_with(deployment: &Deployment, node: &str, configuration: &str) -> Result<Self> {
-        let host = deployment.host(node)?.clone();
+        Self::launch(deployment.host(node)?, &deployment.control_socket(node)?, configuration)
+    }
+
+    /// Starts the daemon on any host; `socket` is the control socket that the configuration names.
+    pub fn launch(host: &Host, socket: &Path, configuration: &str) -> Result<Self> {
         let binary = binary()?;
         let mut command = Command::new(&binary);
-        command.arg("run").arg("-c").arg(write(&host, configuration)?);
+        command.arg("run").arg("-c").arg(write(host, configuration)?);
         let process = host.spawn(command)?;
-        let xvip = Self { process, host, binary, socket: deployment.control_socket(node)? };
+        let xvip = Self { process, host: host.clone(), binary, socket: socket.to_owned() };
         let over = || (xvip.process.exited().is_some() || xvip.status().is_ok()).then_some(());
         let late = wait::until("xvip to come up", START_LIMIT, over);
         if late.is_err() || xvip.process.exited().is_some() {
-            bail!("xvip on {node} did not come up:\n{}", xvip.process.stderr());
+            bail!("xvip on {} did not come up:\n{}", host.name(), xvip.process.stderr());
         }
         Ok(xvip)
     }
 
-    /// Runs the daemon with a configuration that it should refuse; what it printed and how it ended.
-    pub fn refuse(deployment: &Deployment, node: &str, configuration: &str) -> Result<Output> {
-        let host = deployment.host(node)?;
+    /// Runs `xvip run` or `xvip check` to its end on a host, with a configuration that it should refuse.
+    pub fn refuse(host: &Host, verb: &str, configuration: &str) -> Result<Output> {
         let mut command = Command::new(binary()?);
-        command.arg("run").arg("-c").arg(write(host, configuration)?);
+        command.arg(verb).arg("-c").arg(write(host, configuration)?);
         Self::finish(host, command)
+    }
+
+    /// The program, to be started in some other way than here.
+    pub fn program() -> Result<PathBuf> {
+        binary()
     }
 
     /// Runs another command of the program on this daemon's host, with its control socket.

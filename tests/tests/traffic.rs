@@ -1,28 +1,248 @@
-//! Real HTTPS connections through the VIP, with real XDP in driver mode. Needs root.
+//! Real HTTPS connections through the VIP, with real XDP in driver mode: how many, how spread, and what a backend's end does to
+//! them. Needs root.
 
-use std::time::Duration;
-
-use lb_tests::{
-    client::{Load, run},
-    topology::Topology,
-    xvip::Xvip,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
+use lb_tests::{
+    client::{Failure, Load, Report, Stage, run},
+    site::{DETECTION, Site},
+    topology::Topology,
+};
+use lb_userspace::{admin::status::Mode, health::State};
+use socket2::{Domain, Type};
+
+const HOLDER: &str = "ha-lb-a";
+/// Clients enough for shares to mean something.
+const SOURCES: u32 = 400;
+
+fn site(name: &str) -> Site {
+    Site::up(Topology::C, name, HOLDER).unwrap()
+}
+
+/// Sources by the backend that answered them.
+fn shares(report: &Report) -> BTreeMap<&str, usize> {
+    let mut shares = BTreeMap::new();
+    for name in report.by_source().into_values() {
+        *shares.entry(name).or_default() += 1;
+    }
+    shares
+}
+
+/// A few of the sources that a backend answers.
+fn some_of(report: &Report, backend: &str, count: usize) -> Vec<IpAddr> {
+    let all = report.by_source();
+    let theirs = all.iter().filter(|(_, name)| **name == backend);
+    theirs.map(|(source, _)| *source).take(count).collect()
+}
+
 #[test]
-fn requests_reach_every_backend_in_both_families() {
-    let deployment = Topology::C.build("basic").unwrap();
-    let _apiservers = deployment.start_apiservers().unwrap();
-    let xvip = Xvip::start(&deployment, "ha-lb-a").unwrap();
-    xvip.wait_for("backends up", Duration::from_secs(5), |status| {
-        status.virtual_servers.iter().all(|s| s.held && s.backends.iter().all(|b| format!("{:?}", b.state) == "Up"))
+fn no_request_is_lost() {
+    let site = site("volume");
+    let status = site.xvip.status().unwrap();
+    assert!(status.interfaces.iter().all(|interface| interface.mode == Mode::Native), "{status:#?}");
+    for (v6, one_by_one, at_once) in [(false, 10_000, 2000), (true, 1000, 500)] {
+        let sources = site.sources(v6, SOURCES).unwrap();
+        let mut client = site.client(v6).unwrap();
+        // All handshakes at once are seconds of work for two cores, and the last one is done when all are.
+        client.timeout = Duration::from_secs(60);
+        for load in [Load::sequential(one_by_one), Load::concurrent(at_once)] {
+            let wanted = load.requests;
+            let load = Load { sources: sources.clone(), ..load };
+            let start = Instant::now();
+            let report = site.deployment.client_host().run(|| run(&client, load)).unwrap();
+            println!("IPv6 {v6}, in {:.1?}: {report}", start.elapsed());
+            assert_eq!(report.good(), wanted, "{report}");
+        }
+    }
+    site.deployment.lab.assert_checksums_clean();
+}
+
+#[test]
+fn backends_see_the_vip_and_every_source_keeps_its_backend() {
+    let site = site("nat");
+    for v6 in [false, true] {
+        let sources = site.sources(v6, SOURCES).unwrap();
+        let first = site.map(v6, &sources).unwrap();
+        assert_eq!(first.good(), sources.len(), "{first}");
+        assert_eq!(site.map(v6, &sources).unwrap().by_source(), first.by_source());
+        for (name, share) in shares(&first) {
+            assert!((100..=167).contains(&share), "{name} has {share} of {SOURCES}");
+        }
+        let client = site.client(v6).unwrap();
+        let from = SocketAddr::new(sources[0], 0);
+        let answer = site.deployment.client_host().run(|| client.request(Some(from))).unwrap().unwrap();
+        let peer = format!("\"peer\":\"{}", SocketAddr::new(client.target.ip(), 0)).replace(":0", ":");
+        assert!(answer.body.contains(&peer), "{}", answer.body);
+    }
+    site.deployment.lab.assert_checksums_clean();
+}
+
+#[test]
+fn clients_that_use_the_same_port_are_kept_apart() {
+    let site = site("ports");
+    for v6 in [false, true] {
+        let sources = site.sources(v6, 150).unwrap();
+        let client = site.client(v6).unwrap();
+        // All are open before the first is used: towards their backends, all but a few need other ports.
+        let all = || async {
+            let open = sources.iter().map(|source| client.connect(Some(SocketAddr::new(*source, 40_000))));
+            let open = join_all(open).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let answers = join_all(open.into_iter().map(|stream| client.request_over(stream))).await;
+            answers.into_iter().collect::<Result<Vec<_>, _>>()
+        };
+        let answers = site.deployment.client_host().run(all).unwrap().unwrap();
+        let peers: BTreeSet<String> =
+            answers.into_iter().map(|answer| format!("{} {}", answer.backend, answer.body)).collect();
+        assert_eq!(peers.len(), sources.len());
+        let own = peers.iter().filter(|peer| peer.contains(":40000\"")).count();
+        assert_eq!(own, 3, "one of each backend keeps the client's port: {peers:#?}");
+    }
+    site.deployment.lab.assert_checksums_clean();
+}
+
+#[test]
+fn weights_are_honoured() {
+    let site = Site::up_with(Topology::C, "weights", HOLDER, |configuration| {
+        let weigh = |text: String, backend: &str, weight: u16| {
+            let (before, after) =
+                (format!("{backend}\nport = 6443\nweight = 1"), format!("{backend}\nport = 6443\nweight = {weight}"));
+            assert!(text.contains(&before));
+            text.replace(&before, &after)
+        };
+        weigh(weigh(configuration, "192.168.2.11\"", 3), "192.168.2.13\"", 0)
     })
     .unwrap();
+    let sources = site.sources(false, SOURCES).unwrap();
+    let report = site.map(false, &sources).unwrap();
+    let shares = shares(&report);
+    // 300 and 100 expected, with a standard deviation of 9.
+    assert!((265..=335).contains(&shares["master-1"]), "{shares:?}");
+    assert_eq!(shares["master-1"] + shares["master-2"], SOURCES as usize, "{shares:?}");
+}
+
+#[test]
+fn a_killed_backend_takes_only_its_own_clients_with_it_and_gets_them_back() {
     for v6 in [false, true] {
-        let client = deployment.client(Topology::C.endpoint(v6)).unwrap();
-        let report = deployment.client_host().run(|| run(&client, Load::sequential(50))).unwrap();
-        assert_eq!(report.good(), 50, "{report}\n{}\n{:#?}", xvip.log(), xvip.status());
+        let site = site("killed");
+        let sources = site.sources(v6, SOURCES).unwrap();
+        let before = site.map(v6, &sources).unwrap();
+        assert_eq!(before.good(), sources.len(), "{before}");
+        let others = [some_of(&before, "master-1", 3), some_of(&before, "master-3", 3)].concat();
+
+        let scene = || {
+            let load =
+                Load { rate: Some(150.0), sources: sources.clone(), concurrency: 50, ..Load::sequential(100_000) };
+            let (killed, under_way) = site.load_during(v6, load, || {
+                let killed = Instant::now();
+                site.apiserver("master-2")?.kill();
+                site.wait_for_state("master-2", State::Down)?;
+                // Until after the moment from which nothing may fail any more.
+                lb_tests::wait::until("requests after detection", DETECTION * 2, || {
+                    (killed.elapsed() > DETECTION + Duration::from_secs(1)).then_some(())
+                })?;
+                Ok(killed)
+            })?;
+            let after = site.map(v6, &sources)?;
+            let back = site.deployment.start_apiserver("master-2")?;
+            site.wait_for_state("master-2", State::Up)?;
+            Ok((killed, under_way, after, site.map(v6, &sources)?, back))
+        };
+        let ((killed, under_way, after, again, _back), streams) = site.echo_during(v6, &others, scene).unwrap();
+
+        assert!(under_way.good() > 300, "{under_way}");
+        let last = under_way.latest_failure().map(|last| last.duration_since(killed));
+        println!("IPv6 {v6}: last failure {last:?} after the kill, at most {DETECTION:?} allowed; {under_way}");
+        assert!(last.is_some_and(|last| last <= DETECTION), "{last:?}: {under_way}");
+
+        let (mapped, moved) = (before.by_source(), after.by_source());
+        let changed = sources.iter().filter(|source| mapped[*source] != moved[*source]).count();
+        let share = shares(&before)["master-2"];
+        println!("{changed} sources moved, the dead backend had {share}");
+        assert_eq!(after.good(), sources.len(), "{after}");
+        assert!(changed >= share && changed * 10 <= share * 11, "{changed} moved, {share} were the dead backend's");
+        assert_eq!(again.by_source(), mapped, "sources return");
+
+        for (stream, source) in streams.iter().zip(&others) {
+            let stream = stream.as_ref().unwrap();
+            assert_eq!((stream.failure.as_ref(), stream.backend.as_str()), (None, mapped[source]), "{stream:?}");
+            assert!(stream.echoed > 50 && stream.longest < Duration::from_secs(1), "{stream:?}");
+        }
+        site.deployment.lab.assert_checksums_clean();
     }
-    println!("{}", String::from_utf8_lossy(&xvip.command(&["status"]).unwrap().stdout));
-    deployment.lab.assert_checksums_clean();
-    assert!(xvip.stop().unwrap().success());
+}
+
+#[test]
+fn a_draining_backend_keeps_its_streams_and_gets_no_new_ones() {
+    let site = site("draining");
+    let sources = site.sources(false, 60).unwrap();
+    let before = site.map(false, &sources).unwrap();
+    let theirs = some_of(&before, "master-2", 5);
+    let (after, streams) = site
+        .echo_during(false, &theirs, || {
+            lb_tests::wait::until("streams on master-2", Duration::from_secs(5), || {
+                (site.apiserver("master-2").ok()?.log().matches("/echo").count() >= theirs.len()).then_some(())
+            })?;
+            site.apiserver("master-2")?.set_ready(false)?;
+            site.wait_for_state("master-2", State::Draining)?;
+            site.map(false, &sources)
+        })
+        .unwrap();
+    assert_eq!(after.good(), sources.len(), "{after}");
+    assert!(!after.backends().contains_key("master-2"), "{after}");
+    for stream in streams {
+        let stream = stream.unwrap();
+        assert_eq!((stream.failure.as_ref(), stream.backend.as_str()), (None, "master-2"), "{stream:?}");
+    }
+}
+
+#[test]
+fn a_connection_to_a_vanished_backend_is_reset_at_its_next_packet() {
+    let site = site("vanished");
+    for v6 in [false, true] {
+        let sources = site.sources(v6, 30).unwrap();
+        let before = site.map(v6, &sources).unwrap();
+        let source = SocketAddr::new(some_of(&before, "master-2", 1)[0], 0);
+        let target = Topology::C.endpoint(v6);
+        let kind = (Domain::for_address(target), Type::STREAM);
+        let mut socket = site.deployment.client_host().socket(kind.0, kind.1, None).unwrap();
+        let limit = Duration::from_secs(3);
+        socket.bind(&source.into()).unwrap();
+        socket.connect_timeout(&target.into(), limit).unwrap();
+        socket.set_read_timeout(Some(limit)).unwrap();
+
+        // Nobody is left who could refuse: only the load balancer can tell the client.
+        site.host("master-2").unplug().unwrap();
+        site.wait_for_state("master-2", State::Down).unwrap();
+        let start = Instant::now();
+        socket.write_all(b"anybody there?").unwrap();
+        let error = socket.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+        site.host("master-2").plug().unwrap();
+        site.wait_for_state("master-2", State::Up).unwrap();
+    }
+    site.deployment.lab.assert_checksums_clean();
+}
+
+#[test]
+fn with_every_backend_down_clients_are_refused_at_once() {
+    let site = site("refused");
+    for apiserver in site.apiservers.values() {
+        apiserver.kill();
+    }
+    site.wait_for_states(State::Down).unwrap();
+    for v6 in [false, true] {
+        let report = site.load(v6, Load::sequential(20)).unwrap();
+        let failures = report.failures();
+        assert_eq!(failures.get(&Failure::Refused(Stage::Connect)), Some(&20), "{report}");
+        let slowest = report.outcomes.iter().map(|outcome| outcome.latency).max().unwrap();
+        assert!(slowest < Duration::from_millis(200), "{slowest:?}");
+    }
+    site.deployment.lab.assert_checksums_clean();
 }

@@ -64,6 +64,8 @@ struct Node<'a> {
     servers: JoinSet<()>,
     checkers: Checkers,
     reports: watch::Receiver<Reports>,
+    /// The reports that the tables follow: what is shown must not be ahead of what packets meet.
+    followed: Reports,
     changes: Changes,
     dataplane: Dataplane,
     attached: BTreeMap<String, Mode>,
@@ -77,7 +79,7 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// Brings everything up. If that fails half-way, what is up goes down again by being dropped; VIPs come last.
+    /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
     async fn start(config: &'a Config) -> anyhow::Result<Self> {
         let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
         preflight::check(parent)?;
@@ -114,6 +116,7 @@ impl<'a> Node<'a> {
             servers: JoinSet::new(),
             checkers,
             reports,
+            followed: Reports::default(),
             changes,
             dataplane,
             attached: BTreeMap::new(),
@@ -125,12 +128,10 @@ impl<'a> Node<'a> {
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
-        node.servers.spawn(node.dataplane.log()?.pass_on());
-        node.reconcile(false)?;
-        node.attach()?;
-        node.await_health().await?;
-        node.hold().await?;
-        node.publish()?;
+        if let Err(error) = node.bring_up().await {
+            node.stop().await;
+            return Err(error);
+        }
 
         // Answered from here on: who asks sees a node that is up.
         node.servers.spawn(socket.serve(node.status.subscribe()));
@@ -143,6 +144,16 @@ impl<'a> Node<'a> {
             config.dataplane.interfaces.join(", ")
         );
         Ok(node)
+    }
+
+    /// From the programs on the interfaces to the VIPs. Until the first tables are there, the programs let everything pass: a daemon that
+    /// takes over from another must not reset its connections because no backend is known yet.
+    async fn bring_up(&mut self) -> anyhow::Result<()> {
+        self.servers.spawn(self.dataplane.log()?.pass_on());
+        self.attach()?;
+        self.await_health().await?;
+        self.hold().await?;
+        self.publish()
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
@@ -170,7 +181,7 @@ impl<'a> Node<'a> {
         self.reconcile(false)
     }
 
-    /// Puts the VIPs on their interfaces and announces them. On failure those that are up are taken down again.
+    /// Puts the VIPs on their interfaces and announces them.
     async fn hold(&mut self) -> anyhow::Result<()> {
         for (server, carrier) in self.config.virtual_servers.iter().zip(&self.carriers) {
             let held = |vip: &Vip| vip.address() == server.address && vip.interface() == carrier;
@@ -178,13 +189,7 @@ impl<'a> Node<'a> {
                 continue;
             }
             let interface = self.host.named(carrier)?;
-            match Vip::hold(&self.handle, server.address, interface).await {
-                Ok(vip) => self.vips.push(vip),
-                Err(error) => {
-                    self.release().await;
-                    return Err(error.into());
-                }
-            }
+            self.vips.push(Vip::hold(&self.handle, server.address, interface).await?);
             announce(&mut self.announcements, interface, server.address);
         }
         self.host = host::interfaces(&self.handle).await?;
@@ -236,7 +241,8 @@ impl<'a> Node<'a> {
     /// Brings the tables to what configuration, health and host ask for.
     fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
         let config = self.config;
-        let states = states(config, &self.reports.borrow_and_update());
+        let reports = self.reports.borrow_and_update().clone();
+        let states = states(config, &reports);
         let local = self.host_addresses();
         let ports = ports(config, &self.host);
         let wanted =
@@ -244,6 +250,7 @@ impl<'a> Node<'a> {
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
         self.applied = applied;
+        self.followed = reports;
         Ok(())
     }
 
@@ -266,7 +273,7 @@ impl<'a> Node<'a> {
         let status = view::status(&view::Sources {
             config: self.config,
             started: self.started,
-            reports: &self.reports.borrow(),
+            reports: &self.followed,
             attached: &self.attached,
             carriers: &self.carriers,
             held: &held,

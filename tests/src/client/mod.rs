@@ -5,6 +5,7 @@
 mod echo;
 mod failure;
 mod load;
+mod transfer;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -35,6 +36,7 @@ pub use self::{
     echo::{EchoPlan, EchoReport, echo},
     failure::{Failure, Stage},
     load::{Load, Outcome, Report, run},
+    transfer::transfer,
 };
 use crate::apiserver::{BACKEND_HEADER, KeyFiles, tls};
 
@@ -106,6 +108,16 @@ impl Client {
         *stage = Stage::Handshake;
         let stream = self.handshake(stream, Arc::clone(&self.tls)).await?;
         *stage = Stage::Answer;
+        self.ask(stream).await
+    }
+
+    /// One request over a connection that is open already.
+    pub async fn request_over(&self, stream: TcpStream) -> Result<Answer, Failure> {
+        let whole = async { self.ask(self.handshake(stream, Arc::clone(&self.tls)).await?).await };
+        timeout(self.timeout, whole).await.unwrap_or(Err(Failure::Timeout(Stage::Answer)))
+    }
+
+    async fn ask(&self, stream: TlsStream<TcpStream>) -> Result<Answer, Failure> {
         let response = self.send(stream, "GET", Empty::<Bytes>::new()).await?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(Failure::answer)?.to_bytes();

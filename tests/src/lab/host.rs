@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -12,9 +13,12 @@ use std::{
 };
 
 use ipnet::IpNet;
+use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process, sweep::remove_directory};
+use super::{
+    BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process, sweep::remove_directory, xdp_pass,
+};
 
 /// How long a command may take that is expected to end.
 const EXEC_LIMIT: Duration = Duration::from_secs(60);
@@ -177,6 +181,12 @@ impl Host {
     /// Writes a sysctl, named by its path below /proc/sys.
     pub fn sysctl(&self, path: &str, value: &str) -> Result<(), Error> {
         self.inner.netns.sysctl(path, value)
+    }
+
+    /// Puts a foreign XDP program, `lab_pass`, on an interface, for as long as the link is held.
+    pub fn occupy_xdp(&self, interface: &str) -> Result<OwnedFd, Error> {
+        self.enter(|| xdp_pass::attach(if_nametoindex(interface)?))?
+            .map_err(io_error(format!("attach a program to {interface}")))
     }
 
     pub fn netstat(&self) -> Result<Netstat, Error> {

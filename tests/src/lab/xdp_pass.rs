@@ -25,6 +25,9 @@ struct LoadAttr {
     insn_cnt: u32,
     insns: u64,
     license: u64,
+    /// log_level, log_size, log_buf, kern_version and prog_flags.
+    unused: [u32; 6],
+    prog_name: [u8; 16],
 }
 
 /// The part of `union bpf_attr` that BPF_LINK_CREATE reads here.
@@ -46,6 +49,8 @@ pub(super) fn attach(ifindex: u32) -> io::Result<OwnedFd> {
             insn_cnt: PASS.len() as u32,
             insns: PASS.as_ptr() as u64,
             license: license.as_ptr() as u64,
+            unused: [0; 6],
+            prog_name: *b"lab_pass\0\0\0\0\0\0\0\0",
         },
     )?;
     bpf(

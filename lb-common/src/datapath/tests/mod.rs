@@ -36,7 +36,6 @@ const CLIENT_PORT: u16 = 40000;
 const INTERFACE: u32 = 2;
 const OUTER: u32 = 3;
 
-
 const fn mac(last: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0, last]
 }
