@@ -141,8 +141,6 @@ impl Network {
 
 /// Loads a data plane that serves both VIPs.
 pub(super) fn dataplane(interface: u32, max_connections: u32) -> anyhow::Result<Dataplane> {
-    /// Longer than any benchmark, in ticks of any kernel.
-    const NEVER: u64 = 1 << 40;
     let mut dataplane = Dataplane::load(&Options { max_connections, bpffs: None })?;
     let mut vips = Filter::empty();
     let port = Port { interface, tags: Tags(0) };
@@ -160,7 +158,7 @@ pub(super) fn dataplane(interface: u32, max_connections: u32) -> anyhow::Result<
         changes.push(Change::Table(service, maglev::build(&members(family))));
         changes.push(Change::Serve(ServiceKey::new(mapped(family.vip()), VIP_PORT.to_be_bytes()), service));
     }
-    let settings = Settings::new([NEVER; 3], 1, vips, Filter::empty());
+    let settings = Settings::new(1, vips, Filter::empty());
     changes.push(Change::Settings(Box::new(settings)));
     dataplane.apply(&changes)?;
     Ok(dataplane)
