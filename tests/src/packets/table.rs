@@ -307,14 +307,15 @@ fn unresolved(scene: &Scene) -> Script {
     )
 }
 
-/// A client that no route leads to: answers go by the routing table, not to whoever brought the packet.
+/// A client whose neighbour is unknown: answers go by the routing table, not to whoever brought the packet.
 fn stranger(scene: &Scene) -> Script {
     let from = scene.family.socket(STRANGER, scene.client_port);
     let syn = Segment { from, macs: [mac(9), mac(8)], ..scene.asks(REMOTE, SYN) };
-    let reply = scene.answers(REMOTE, SYN | ACK).bytes();
+    let reply = scene.answers(REMOTE, SYN | ACK);
+    let back = Segment { macs: reply.macs, to: from, ..scene.sent_back(REMOTE, &reply) };
     Script::default()
         .then("SYN", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
-        .then("the reply", reply.clone(), DROP, reply, &[Counter::NoRoute])
+        .then("the reply", reply.bytes(), PASS, noted(scene.stage.near, &back), &[Counter::Unresolved])
 }
 
 fn unrouted(scene: &Scene) -> Script {
