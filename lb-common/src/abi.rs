@@ -28,6 +28,8 @@ pub mod names {
 
 /// Virtual servers at once.
 pub const MAX_SERVICES: usize = 256;
+/// Selection tables that a virtual server has in the maps.
+pub const BANKS: u32 = 2;
 /// Backends at once, over all virtual servers.
 pub const MAX_BACKENDS: usize = 4096;
 /// Pairs of interface and VLAN tags at once.
@@ -45,12 +47,18 @@ impl BackendId {
     pub const NONE: Self = Self(u32::MAX);
 }
 
-/// Place of a virtual server in the array of selection tables.
+/// Number of a selection table. The daemon numbers virtual servers, each with one table; in the maps each has two banks, of which
+/// one is in use and the other is filled next, and this is the number of the bank in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct ServiceId(pub u32);
 
-/// Which address and port a virtual server answers on.
+impl ServiceId {
+    /// Stands under the address and port of a backend: what comes from there is a reply.
+    pub const BACKEND: Self = Self(u32::MAX);
+}
+
+/// Which address and port a virtual server answers on, or a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
@@ -239,6 +247,8 @@ counters! {
     BackendDown = "backend_down",
     /// Segments that belong to no connection and cannot start one, dropped.
     Stray = "stray",
+    /// Replies of backends to connections that are not known here, dropped: their client's next packet makes the entry again.
+    Orphan = "orphan",
     /// Packets whose time to live ended here, dropped.
     Expired = "expired",
     /// Connections dropped because no source port was free towards their backend.

@@ -72,8 +72,9 @@ pub(crate) struct Buffer<'a> {
 impl<'a> Buffer<'a> {
     #[inline(always)]
     pub(crate) fn leaving(ctx: &'a TcContext) -> Self {
-        if ((ctx.data_end() - ctx.data()) as u32) < HEADERS {
-            let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
+        let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
+        // Pulling copies the head of a cloned buffer, so only where headers are really out of sight.
+        if ((ctx.data_end() - ctx.data()) as u32) < wanted {
             // SAFETY: a plain helper call. If it fails the headers stay out of sight and the packet is left alone.
             let _ = unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
         }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup,
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use lb_common::{
@@ -36,11 +36,13 @@ pub(crate) static DRAFT6: PerCpuArray<Draft<V6>, 1> = PerCpuArray::new();
 pub(crate) static QUESTION: PerCpuArray<[u64; size_of::<bpf_fib_lookup>() / 8], 1> = PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, MAX_SERVICES> = HashMap::new();
+pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, { MAX_SERVICES + MAX_BACKENDS }> = HashMap::new();
 
-/// Selection tables by [`ServiceId`]. A new one is filled aside and put in place by one update, so no packet sees half.
+/// Selection tables one after another, numbered by [`ServiceId`]; the loader sets how many. A new one is filled in the bank that is
+/// not in use and put in place by one update of `SERVICES`, so no packet sees half. (An array of maps would do the same, but
+/// kernels before 6.2 refuse an inner map without BTF beside a template with it, and aya makes them so.)
 #[btf_map]
-pub(crate) static TABLES: ArrayOfMaps<Array<BackendId, { SLOTS as usize }>, MAX_SERVICES> = ArrayOfMaps::new();
+pub(crate) static TABLES: Array<BackendId, { SLOTS as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static BACKENDS: Array<Backend, MAX_BACKENDS> = Array::new();

@@ -15,6 +15,7 @@ use lb_common::{
     conntrack::Sender,
     datapath::{Family, Refused, Route, Tables},
     flow::{Draft, Flow, Hop, Key},
+    maglev::SLOTS,
     wire::Tags,
 };
 
@@ -47,7 +48,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId> {
-        maps::TABLES.get_value(service.0, &slot).copied()
+        maps::TABLES.get(service.0.wrapping_mul(SLOTS).wrapping_add(slot)).copied()
     }
 
     #[inline(always)]
@@ -136,17 +137,9 @@ impl Kernel for V6 {
 
     #[inline(always)]
     fn ask(parameters: &mut bpf_fib_lookup, source: &Self, destination: &Self) {
-        let words = |b: &[u8; 16]| {
-            [
-                u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-                u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-                u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-                u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-            ]
-        };
         parameters.family = AF_INET6;
-        parameters.__bindgen_anon_3.ipv6_src = words(&source.0);
-        parameters.__bindgen_anon_4.ipv6_dst = words(&destination.0);
+        parameters.__bindgen_anon_3.ipv6_src = source.words();
+        parameters.__bindgen_anon_4.ipv6_dst = destination.words();
     }
 }
 
@@ -163,8 +156,9 @@ impl<A: Kernel> Family<A> for Maps {
 
     #[inline(always)]
     fn flow(&self, key: &Key<A>) -> Option<&Flow<A>> {
-        // SAFETY: entries change through atomics only; an entry that is evicted while it is read is memory of the map
-        // still, and the data path copies what it needs before it inserts.
+        // SAFETY: what changes in place is `Shared`. An entry that is evicted while it is read is memory of the map still; if
+        // another CPU gives it to another connection at that moment, this packet may be rewritten as that one's, which the
+        // receiver drops. The data path copies an entry before it inserts.
         unsafe { A::flows().get(key) }
     }
 
@@ -204,6 +198,10 @@ impl<A: Kernel> Family<A> for Maps {
         let answer =
             unsafe { helpers::bpf_fib_lookup(self.context, parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
         let leaves = parameters.ifindex;
+        // Tags that no VLAN interface stands for are carried along or not at all: the kernel would lose them.
+        if answer != i64::from(BPF_FIB_LKUP_RET_SUCCESS) && entered.is_none() && from.tags != Tags(0) {
+            return Route::None;
+        }
         match answer as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => {}
             BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_UNSUPP_LWT | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
@@ -217,10 +215,13 @@ impl<A: Kernel> Family<A> for Maps {
         let Some(port) = unsafe { maps::PORTS.get(Port { interface: leaves, tags: Tags(0) }) }.copied() else {
             return Route::Kernel(leaves);
         };
-        let transparent = entered.is_none() && port.interface == from.interface;
+        let transparent = entered.is_none() && port.interface == from.interface && port.tags == Tags(0);
+        if port.tags != from.tags && !transparent {
+            return Route::Kernel(leaves);
+        }
         Route::Hop(Hop {
             interface: port.interface,
-            tags: if transparent && port.tags == Tags(0) { from.tags } else { port.tags },
+            tags: from.tags,
             destination: parameters.dmac,
             source: parameters.smac,
         })

@@ -1,6 +1,17 @@
 //! The packet table in this machine's kernel. Needs root.
 
-use lb_tests::packets;
+use std::{collections::BTreeMap, time::Duration};
+
+use etherparse::PacketBuilder;
+use lb_common::abi::BackendId;
+use lb_tests::{
+    packets::{
+        self,
+        stage::{CLIENTS, Family, REMOTE, Stage, VIP},
+    },
+    wait,
+};
+use lb_userspace::dataplane::Timeouts;
 
 /// Of the one million that the verifier follows at most.
 const MOST_INSTRUCTIONS: u32 = 50_000;
@@ -23,4 +34,36 @@ fn every_case_fails_when_a_byte_is_wrong() {
     let summary = packets::run_spoiled();
     assert!(summary.cases >= 40, "only {} cases", summary.cases);
     assert_eq!(summary.failed.len(), summary.cases, "{}", summary.failed.join("\n"));
+}
+
+#[test]
+fn idle_connections_are_swept_out_and_live_ones_counted() {
+    let counts = Stage::set(|stage| {
+        let mut dataplane = packets::load()?;
+        dataplane.apply(&stage.tables())?;
+        let address = |host| match Family::Ipv4.address(host) {
+            std::net::IpAddr::V4(address) => address.octets(),
+            std::net::IpAddr::V6(_) => unreachable!("an IPv4 address was asked for"),
+        };
+        let syn = PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(address(CLIENTS[0]), address(VIP), 64)
+            .tcp(40_000, REMOTE.port, 1, 1024)
+            .syn();
+        let mut frame = Vec::new();
+        syn.write(&mut frame, &[])?;
+        dataplane.ingress(&frame)?;
+
+        let patient = Timeouts { syn: u64::MAX, established: 0, closing: 0 };
+        let before = dataplane.sweep(&patient)?;
+        // A tick must pass before a connection that may be idle for none is.
+        let hasty = Timeouts { syn: 0, established: u64::MAX, closing: u64::MAX };
+        let swept = wait::until("the sweep", Duration::from_secs(2), || {
+            dataplane.sweep(&hasty).ok().filter(BTreeMap::is_empty).map(drop)
+        });
+        swept?;
+        Ok((before, dataplane.sweep(&patient)?))
+    });
+    let (before, after) = counts.unwrap();
+    assert_eq!(before, BTreeMap::from([(REMOTE.id(Family::Ipv4), 1)]), "one connection, counted once");
+    assert_eq!(after, BTreeMap::<BackendId, u64>::new());
 }

@@ -17,15 +17,17 @@ use crate::{
 /// depends on the client's address only, and the first port tried is the client's own, so the entry comes out as it was. If
 /// it was another connection after all, its backend answers with a reset.
 #[inline(always)]
-pub(super) fn open<A, T>(tables: &T, arrival: &Arrival<'_, A>, draft: &mut Draft<A>) -> Result<(), Stop>
+pub(super) fn open<A, T>(tables: &T, arrival: &Arrival<A>, draft: &mut Draft<A>) -> Result<(), Stop>
 where
     A: Address,
     T: Family<A>,
 {
     let key = &arrival.segment.key;
-    let service = tables
-        .service(&ServiceKey::new(key.destination.mapped(), key.destination_port))
-        .ok_or(Stop::pass(Counter::NoService))?;
+    let Some(service) = tables.service(&ServiceKey::new(key.destination.mapped(), key.destination_port)) else {
+        // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
+        let reply = tables.service(&ServiceKey::new(key.source.mapped(), key.source_port));
+        return Err(if reply.is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) });
+    };
     if arrival.segment.flags.any(Flags::RST) {
         return Err(Stop::drop(Counter::Stray));
     }
@@ -56,13 +58,13 @@ where
 
 /// Finds a source port under which the backend's replies can be told from all others', by inserting their half.
 #[inline(always)]
-fn reserve<A, T>(tables: &T, arrival: &Arrival<'_, A>, draft: &mut Draft<A>) -> Result<(), Counter>
+fn reserve<A, T>(tables: &T, arrival: &Arrival<A>, draft: &mut Draft<A>) -> Result<(), Counter>
 where
     A: Address,
     T: Family<A>,
 {
     let key = &arrival.segment.key;
-    let ports = Ports::new(key.source_port, key.source.digest(), arrival.now, draft.reply.role.is_local());
+    let ports = Ports::new(key.source_port, key.source.digest(), draft.reply.role.is_local());
     let unported = draft.reply.segment_delta;
     for attempt in 0..Ports::TRIES {
         draft.arrives.destination_port = ports.candidate(attempt);

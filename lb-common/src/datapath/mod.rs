@@ -44,8 +44,9 @@ pub enum Verdict {
 /// How a destination is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
+    /// With the tags that the packet has: they are never added or taken off here.
     Hop(Hop),
-    /// By that interface, but the kernel must send: the neighbour is unresolved, or XDP cannot send there.
+    /// By that interface, but the kernel must send: the neighbour is unresolved, the tags differ, or XDP cannot send there.
     Kernel(u32),
     None,
 }
@@ -99,8 +100,9 @@ pub trait Outgoing: Frame {
 }
 
 /// A segment to a VIP with what is known about its arrival.
-struct Arrival<'a, A> {
-    settings: &'a Settings,
+struct Arrival<A> {
+    /// [`Settings::generation`], read before anything that it vouches for.
+    generation: u32,
     segment: Segment<A>,
     from: Port,
     now: u64,
@@ -187,7 +189,7 @@ where
         }
     };
     segment.forget_ways(&mut from.tags, now);
-    let arrival = Arrival { settings, segment, from, now };
+    let arrival = Arrival { generation: settings.generation(), segment, from, now };
     match carry(frame, tables, &arrival) {
         Ok(verdict) => verdict,
         Err(Stop { counter, act }) => {
@@ -203,7 +205,7 @@ where
 
 /// Sends a segment on by its connection's entry, which is made or brought up to date first where that is needed.
 #[inline(always)]
-fn carry<A, F, T>(frame: &mut F, tables: &T, arrival: &Arrival<'_, A>) -> Result<Verdict, Stop>
+fn carry<A, F, T>(frame: &mut F, tables: &T, arrival: &Arrival<A>) -> Result<Verdict, Stop>
 where
     A: Address,
     F: Frame + ?Sized,
@@ -213,7 +215,9 @@ where
     let known = tables.flow(&segment.key).filter(|flow| !restarts(segment, flow));
     let mut sheet;
     let (flow, way, fresh) = match &known {
-        Some(flow) if flow.generation == arrival.settings.generation() => (&**flow, Way::Kept, false),
+        Some(flow) if flow.generation == arrival.generation && flow.hop.tags == arrival.from.tags => {
+            (&**flow, Way::Kept, false)
+        }
         _ => {
             sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
             let way = prepare(tables, arrival, known.as_deref(), &mut sheet)?;
@@ -229,12 +233,7 @@ where
 
 /// Makes an entry for the segment in the draft: a new one, or the known one with what it had cached looked up again.
 #[inline(always)]
-fn prepare<A, T>(
-    tables: &T,
-    arrival: &Arrival<'_, A>,
-    known: Option<&Flow<A>>,
-    draft: &mut Draft<A>,
-) -> Result<Way, Stop>
+fn prepare<A, T>(tables: &T, arrival: &Arrival<A>, known: Option<&Flow<A>>, draft: &mut Draft<A>) -> Result<Way, Stop>
 where
     A: Address,
     T: Family<A>,
@@ -249,13 +248,13 @@ where
     }
     let flow = &mut draft.forward;
     let route = if flow.role.is_local() {
-        Route::Hop(Hop::default())
+        Route::Hop(Hop { tags: arrival.from.tags, ..Hop::default() })
     } else {
         tables.route(arrival.from, flow.new_source(), flow.new_destination())
     };
     match route {
         Route::Hop(hop) => {
-            flow.set_way(&hop, arrival.settings.generation());
+            flow.set_way(&hop, arrival.generation);
             Ok(Way::Kept)
         }
         Route::Kernel(interface) => Ok(Way::Kernel(interface)),
@@ -281,7 +280,8 @@ where
     let after = before.after(sender, segment.flags);
     if after != before {
         flow.set_phase(after);
-        if let Some(other) = tables.flow(&flow.other) {
+        // The key may have become another connection's.
+        if let Some(other) = tables.flow(&flow.other).filter(|other| other.other.same(&segment.key)) {
             other.set_phase(after);
         }
     }

@@ -9,7 +9,7 @@ use crate::{
 
 /// Ends the connection if its backend is down. One whose backend was taken out of the configuration goes on.
 #[inline(always)]
-pub(super) fn check<A, T>(tables: &T, arrival: &Arrival<'_, A>, flow: &Flow<A>) -> Result<(), Stop>
+pub(super) fn check<A, T>(tables: &T, arrival: &Arrival<A>, flow: &Flow<A>) -> Result<(), Stop>
 where
     A: Address,
     T: Family<A>,

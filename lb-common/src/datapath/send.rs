@@ -21,7 +21,7 @@ impl From<Truncated> for Stop {
 pub(super) fn out<A, F, T>(
     frame: &mut F,
     tables: &T,
-    arrival: &Arrival<'_, A>,
+    arrival: &Arrival<A>,
     flow: &Flow<A>,
     way: Way,
 ) -> Result<Verdict, Stop>
@@ -43,21 +43,14 @@ where
     if flow.role.is_local() {
         return Ok(Verdict::Pass);
     }
+    if let Way::Kernel(interface) = way {
+        tables.count(Counter::Unresolved);
+        return Ok(Verdict::Kernel(interface));
+    }
     let hop = &flow.hop;
-    let interface = match way {
-        Way::Kept if hop.tags == arrival.from.tags => hop.interface,
-        // Tags are never added or taken off here: the kernel does it where they differ.
-        Way::Kept => return Ok(by_kernel(tables, hop.interface)),
-        Way::Kernel(interface) => return Ok(by_kernel(tables, interface)),
-    };
     let ethernet = frame.get_mut::<Ethernet>(0)?;
     ethernet.destination = hop.destination;
     ethernet.source = hop.source;
-    Ok(if interface == arrival.from.interface { Verdict::Transmit } else { Verdict::Redirect(interface) })
-}
-
-#[inline(always)]
-fn by_kernel<T: Tables>(tables: &T, interface: u32) -> Verdict {
-    tables.count(Counter::Unresolved);
-    Verdict::Kernel(interface)
+    let here = hop.interface == arrival.from.interface;
+    Ok(if here { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use lb_common::{
     abi::{
-        Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Stored, Traffic, names,
+        BANKS, Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Stored, Traffic,
+        names,
     },
     address::{V4, V6},
     flow::{Flow, Key},
@@ -20,7 +21,10 @@ use super::{ApplyError, Change, LoadError, Timeouts};
 pub(super) struct Maps {
     settings: Array<MapData, Settings>,
     services: HashMap<MapData, ServiceKey, ServiceId>,
-    tables: ArrayOfMaps<MapData, Array<MapData, BackendId>>,
+    tables: Array<MapData, BackendId>,
+    /// Which bank of each virtual server is in use, and under which keys it is found.
+    banks: BTreeMap<ServiceId, u32>,
+    served: BTreeMap<ServiceKey, ServiceId>,
     backends: Array<MapData, Backend>,
     traffic: PerCpuArray<MapData, Traffic>,
     ports: HashMap<MapData, Port, Port>,
@@ -35,6 +39,8 @@ impl Maps {
             settings: taken(ebpf, names::SETTINGS)?,
             services: taken(ebpf, names::SERVICES)?,
             tables: taken(ebpf, names::TABLES)?,
+            banks: BTreeMap::new(),
+            served: BTreeMap::new(),
             backends: taken(ebpf, names::BACKENDS)?,
             traffic: taken(ebpf, names::TRAFFIC)?,
             ports: taken(ebpf, names::PORTS)?,
@@ -49,21 +55,41 @@ impl Maps {
             Change::Settings(settings) => self.settings.set(0, **settings, 0),
             Change::Backend(id, backend) => self.backends.set(id.0, *backend, 0),
             Change::Table(service, slots) => self.swap(*service, slots),
-            Change::Serve(key, service) => self.services.insert(key, service, 0),
-            Change::Withdraw(key) => ignore_missing(self.services.remove(key)),
+            Change::Serve(key, service) => self.serve(key, *service),
+            Change::Withdraw(key) => {
+                self.served.remove(key);
+                ignore_missing(self.services.remove(key))
+            }
             Change::Port(from, to) => self.ports.insert(from, to, 0),
             Change::Forget(port) => ignore_missing(self.ports.remove(port)),
         };
         outcome.map_err(|source| ApplyError::Map { what: format!("writing {}", name_of(change)), source })
     }
 
-    /// Fills a new table aside, then puts it in place by one update.
+    /// Fills the bank that is not in use, then points the virtual server there.
     fn swap(&mut self, service: ServiceId, slots: &[BackendId]) -> Result<(), MapError> {
-        let mut table = Array::<_, BackendId>::create(SLOTS, 0)?;
-        for (slot, backend) in (0..SLOTS).zip(slots) {
-            table.set(slot, backend, 0)?;
+        let bank = self.banks.get(&service).map_or(0, |used| (used + 1) % BANKS);
+        let first = (service.0 * BANKS + bank) * SLOTS;
+        for (slot, backend) in (first..first + SLOTS).zip(slots) {
+            self.tables.set(slot, backend, 0)?;
         }
-        self.tables.set(service.0, &table, 0)
+        self.banks.insert(service, bank);
+        let keys: Vec<ServiceKey> =
+            self.served.iter().filter(|(_, served)| **served == service).map(|(key, _)| *key).collect();
+        keys.iter().try_for_each(|key| self.point(key, service))
+    }
+
+    fn serve(&mut self, key: &ServiceKey, service: ServiceId) -> Result<(), MapError> {
+        if service == ServiceId::BACKEND {
+            return self.services.insert(key, service, 0);
+        }
+        self.served.insert(*key, service);
+        self.point(key, service)
+    }
+
+    fn point(&mut self, key: &ServiceKey, service: ServiceId) -> Result<(), MapError> {
+        let bank = self.banks.get(&service).copied().unwrap_or_default();
+        self.services.insert(key, ServiceId(service.0 * BANKS + bank), 0)
     }
 
     pub(super) fn counters(&self) -> Result<BTreeMap<Counter, u64>, ApplyError> {
@@ -117,7 +143,14 @@ where
         }
     }
     for key in dead {
-        ignore_missing(flows.remove(&key)).map_err(reading("an idle connection"))?;
+        // The walk takes its time, and the same client may have come back under the same key.
+        let still = flows.get(&key, 0).is_ok_and(|record| {
+            let other = flows.get(&record.flow().other, 0);
+            idle(record.flow()) && other.map_or(true, |other| idle(other.flow()))
+        });
+        if still {
+            ignore_missing(flows.remove(&key)).map_err(reading("an idle connection"))?;
+        }
     }
     Ok(())
 }

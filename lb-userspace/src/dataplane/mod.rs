@@ -15,8 +15,9 @@ use aya::{
     util::KernelVersion,
 };
 use lb_common::{
-    abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
+    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
     conntrack::Patience,
+    maglev::SLOTS,
 };
 
 pub use attach::{AttachError, Mode};
@@ -33,6 +34,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub struct Options {
     /// Connections tracked at once, per address family.
     pub max_connections: u32,
+    /// Virtual servers at most, numbered from 0; each takes 128 KiB.
+    pub virtual_servers: u32,
     /// Where in a BPF filesystem to show the maps, for `bpftool`; `None` shows them nowhere.
     pub bpffs: Option<PathBuf>,
 }
@@ -120,6 +123,7 @@ impl Dataplane {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::FLOWS4, entries)
             .map_max_entries(names::FLOWS6, entries)
+            .map_max_entries(names::TABLES, options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS))
             .override_global(aya_log::LEVEL, &records::level(), true)
             .load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;

@@ -79,6 +79,8 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
                 mark(&mut desired.locals, backend.address);
             }
             desired.backends.insert(id, entry(backend, state, local));
+            let replies = ServiceKey::new(mapped(backend.address), backend.port.to_be_bytes());
+            desired.services.insert(replies, ServiceId::BACKEND);
             members.push(Member {
                 id,
                 address: mapped(backend.address),
@@ -180,7 +182,10 @@ pub(super) mod tests {
         let desired = with_states(&servers, &[vec![State::Up; 2], vec![State::Up; 2]], &[]);
         assert_eq!(chosen(&desired, 0), BTreeSet::from([0, 1]));
         assert_eq!(chosen(&desired, 1), BTreeSet::from([2, 3]));
-        assert_eq!(desired.services.len(), 2);
+        let served = desired.services.values().filter(|id| **id != ServiceId::BACKEND);
+        assert_eq!(served.count(), 2);
+        // Both virtual servers have the same two.
+        assert_eq!(desired.services.len(), 2 + 2);
     }
 
     #[test]

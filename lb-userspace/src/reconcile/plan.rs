@@ -60,6 +60,8 @@ fn news<'a, K: Ord, V: PartialEq>(
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::ServiceId;
+
     use super::*;
     use crate::{
         health::State::{Down, Draining, Up},
@@ -73,6 +75,7 @@ mod tests {
             Change::Backend(_, backend) if backend.is(Backend::DOWN) => "down",
             Change::Backend(..) => "backend",
             Change::Table(..) => "table",
+            Change::Serve(_, ServiceId::BACKEND) => "reply",
             Change::Serve(..) => "serve",
             Change::Withdraw(_) => "withdraw",
             Change::Port(..) => "port",
@@ -87,7 +90,13 @@ mod tests {
         let two = [server("a", 100, 2), server("b", 101, 1)];
         let up = with_states(&one, &[vec![Up, Up]], &[]);
         let table = [
-            ("start", None, up.clone(), false, vec!["backend", "backend", "table", "serve", "settings"]),
+            (
+                "start",
+                None,
+                up.clone(),
+                false,
+                vec!["backend", "backend", "table", "reply", "reply", "serve", "settings"],
+            ),
             ("nothing new", Some(up.clone()), up.clone(), false, vec![]),
             ("a route changed", Some(up.clone()), up.clone(), true, vec!["settings"]),
             ("one drains", Some(up.clone()), with_states(&one, &[vec![Up, Draining]], &[]), false, vec!["table"]),

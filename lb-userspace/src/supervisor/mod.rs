@@ -96,6 +96,7 @@ impl<'a> Node<'a> {
 
         let dataplane = Dataplane::load(&Options {
             max_connections: config.dataplane.max_connections.get(),
+            virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
         let checkers = Checkers::spawn(&config.virtual_servers);

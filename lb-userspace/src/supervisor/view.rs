@@ -144,6 +144,7 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
                 sorted.events.insert(label, *count)
             }
             Counter::Stray
+            | Counter::Orphan
             | Counter::Expired
             | Counter::NoPort
             | Counter::TableFull
@@ -167,7 +168,7 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 6), ("forward", 100), ("pass", 3), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 7), ("forward", 100), ("pass", 3), ("reset", 2)]);
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Network {
 
 /// Loads a data plane that serves both VIPs.
 pub(super) fn dataplane(interface: u32, max_connections: u32) -> anyhow::Result<Dataplane> {
-    let mut dataplane = Dataplane::load(&Options { max_connections, bpffs: None })?;
+    let mut dataplane = Dataplane::load(&Options { max_connections, virtual_servers: 16, bpffs: None })?;
     let mut vips = Filter::empty();
     let port = Port { interface, tags: Tags(0) };
     let mut changes = vec![Change::Port(port, port)];

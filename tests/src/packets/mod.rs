@@ -68,7 +68,7 @@ fn play(stage: Stage, change: fn(Script) -> Script) -> anyhow::Result<Summary> {
 
 /// Loads the programs, not showing their maps anywhere.
 pub fn load() -> anyhow::Result<Dataplane> {
-    Ok(Dataplane::load(&Options { max_connections: 65_536, bpffs: None })?)
+    Ok(Dataplane::load(&Options { max_connections: 65_536, virtual_servers: 16, bpffs: None })?)
 }
 
 fn perform(dataplane: &mut Dataplane, script: Script) -> anyhow::Result<()> {

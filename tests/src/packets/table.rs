@@ -272,7 +272,7 @@ fn transmitted(scene: &Scene) -> Script {
             "without",
             plain.bytes(),
             PASS,
-            noted(LOOPBACK, &scene.rewritten(TRUNKED, &plain)),
+            noted(scene.stage.trunk, &scene.rewritten(TRUNKED, &plain)),
             &[Counter::Unresolved],
         )
 }

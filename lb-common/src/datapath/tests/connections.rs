@@ -108,7 +108,7 @@ where
     Memory: Family<A>,
 {
     let world = World::<A>::remote();
-    let ports = Ports::new(CLIENT_PORT.to_be_bytes(), A::host(CLIENT).digest(), world.now, false);
+    let ports = Ports::new(CLIENT_PORT.to_be_bytes(), A::host(CLIENT).digest(), false);
     for attempt in 0..Ports::TRIES - 1 {
         take(&world, ports.candidate(attempt));
     }

@@ -5,6 +5,7 @@ use super::*;
 both!(
     a_reset_is_as_the_rfc_says,
     a_reset_is_never_answered,
+    a_reply_to_a_lost_connection_is_not_shown_to_the_host,
     a_dead_backends_connection_is_reset_and_forgotten,
     a_dead_backends_own_segment_ends_the_connection_too,
     a_backend_that_is_gone_keeps_its_connections,
@@ -94,6 +95,21 @@ where
     world.down();
     world.dropped(&asks(RST), Counter::BackendDown);
     assert!(!world.knows(&asks(RST)));
+}
+
+fn a_reply_to_a_lost_connection_is_not_shown_to_the_host<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    let reply = answers::<A>(CLIENT_PORT, ACK);
+    assert_eq!(world.ingress(&reply.bytes()), (Verdict::Pass, reply.bytes()), "a stranger's may be the host's own");
+    let backend = ServiceKey::new(A::host(BACKEND).mapped(), BACKEND_PORT.to_be_bytes());
+    world.memory.services.insert(backend, ServiceId::BACKEND);
+    world.dropped(&reply, Counter::Orphan);
+    // The client's next packet makes the entry again, and then the reply finds its way.
+    assert_eq!(world.ingress(&asks::<A>(ACK).bytes()).0, Verdict::Redirect(OUTER));
+    world.expect(&reply, Verdict::Transmit, &sent_back(&reply));
 }
 
 fn a_dead_backends_connection_is_reset_and_forgotten<A: Net>()
