@@ -15,7 +15,7 @@ for link in json.load(sys.stdin):
 install -m 0755 /tmp/xvip /usr/local/bin/xvip
 install -d -m 0755 /etc/xvip
 sed "s/@INTERFACE@/$interface/" /tmp/xvip.toml >/etc/xvip/xvip.toml
-xvip check -c /etc/xvip/xvip.toml
+xvip check --offline -c /etc/xvip/xvip.toml
 
 cat >/etc/systemd/system/xvip.service <<'UNIT'
 [Unit]

@@ -53,15 +53,17 @@ fn idle_connections_are_swept_out_and_live_ones_counted() {
         syn.write(&mut frame, &[])?;
         dataplane.ingress(&frame)?;
 
-        let patient = Timeouts { syn: u64::MAX, established: 0, closing: 0 };
-        let before = dataplane.sweep(&patient)?;
+        let mut sweeper = dataplane.sweeper()?;
+        let (never, at_once) = (Duration::MAX, Duration::ZERO);
+        let patient = Timeouts { syn: never, established: at_once, closing: at_once };
+        let before = sweeper.sweep(&patient)?;
         // A tick must pass before a connection that may be idle for none is.
-        let hasty = Timeouts { syn: 0, established: u64::MAX, closing: u64::MAX };
+        let hasty = Timeouts { syn: at_once, established: never, closing: never };
         let swept = wait::until("the sweep", Duration::from_secs(2), || {
-            dataplane.sweep(&hasty).ok().filter(BTreeMap::is_empty).map(drop)
+            sweeper.sweep(&hasty).ok().filter(BTreeMap::is_empty).map(drop)
         });
         swept?;
-        Ok((before, dataplane.sweep(&patient)?))
+        Ok((before, sweeper.sweep(&patient)?))
     });
     let (before, after) = counts.unwrap();
     assert_eq!(before, BTreeMap::from([(REMOTE.id(Family::Ipv4), 1)]), "one connection, counted once");

@@ -3,20 +3,15 @@
 use std::collections::BTreeMap;
 
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use lb_common::{
-    abi::{
-        BANKS, Backend, BackendId, Counter, Port, Record4, Record6, ServiceId, ServiceKey, Settings, Stored, Traffic,
-        names,
-    },
-    address::{V4, V6},
-    flow::{Flow, Key},
+    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
     maglev::SLOTS,
 };
 
-use super::{ApplyError, Change, LoadError, Timeouts};
+use super::{ApplyError, Change, LoadError};
 
 pub(super) struct Maps {
     settings: Array<MapData, Settings>,
@@ -29,8 +24,6 @@ pub(super) struct Maps {
     traffic: PerCpuArray<MapData, Traffic>,
     ports: HashMap<MapData, Port, Port>,
     counters: PerCpuArray<MapData, u64>,
-    flows4: HashMap<MapData, Key<V4>, Record4>,
-    flows6: HashMap<MapData, Key<V6>, Record6>,
 }
 
 impl Maps {
@@ -45,8 +38,6 @@ impl Maps {
             traffic: taken(ebpf, names::TRAFFIC)?,
             ports: taken(ebpf, names::PORTS)?,
             counters: taken(ebpf, names::COUNTERS)?,
-            flows4: taken(ebpf, names::FLOWS4)?,
-            flows6: taken(ebpf, names::FLOWS6)?,
         })
     }
 
@@ -63,7 +54,7 @@ impl Maps {
             Change::Port(from, to) => self.ports.insert(from, to, 0),
             Change::Forget(port) => ignore_missing(self.ports.remove(port)),
         };
-        outcome.map_err(|source| ApplyError::Map { what: format!("writing {}", name_of(change)), source })
+        outcome.map_err(|source| ApplyError { what: format!("writing {}", name_of(change)), source })
     }
 
     /// Fills the bank that is not in use, then points the virtual server there.
@@ -110,52 +101,9 @@ impl Maps {
             bytes_out: sum.bytes_out + cpu.bytes_out,
         }))
     }
-
-    pub(super) fn sweep(&mut self, now: u64, timeouts: &Timeouts) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
-        let mut alive = BTreeMap::new();
-        sweep(&mut self.flows4, now, timeouts, &mut alive)?;
-        sweep(&mut self.flows6, now, timeouts, &mut alive)?;
-        Ok(alive)
-    }
 }
 
-/// Counts the connections of one family that are alive, and removes those whose both halves have been idle too long.
-fn sweep<R>(
-    flows: &mut HashMap<MapData, Key<R::Address>, R>,
-    now: u64,
-    timeouts: &Timeouts,
-    alive: &mut BTreeMap<BackendId, u64>,
-) -> Result<(), ApplyError>
-where
-    R: Stored + Pod,
-    Key<R::Address>: Pod,
-{
-    let idle = |flow: &Flow<R::Address>| now.saturating_sub(flow.last_seen()) > timeouts.of(flow.phase().patience());
-    let mut dead = Vec::new();
-    for entry in flows.iter() {
-        // A half that goes while it is read is as good as gone.
-        let Ok((key, record)) = entry else { continue };
-        let flow = record.flow();
-        if idle(flow) && flows.get(&flow.other, 0).map_or(true, |other| idle(other.flow())) {
-            dead.push(key);
-        } else if flow.role.from_client() {
-            *alive.entry(flow.backend).or_default() += 1;
-        }
-    }
-    for key in dead {
-        // The walk takes its time, and the same client may have come back under the same key.
-        let still = flows.get(&key, 0).is_ok_and(|record| {
-            let other = flows.get(&record.flow().other, 0);
-            idle(record.flow()) && other.map_or(true, |other| idle(other.flow()))
-        });
-        if still {
-            ignore_missing(flows.remove(&key)).map_err(reading("an idle connection"))?;
-        }
-    }
-    Ok(())
-}
-
-fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>
+pub(super) fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -163,11 +111,11 @@ where
     map.and_then(T::try_from).map_err(|source| LoadError::Map { name, source })
 }
 
-fn reading(what: &'static str) -> impl Fn(MapError) -> ApplyError {
-    move |source| ApplyError::Map { what: format!("reading {what}"), source }
+pub(super) fn reading(what: &'static str) -> impl Fn(MapError) -> ApplyError {
+    move |source| ApplyError { what: format!("reading {what}"), source }
 }
 
-fn ignore_missing(outcome: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_missing(outcome: Result<(), MapError>) -> Result<(), MapError> {
     match outcome {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),

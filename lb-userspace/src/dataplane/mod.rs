@@ -5,6 +5,7 @@ mod maps;
 mod records;
 mod run;
 mod shown;
+mod sweep;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -16,7 +17,6 @@ use aya::{
 };
 use lb_common::{
     abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
-    conntrack::Patience,
     maglev::SLOTS,
 };
 
@@ -25,6 +25,7 @@ pub use records::Log;
 pub use run::{Run, ticks_per_second};
 pub use shown::ShowError;
 use shown::Shown;
+pub use sweep::{Sweeper, Timeouts};
 
 /// The kernel side, as built by this package's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xvip-ebpf"));
@@ -54,29 +55,14 @@ pub enum LoadError {
     Program { name: &'static str, source: ProgramError },
     #[error("map {name}: {source}")]
     Map { name: &'static str, source: MapError },
+    #[error("reading the kernel's clock: {0}")]
+    Clock(ProgramError),
     #[error(transparent)]
     Show(#[from] ShowError),
 }
 
-/// Idle times in kernel ticks after which a connection is forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    pub syn: u64,
-    pub established: u64,
-    pub closing: u64,
-}
-
-impl Timeouts {
-    const fn of(&self, patience: Patience) -> u64 {
-        match patience {
-            Patience::Syn => self.syn,
-            Patience::Established => self.established,
-            Patience::Closing => self.closing,
-        }
-    }
-}
-
-/// One change of the tables. Each is atomic for packets in flight.
+/// One change of the tables. A packet in flight sees a selection table and a virtual server before the change or after it; settings
+/// and backends are copied word by word, which their readers bear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     Settings(Box<Settings>),
@@ -91,11 +77,10 @@ pub enum Change {
 
 /// The tables would not take a change.
 #[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    #[error("{what}: {source}")]
-    Map { what: String, source: MapError },
-    #[error("reading the kernel's clock: {0}")]
-    Clock(ProgramError),
+#[error("{what}: {source}")]
+pub struct ApplyError {
+    what: String,
+    source: MapError,
 }
 
 /// The loaded programs and their maps. Dropping it detaches everything and frees the maps.
@@ -150,13 +135,6 @@ impl Dataplane {
     /// What has passed to and from a backend since the maps were made.
     pub fn traffic(&self, id: BackendId) -> Result<Traffic, ApplyError> {
         self.maps.traffic(id)
-    }
-
-    /// Removes the connections that have been idle for longer than their phase's timeout, and counts the others by backend. Walks
-    /// the whole table.
-    pub fn sweep(&mut self, timeouts: &Timeouts) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
-        let now = self.ticks()?;
-        self.maps.sweep(now, timeouts)
     }
 
     /// Connections that fit, of both families together.

@@ -4,7 +4,7 @@ use aya::programs::{ProgramError, ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use lb_common::abi::names;
 use nix::time::{ClockId, clock_getres};
 
-use super::{ApplyError, Dataplane, classifier, clock, xdp};
+use super::{Dataplane, classifier, clock, xdp};
 
 /// What a program made of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +31,11 @@ impl Dataplane {
     }
 
     /// The kernel's ticks now, which connections are stamped with.
-    pub fn ticks(&mut self) -> Result<u64, ApplyError> {
+    pub fn ticks(&mut self) -> Result<u64, ProgramError> {
         // The shortest frame that test runs take is an Ethernet header.
         let mut out = [0; 14];
         let options = TestRunOptions { data_in: Some(&[0; 14]), data_out: Some(&mut out), ..TestRunOptions::new() };
-        clock(&mut self.ebpf).test_run(options).map_err(ApplyError::Clock)?;
+        clock(&mut self.ebpf).test_run(options)?;
         let mut ticks = [0; 8];
         ticks.copy_from_slice(&out[..8]);
         Ok(u64::from_ne_bytes(ticks))

@@ -1,6 +1,7 @@
 //! The daemon from start to end: the order in which things come up, the one loop that keeps the tables true, and the order in
 //! which everything is taken away again.
 
+mod sweeping;
 mod view;
 
 use std::{
@@ -9,19 +10,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context as _;
-use lb_common::{abi::Port, wire::Tags};
+use anyhow::{Context as _, bail};
+use lb_common::{
+    abi::{BackendId, Port},
+    wire::Tags,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
     admin::{ControlSocket, Status, metrics::MetricsServer},
     config::model::{Config, XdpMode},
-    dataplane::{Dataplane, Mode, Options, Timeouts, ticks_per_second},
+    dataplane::{Dataplane, Mode, Options},
     health::{Checkers, Reports, State},
     host::{self, Announcer, Changes, Forwarding, Handle, Interface, Interfaces, Vip, forwarding::Families, preflight},
     reconcile::{Applied, Inputs, desired, plan},
@@ -29,10 +33,9 @@ use crate::{
 
 /// How often the counters in the published status are refreshed.
 const REFRESH: Duration = Duration::from_secs(1);
-/// Idle connections are removed and active ones counted by walking the table, for at most one part in this many of the time.
-const WALK_SHARE: u32 = 50;
-/// …and not more often than this.
-const WALK_EVERY: Duration = Duration::from_secs(5);
+
+/// Connections that are alive, by backend.
+type Alive = BTreeMap<BackendId, u64>;
 
 /// Runs until SIGTERM or SIGINT. Whatever was added to the host is removed before it returns, on failure too.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
@@ -72,8 +75,7 @@ struct Node<'a> {
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
-    timeouts: Timeouts,
-    tracked: view::Tracked,
+    alive: watch::Receiver<Alive>,
     status: watch::Sender<Arc<Status>>,
     _forwarding: Forwarding,
 }
@@ -94,18 +96,20 @@ impl<'a> Node<'a> {
         let host = host::interfaces(&handle).await?;
         let carriers = carriers(config, &host)?;
 
-        let dataplane = Dataplane::load(&Options {
+        let mut dataplane = Dataplane::load(&Options {
             max_connections: config.dataplane.max_connections.get(),
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
+        let counts = watch::Sender::new(Alive::new());
+        let sweeper = dataplane.sweeper()?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let families = Families {
             ipv4: config.virtual_servers.iter().any(|server| server.address.is_ipv4()),
             ipv6: config.virtual_servers.iter().any(|server| server.address.is_ipv6()),
         };
-        let forwarding = Forwarding::enable(config.dataplane.interfaces.iter().map(String::as_str), families)?;
+        let forwarding = Forwarding::enable(carried(config, &host), families)?;
 
         let started = SystemTime::now();
         let mut node = Self {
@@ -124,11 +128,11 @@ impl<'a> Node<'a> {
             carriers,
             host,
             applied: Applied::default(),
-            timeouts: timeouts(config),
-            tracked: view::Tracked::default(),
+            alive: counts.subscribe(),
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
+        node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts));
         if let Err(error) = node.bring_up().await {
             node.stop().await;
             return Err(error);
@@ -204,9 +208,10 @@ impl<'a> Node<'a> {
         loop {
             let done = tokio::select! {
                 changed = self.reports.changed() => match changed {
-                    Ok(()) => self.reconcile(false).and_then(|()| self.publish()),
+                    Ok(()) => self.health_changed(),
                     Err(_) => Err(anyhow::anyhow!("the health checks have ended unexpectedly")),
                 },
+                error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
                 _ = refresh.tick() => self.publish(),
             };
@@ -214,6 +219,16 @@ impl<'a> Node<'a> {
                 return error;
             }
         }
+    }
+
+    /// Follows the checks. Most of them change nothing but their own counts, which the next refresh shows.
+    fn health_changed(&mut self) -> anyhow::Result<()> {
+        let now = states(self.config, &self.reports.borrow_and_update());
+        if now == states(self.config, &self.followed) {
+            return Ok(());
+        }
+        self.reconcile(false)?;
+        self.publish()
     }
 
     /// Looks at the host again: what was cached about ways is void, and a VIP may be gone.
@@ -245,7 +260,7 @@ impl<'a> Node<'a> {
         let reports = self.reports.borrow_and_update().clone();
         let states = states(config, &reports);
         let local = self.host_addresses();
-        let ports = ports(config, &self.host);
+        let ports = ports(&self.attached, &self.host);
         let wanted =
             desired(&Inputs { servers: &config.virtual_servers, states: &states, local: &local, ports: &ports })?;
         let (changes, applied) = plan(&wanted, &self.applied, moved);
@@ -265,7 +280,6 @@ impl<'a> Node<'a> {
     }
 
     fn publish(&mut self) -> anyhow::Result<()> {
-        self.tracked.refresh(&mut self.dataplane, &self.timeouts, Instant::now())?;
         let held = self.config.virtual_servers.iter().zip(&self.carriers).map(|(server, carrier)| {
             let on = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == server.address);
             self.host.named(carrier).is_ok_and(on)
@@ -279,7 +293,7 @@ impl<'a> Node<'a> {
             carriers: &self.carriers,
             held: &held,
             dataplane: &self.dataplane,
-            tracked: &self.tracked,
+            alive: &self.alive.borrow(),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())
@@ -310,6 +324,15 @@ pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec
         let candidates = named.unwrap_or(&config.dataplane.interfaces);
         let found = host.carrier(server.address, candidates);
         let found = found.with_context(|| format!("virtual server \"{}\"", server.name))?;
+        if !carried(config, host).any(|name| name == found.name) {
+            bail!(
+                "virtual server \"{}\": interface {} does not get the XDP program, so nothing would carry its traffic. Add {} (or, if it is a VLAN, \
+                 the interface below it) to dataplane.interfaces.",
+                server.name,
+                found.name,
+                found.name
+            );
+        }
         Ok(found.name.clone())
     };
     for name in &config.dataplane.interfaces {
@@ -318,12 +341,13 @@ pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec
     config.virtual_servers.iter().map(carrier).collect()
 }
 
-/// Idle times in the data path's unit.
-fn timeouts(config: &Config) -> Timeouts {
-    let rate = ticks_per_second();
-    let ticks = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(rate) / 1000;
-    let timeouts = &config.dataplane.timeouts;
-    Timeouts { syn: ticks(timeouts.syn), established: ticks(timeouts.established), closing: ticks(timeouts.closing) }
+/// The interfaces with the program, and the VLANs on them.
+fn carried<'a>(config: &'a Config, host: &'a Interfaces) -> impl Iterator<Item = &'a str> {
+    let below = config.dataplane.interfaces.iter().filter_map(|name| host.named(name).ok());
+    below.flat_map(|interface| {
+        let vlans = host.vlans_on(interface.index).map(|vlan| vlan.name.as_str());
+        std::iter::once(interface.name.as_str()).chain(vlans)
+    })
 }
 
 /// Health in the order of the configuration.
@@ -338,10 +362,13 @@ fn states(config: &Config, reports: &Reports) -> Vec<Vec<State>> {
 }
 
 /// The interfaces that the data plane may send from, and the VLANs on them.
-fn ports(config: &Config, host: &Interfaces) -> BTreeMap<Port, Port> {
+fn ports(attached: &BTreeMap<String, Mode>, host: &Interfaces) -> BTreeMap<Port, Port> {
     let mut ports = BTreeMap::new();
     let plain = |interface: u32| Port { interface, tags: Tags(0) };
-    for interface in config.dataplane.interfaces.iter().filter_map(|name| host.named(name).ok()) {
+    // A driver cannot be sent to from another driver's receive path unless it has native XDP itself: the kernel sends there.
+    let mixed = attached.values().any(|mode| *mode == Mode::Native);
+    let reachable = attached.iter().filter(|(_, mode)| !mixed || **mode == Mode::Native);
+    for interface in reachable.filter_map(|(name, _)| host.named(name).ok()) {
         ports.insert(plain(interface.index), plain(interface.index));
         for vlan in host.vlans_on(interface.index) {
             if let Some(tag) = &vlan.vlan {

@@ -1,49 +1,15 @@
 //! The published status, put together from all rooms.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use lb_common::abi::{BackendId, Counter};
-use tokio::time::Instant;
 
-use super::{WALK_EVERY, WALK_SHARE};
 use crate::{
     admin::status::{self, Connections, Counters, Status},
     config::model::{Backend, Config, VirtualServer},
-    dataplane::{ApplyError, Dataplane, Mode, Timeouts},
+    dataplane::{ApplyError, Dataplane, Mode},
     health::{BackendKey, Reports, State},
 };
-
-/// Active connections, counted now and then.
-#[derive(Debug, Default)]
-pub(super) struct Tracked {
-    by_backend: BTreeMap<BackendId, u64>,
-    next: Option<Instant>,
-}
-
-impl Tracked {
-    /// Sweeps and counts anew if it is time.
-    pub(super) fn refresh(
-        &mut self,
-        dataplane: &mut Dataplane,
-        timeouts: &Timeouts,
-        now: Instant,
-    ) -> Result<(), ApplyError> {
-        if self.next.is_some_and(|next| now < next) {
-            return Ok(());
-        }
-        self.by_backend = dataplane.sweep(timeouts)?;
-        self.next = Some(Instant::now() + pause(now.elapsed()));
-        Ok(())
-    }
-}
-
-/// How long to leave the table alone after a walk that took `walk`.
-fn pause(walk: Duration) -> Duration {
-    WALK_EVERY.max(walk * WALK_SHARE)
-}
 
 /// Where a status comes from.
 pub(super) struct Sources<'a> {
@@ -55,7 +21,8 @@ pub(super) struct Sources<'a> {
     pub(super) carriers: &'a [String],
     pub(super) held: &'a [bool],
     pub(super) dataplane: &'a Dataplane,
-    pub(super) tracked: &'a Tracked,
+    /// Connections that are alive, by backend.
+    pub(super) alive: &'a BTreeMap<BackendId, u64>,
 }
 
 pub(super) fn key(server: &VirtualServer, backend: &Backend) -> BackendKey {
@@ -91,10 +58,7 @@ pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
     Ok(Status {
         interfaces: interfaces.map(|(name, at)| status::Interface { name: name.clone(), mode: mode(at) }).collect(),
         virtual_servers,
-        connections: Connections {
-            tracked: sources.tracked.by_backend.values().sum(),
-            capacity: sources.dataplane.capacity(),
-        },
+        connections: Connections { tracked: sources.alive.values().sum(), capacity: sources.dataplane.capacity() },
         counters: counters(&sources.dataplane.counters()?, forwarded),
         ..Status::starting(sources.started)
     })
@@ -120,7 +84,7 @@ fn view(
             .map(|check| status::LastCheck { text: check.text.clone(), latency: check.latency }),
         checks: report.map_or(0, |report| report.checks),
         check_failures: report.map_or(0, |report| report.failures),
-        active_connections: Some(sources.tracked.by_backend.get(&id).copied().unwrap_or_default()),
+        active_connections: Some(sources.alive.get(&id).copied().unwrap_or_default()),
         connections: traffic.connections,
         packets: traffic.packets_in + traffic.packets_out,
         bytes: traffic.bytes_in + traffic.bytes_out,
@@ -169,11 +133,5 @@ mod tests {
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
         assert_eq!(verdicts, [("drop", 7), ("forward", 100), ("pass", 3), ("reset", 2)]);
-    }
-
-    #[test]
-    fn a_long_walk_is_followed_by_a_longer_pause() {
-        assert_eq!(pause(Duration::from_millis(1)), WALK_EVERY);
-        assert_eq!(pause(Duration::from_secs(1)), Duration::from_secs(50));
     }
 }

@@ -9,8 +9,8 @@ use super::{
     Change,
     frames::{ACK, Extra, FIN, PSH, RST, SYN, Segment},
     stage::{
-        BACKEND_PORT, CLIENTS, EMPTY, Family, HERE, Host, LOOPBACK, NEAR_MAC, REMOTE, STRANGER, Service, Stage,
-        TRUNK_MAC, TRUNK_TAG, TRUNKED, UNRESOLVED, UNROUTED, VIP, mac, settings,
+        BACKEND_PORT, CLIENTS, EMPTY, Family, HERE, Host, NEAR_MAC, REMOTE, STRANGER, Service, Stage, TRUNK_MAC,
+        TRUNK_TAG, TRUNKED, UNRESOLVED, UNROUTED, VIP, mac, settings,
     },
 };
 
