@@ -14,9 +14,9 @@ use crate::{
     checksum::adjust,
     conntrack::Sender,
     datapath::{Family, Outgoing, Refused, Route, Tables},
-    flow::{Draft, Flow, Key},
+    flow::{Draft, Flow, Hop, Key},
     frame::Frame,
-    wire::{Segment, Tcp},
+    wire::{Segment, Tags, Tcp},
 };
 
 /// Connections of one family.
@@ -29,8 +29,10 @@ pub struct Memory {
     pub services: HashMap<ServiceKey, ServiceId>,
     pub tables: HashMap<ServiceId, Vec<BackendId>>,
     pub backends: HashMap<BackendId, Backend>,
-    /// Routes by destination, IPv4 as `::ffff:a.b.c.d`; every other destination has none.
+    /// Routes by destination, IPv4 as `::ffff:a.b.c.d`, with the tags of the way out; every other destination has none.
     pub routes: HashMap<[u8; 16], Route>,
+    /// VLAN interfaces, by what carries them.
+    pub vlans: HashMap<Port, u32>,
     /// Entries per family; 0 is no limit.
     pub capacity: usize,
     pub flows4: Flows<V4>,
@@ -60,9 +62,22 @@ impl Memory {
         self.lookups.get()
     }
 
-    fn find(&self, destination: [u8; 16]) -> Route {
+    /// As the kernel side does it where no VLAN interface stands for the tags of the arrival: those are carried along on the same
+    /// interface, and lost nowhere.
+    fn find(&self, from: Port, destination: [u8; 16]) -> Route {
         self.lookups.set(self.lookups.get() + 1);
-        self.routes.get(&destination).copied().unwrap_or(Route::None)
+        match self.routes.get(&destination).copied().unwrap_or(Route::None) {
+            Route::Hop(hop) if hop.tags == from.tags => Route::Hop(hop),
+            Route::Hop(hop) if hop.tags == Tags(0) && hop.interface == from.interface => {
+                Route::Hop(Hop { tags: from.tags, ..hop })
+            }
+            Route::Hop(hop) => {
+                let out = Port { interface: hop.interface, tags: hop.tags };
+                Route::Kernel(self.vlans.get(&out).copied().unwrap_or(hop.interface))
+            }
+            Route::Kernel(_) if from.tags != Tags(0) => Route::None,
+            other => other,
+        }
     }
 }
 
@@ -139,8 +154,8 @@ macro_rules! family {
                 self.$flows.borrow_mut().remove(key);
             }
 
-            fn route(&self, _from: Port, _source: &$address, destination: &$address) -> Route {
-                self.find(destination.mapped())
+            fn route(&self, from: Port, _source: &$address, destination: &$address) -> Route {
+                self.find(from, destination.mapped())
             }
         }
     };

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
-    abi::{Backend, BackendId, Counter},
+    abi::{Backend, BackendId, Counter, Port},
     datapath::{self, Route, Verdict},
     flow::Hop,
     host::Memory,
@@ -95,6 +95,8 @@ impl Twins {
         let mut twins = Self { dataplane: load()?, memory: Memory::default() };
         twins.apply(&stage.tables())?;
         twins.apply(&[settings(generation)])?;
+        let trunk = Port { interface: LOOPBACK, tags: Tags(0x8000 | u32::from(TRUNK_TAG)) };
+        twins.memory.vlans.insert(trunk, stage.trunk);
         for family in Family::ALL {
             for (host, interface, resolved) in stage.routes() {
                 let hop = |interface, tags, source| Hop { interface, tags: Tags(tags), destination: mac(host), source };

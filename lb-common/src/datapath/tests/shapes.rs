@@ -83,9 +83,7 @@ fn tags_that_differ_are_the_kernels<A: Net>()
 where
     Memory: Family<A>,
 {
-    // The table of routes says so: it alone knows the interface of the other tag.
     let mut world = World::<A>::remote();
-    world.route(BACKEND, Route::Kernel(OUTER));
     let syn = Segment { tags: std::vec![10], ..asks(SYN) };
     world.expect(&syn, Verdict::Kernel(OUTER), &Segment { macs: syn.macs, ..sent_on(&syn) });
     assert_eq!(world.memory.counter(Counter::Unresolved), 1);
@@ -93,7 +91,6 @@ where
     world.route(BACKEND, Route::Hop(Hop { tags: Tags(0x800a), ..hop(OUTER, BACKEND) }));
     let tagged = Segment { tags: std::vec![10], ..asks(ACK) };
     world.expect(&tagged, Verdict::Redirect(OUTER), &sent_on(&tagged));
-    world.route(BACKEND, Route::Kernel(OUTER));
     let plain = Segment { tags: std::vec![], ..asks(ACK) };
     world.expect(&plain, Verdict::Kernel(OUTER), &Segment { macs: plain.macs, ..sent_on(&plain) });
 }
