@@ -231,7 +231,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections that got a backend.
+    /// Connections that got a backend, repeated SYNs included.
     Connected = "connected",
     /// Connections that were found again without their SYN, after a lost entry.
     Rebuilt = "rebuilt",
@@ -257,7 +257,7 @@ counters! {
     TableFull = "table_full",
     /// Packets without a route to where they should go, dropped.
     NoRoute = "no_route",
-    /// Packets that took the kernel's own way because a neighbour was not resolved yet.
+    /// Packets that the kernel sent instead of XDP: the neighbour was not resolved, or the way out has other tags or no program.
     Unresolved = "unresolved",
     /// Packets dropped because the kernel's own way was closed too.
     NoMetadata = "no_metadata",

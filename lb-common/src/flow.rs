@@ -73,7 +73,7 @@ impl Role {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Hop {
-    /// The interface that sends; 0 where the kernel is left to find it.
+    /// The interface that sends; 0 before it was looked up, and for backends on this host.
     pub interface: u32,
     /// The tags it must carry there.
     pub tags: Tags,

@@ -24,7 +24,7 @@ pub enum PreflightError {
     )]
     Capabilities { missing: String },
     #[error(
-        "{} is on no BPF filesystem, so the programs and maps cannot outlive the daemon there. Mount one with: \
+        "{} is on no BPF filesystem, so the maps cannot be shown there. Mount one with: \
          mount -t bpf bpf {} (in a container, mount the host's /sys/fs/bpf into it), or set dataplane.bpffs to a directory on one.",
         path.display(), mount.display()
     )]

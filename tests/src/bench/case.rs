@@ -150,9 +150,9 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// Takes each connection through its handshake in the data path, and leaves the harness's lists in no order: packets do
-/// not come in the order in which connections were made.
-pub(super) fn establish(harness: &mut Harness, tables: &Tables, family: Family) -> anyhow::Result<()> {
+/// Takes each connection through its handshake in the data path. Shuffled, the harness's lists are left in no order: on a real
+/// link packets do not come in the order in which connections were made.
+pub(super) fn establish(harness: &mut Harness, tables: &Tables, family: Family, shuffled: bool) -> anyhow::Result<()> {
     for (program, flows) in [(programs::USUAL, USUAL_FLOWS), (programs::MOST, MOST_FLOWS)] {
         let mut connections = scene::connections(family, flows)?;
         write(harness, family, &connections)?;
@@ -173,8 +173,10 @@ pub(super) fn establish(harness: &mut Harness, tables: &Tables, family: Family) 
         }
         let counted = counted(&before, &tables.of(program).counters()?);
         ensure!(counted == [(Counter::Connected, u64::from(flows))], "{family:?} handshakes counted {counted:?}");
-        fastrand::Rng::with_seed(1).shuffle(&mut connections);
-        write(harness, family, &connections)?;
+        if shuffled {
+            fastrand::Rng::with_seed(1).shuffle(&mut connections);
+            write(harness, family, &connections)?;
+        }
     }
     Ok(())
 }

@@ -50,20 +50,20 @@ const NEW_ROOM: u32 = 2 * RUNS * (TRIES * ROUNDS) as u32;
 ///
 /// # Errors
 /// Also when a case did not measure what it says: another verdict, another way through the data path.
-pub fn datapath() -> anyhow::Result<Report> {
+pub fn datapath(shuffled: bool) -> anyhow::Result<Report> {
     let network = Network::new()?;
     network.host.enter(|| {
         pin()?;
         let interface = if_nametoindex("eth0").context("the host's interface")?;
-        measure(interface)
+        measure(interface, shuffled)
     })?
 }
 
-fn measure(interface: u32) -> anyhow::Result<Report> {
+fn measure(interface: u32, shuffled: bool) -> anyhow::Result<Report> {
     let mut harness = Harness::load(interface)?;
     let tables = Tables::load(interface, &mut harness)?;
     for family in Family::ALL {
-        case::establish(&mut harness, &tables, family)?;
+        case::establish(&mut harness, &tables, family, shuffled)?;
     }
     let mut cases = Vec::new();
     for family in Family::ALL {

@@ -10,11 +10,15 @@ struct Arguments {
     /// Print one object a line
     #[arg(long)]
     json: bool,
+    /// Visit connections in no order, so that hardly a cache line is still there: the worst that traffic can be. Without it they come in
+    /// the order in which they were made
+    #[arg(long)]
+    shuffled: bool,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let report = bench::datapath()?;
+    let report = bench::datapath(arguments.shuffled)?;
     if arguments.json {
         println!("{}", report.json()?);
     } else {
