@@ -213,22 +213,20 @@ where
 {
     let segment = &arrival.segment;
     let known = tables.flow(&segment.key).filter(|flow| !restarts(segment, flow));
-    let mut sheet;
-    let (flow, way, fresh) = match &known {
-        Some(flow) if flow.generation == arrival.generation && flow.hop.tags == arrival.from.tags => {
-            (&**flow, Way::Kept, false)
-        }
-        _ => {
-            sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
-            let way = prepare(tables, arrival, known.as_deref(), &mut sheet)?;
-            (&sheet.forward, way, true)
-        }
-    };
-    note(tables, flow, segment, frame.len(), arrival.now);
-    if fresh {
-        tables.insert(&segment.key, flow, true).map_err(|_| Stop::drop(Counter::TableFull))?;
+    // Nearly every packet ends here. Kept apart from what follows: merged with it, the compiler spills all it knows, which costs a
+    // third of the whole way.
+    if let Some(flow) = &known
+        && flow.generation == arrival.generation
+        && flow.hop.tags == arrival.from.tags
+    {
+        note(tables, flow, segment, frame.len(), arrival.now);
+        return send::out(frame, tables, arrival, flow, Way::Kept);
     }
-    send::out(frame, tables, arrival, flow, way)
+    let mut sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
+    let way = prepare(tables, arrival, known.as_deref(), &mut sheet)?;
+    note(tables, &sheet.forward, segment, frame.len(), arrival.now);
+    tables.insert(&segment.key, &sheet.forward, true).map_err(|_| Stop::drop(Counter::TableFull))?;
+    send::out(frame, tables, arrival, &sheet.forward, way)
 }
 
 /// Makes an entry for the segment in the draft: a new one, or the known one with what it had cached looked up again.

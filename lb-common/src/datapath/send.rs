@@ -48,9 +48,25 @@ where
         return Ok(Verdict::Kernel(interface));
     }
     let hop = &flow.hop;
+    // Read whole before the packet is written: six bytes from one place in memory to another are moved by a loop, since the two
+    // might overlap, and that costs a sixth of the whole way.
+    let (destination, source) = (words(&hop.destination), words(&hop.source));
     let ethernet = frame.get_mut::<Ethernet>(0)?;
-    ethernet.destination = hop.destination;
-    ethernet.source = hop.source;
+    ethernet.destination = bytes(destination);
+    ethernet.source = bytes(source);
     let here = hop.interface == arrival.from.interface;
     Ok(if here { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
+}
+
+/// A MAC address in registers.
+#[inline(always)]
+fn words(address: &[u8; 6]) -> (u32, u16) {
+    let [a, b, c, d, e, f] = *address;
+    (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
+}
+
+#[inline(always)]
+fn bytes((first, last): (u32, u16)) -> [u8; 6] {
+    let ([a, b, c, d], [e, f]) = (first.to_ne_bytes(), last.to_ne_bytes());
+    [a, b, c, d, e, f]
 }
