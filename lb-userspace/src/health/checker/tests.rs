@@ -1,3 +1,5 @@
+//! Checkers against stand-ins, in virtual time and over real sockets.
+
 use std::{net::SocketAddr, num::NonZeroU32, sync::Mutex};
 
 use tokio::time::{sleep, timeout};

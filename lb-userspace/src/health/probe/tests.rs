@@ -1,3 +1,5 @@
+//! Single checks against stand-ins on loopback: every kind of answer, and every way of not getting one.
+
 use std::{
     fs, io,
     sync::{
