@@ -4,6 +4,7 @@
 
 use crate::{
     address::Address,
+    conntrack::Sender,
     flow::{Flow, Key, mix},
     wire::Tags,
 };
@@ -133,6 +134,23 @@ pub struct Traffic {
     pub bytes_in: u64,
     pub packets_out: u64,
     pub bytes_out: u64,
+}
+
+impl Traffic {
+    /// Counts one packet.
+    #[inline(always)]
+    pub fn count(&mut self, sender: Sender, bytes: usize) {
+        match sender {
+            Sender::Client => {
+                self.packets_in += 1;
+                self.bytes_in += bytes as u64;
+            }
+            Sender::Backend => {
+                self.packets_out += 1;
+                self.bytes_out += bytes as u64;
+            }
+        }
+    }
 }
 
 /// An interface and the tags that frames have there.

@@ -104,17 +104,7 @@ impl Tables for Memory {
 
     fn traffic(&self, id: BackendId, sender: Sender, bytes: usize) {
         let mut traffic = self.traffic.borrow_mut();
-        let traffic = traffic.entry(id).or_default();
-        match sender {
-            Sender::Client => {
-                traffic.packets_in += 1;
-                traffic.bytes_in += bytes as u64;
-            }
-            Sender::Backend => {
-                traffic.packets_out += 1;
-                traffic.bytes_out += bytes as u64;
-            }
-        }
+        traffic.entry(id).or_default().count(sender, bytes);
     }
 
     fn connected(&self, id: BackendId) {

@@ -68,17 +68,7 @@ impl Tables for Maps {
     fn traffic(&self, id: BackendId, sender: Sender, bytes: usize) {
         if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(id.0) {
             // SAFETY: as in `count`.
-            let traffic = unsafe { &mut *traffic };
-            match sender {
-                Sender::Client => {
-                    traffic.packets_in += 1;
-                    traffic.bytes_in += bytes as u64;
-                }
-                Sender::Backend => {
-                    traffic.packets_out += 1;
-                    traffic.bytes_out += bytes as u64;
-                }
-            }
+            unsafe { (*traffic).count(sender, bytes) }
         }
     }
 
