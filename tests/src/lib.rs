@@ -8,6 +8,7 @@ pub mod demo;
 pub mod guest;
 pub mod lab;
 pub mod packets;
+pub mod peer;
 pub mod site;
 pub mod topology;
 pub mod traces;

@@ -17,7 +17,8 @@ use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process, sweep::remove_directory, xdp_pass,
+    BPFFS, Error, Link, io_error, netns::Netns, netstat::Netstat, ping, process::Process, sweep::remove_directory,
+    xdp_pass,
 };
 
 /// How long a command may take that is expected to end.
@@ -164,6 +165,12 @@ impl Host {
         self.enter(|| Socket::new(domain, kind, protocol))?.map_err(io_error("make a socket"))
     }
 
+    /// Frames of one protocol (an EtherType) on an interface of this host.
+    pub fn link(&self, interface: &str, protocol: u16) -> Result<Link, Error> {
+        self.enter(|| Link::open(interface, protocol))?
+            .map_err(io_error(format!("open {interface} of {}", self.name())))
+    }
+
     /// One ICMP echo, and the time its answer took.
     pub fn ping(&self, to: IpAddr) -> Result<Duration, Error> {
         self.enter(|| ping::ping(to, PING_LIMIT))?.map_err(io_error(format!("ping {to} from {}", self.name())))
@@ -201,6 +208,12 @@ impl Host {
     /// Undoes [`Host::unplug`].
     pub fn plug(&self) -> Result<(), Error> {
         self.on_ports(|port| format!("link set {} master {}", port.device, port.segment))
+    }
+
+    /// Whether broadcasts of others reach this host: off, it misses gratuitous ARP while its own questions are answered.
+    pub fn hear_broadcasts(&self, on: bool) -> Result<(), Error> {
+        let flood = if on { "on" } else { "off" };
+        self.on_ports(|port| format!("link set {} type bridge_slave bcast_flood {flood}", port.device))
     }
 
     /// Pulls the cables: the host sees its carrier go.

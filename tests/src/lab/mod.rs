@@ -11,6 +11,7 @@
 //! Needs root, `ip` and `ethtool` (Debian: iproute2, ethtool); [`bpffs`] says whether a BPF filesystem is there.
 
 mod host;
+mod link;
 mod netns;
 mod netstat;
 mod ping;
@@ -31,6 +32,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex, sys::statfs};
 
 pub use self::{
     host::{Host, HostSpec},
+    link::{Link, Mac, receive, stamp},
     netstat::Netstat,
     process::Process,
 };
