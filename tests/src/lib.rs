@@ -3,6 +3,7 @@
 
 pub mod apiserver;
 pub mod bench;
+pub mod carrier;
 pub mod client;
 pub mod demo;
 pub mod guest;
@@ -13,4 +14,5 @@ pub mod site;
 pub mod topology;
 pub mod traces;
 pub mod wait;
+pub mod watch;
 pub mod xvip;

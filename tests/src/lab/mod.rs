@@ -10,6 +10,7 @@
 //! With checksum offload on, XDP sees unfinished checksums and a program that never repairs them passes every TCP test.
 //! Needs root, `ip` and `ethtool` (Debian: iproute2, ethtool); [`bpffs`] says whether a BPF filesystem is there.
 
+mod capture;
 mod host;
 mod link;
 mod netns;
@@ -31,6 +32,7 @@ use std::{
 use nix::{errno::Errno, net::if_::if_nametoindex, sys::statfs};
 
 pub use self::{
+    capture::Capture,
     host::{Host, HostSpec},
     link::{Link, Mac, receive, stamp},
     netstat::Netstat,

@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
-use nix::unistd::{Group, User};
+use nix::{
+    sys::signal::Signal,
+    unistd::{Group, User},
+};
 
 use super::{PATIENCE, directory, write};
 use crate::{
@@ -41,6 +44,7 @@ pub struct Vrrpd {
     zebra: Arc<Process>,
     host: Host,
     directory: PathBuf,
+    device: String,
     family: &'static str,
 }
 
@@ -50,7 +54,7 @@ impl Vrrpd {
         let (family, keyword, kind) = if address.addr().is_ipv4() { ("v4", "ip", 1) } else { ("v6", "ipv6", 2) };
         let device = format!("vrrp{}-{vrid}", &family[1..]);
         for line in [
-            format!("link add {device} link eth0 addrgenmode random type macvlan mode bridge"),
+            format!("link add {device} link eth0 type macvlan mode bridge"),
             format!("link set {device} address 00:00:5e:00:0{kind}:{vrid:02x}"),
             format!("addr add {address} dev {device}{}", if address.addr().is_ipv6() { " nodad" } else { "" }),
             format!("link set {device} up"),
@@ -69,7 +73,7 @@ impl Vrrpd {
         let socket = directory.join("zserv.api");
         wait::until("zebra's socket", PATIENCE, || socket.exists().then_some(()))?;
         let vrrpd = daemon(host, &directory, "vrrpd", &vrrp)?;
-        let started = Self { vrrpd, zebra, host: host.clone(), directory, family };
+        let started = Self { vrrpd, zebra, host: host.clone(), directory, device, family };
         wait::until("FRR's virtual router to begin", PATIENCE, || {
             started.view().ok().filter(|view| view["status"] != "Initialize")
         })
@@ -95,6 +99,13 @@ impl Vrrpd {
         &self.vrrpd
     }
 
+    /// Ends it in order.
+    pub fn stop(self) -> Result<()> {
+        self.vrrpd.signal(Signal::SIGTERM)?;
+        self.vrrpd.wait(PATIENCE)?;
+        Ok(())
+    }
+
     /// What `show vrrp` knows of the one virtual router.
     fn view(&self) -> Result<serde_json::Value> {
         let directory = self.directory.to_string_lossy();
@@ -108,6 +119,8 @@ impl Drop for Vrrpd {
     fn drop(&mut self) {
         self.vrrpd.kill();
         self.zebra.kill();
+        // It may be gone with the host already.
+        let _ = self.host.ip(&format!("link del {}", self.device));
     }
 }
 

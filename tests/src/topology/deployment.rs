@@ -103,9 +103,9 @@ impl Deployment {
         self.xvip_config_for(node, |_| true)
     }
 
-    /// The same with the IPv4 endpoints only, which is all that the write-ups have.
-    pub fn xvip_config_v4(&self, node: &str) -> Result<String> {
-        self.xvip_config_for(node, SocketAddr::is_ipv4)
+    /// The same with the endpoints of one family.
+    pub fn xvip_config_of(&self, node: &str, v6: bool) -> Result<String> {
+        self.xvip_config_for(node, |endpoint| endpoint.is_ipv6() == v6)
     }
 
     fn xvip_config_for(&self, node: &str, wanted: impl Fn(&SocketAddr) -> bool) -> Result<String> {

@@ -169,7 +169,7 @@ impl Deployment {
     /// A node's xvip.toml in place of both: the same virtual router, the same port, IPv4 only.
     pub fn xvip_failover_config(&self, node: &str) -> Result<String> {
         let (failover, index) = self.place(node)?;
-        let mut toml = self.xvip_config_v4(node)?;
+        let mut toml = self.xvip_config_of(node, false)?;
         write!(
             toml,
             "\n[[vrrp]]\nname = \"VI_1\"\ninterface = \"eth0\"\nvrid = {}\nversion = 2\npriority = {}\ninterval = \"{}s\"\naddresses = [\"{}\"]\n",
@@ -182,7 +182,8 @@ impl Deployment {
             toml += "preempt = false\n";
         }
         if let Some(password) = failover.password {
-            writeln!(toml, "password = \"{password}\"")?;
+            // keepalived uses eight characters of it, and says so in its log only.
+            writeln!(toml, "password = \"{password:.8}\"")?;
         }
         if failover.unicast {
             let peers: Vec<String> = self.peers(node).map(|peer| format!("\"{peer}\"")).collect();

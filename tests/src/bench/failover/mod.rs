@@ -17,9 +17,6 @@
 //! Owners are the nodes that answer for the VIP within one second, which begins 100 ms after another node has answered first, or
 //! after the partition has healed; at a stall, with the stall.
 
-mod client;
-mod pace;
-mod prober;
 mod report;
 mod scene;
 

@@ -10,12 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use super::{
-    Cell, Event, Profile, System,
-    client::Client,
-    pace::{PERIOD, between},
-    prober::{Claim, ETHERTYPE_ARP, Prober},
-};
+use super::{Cell, Event, Profile, System};
 use crate::{
     apiserver::Apiserver,
     lab::{Host, Mac, Process},
@@ -23,6 +18,7 @@ use crate::{
     site::quick,
     topology::{Deployment, Topology},
     wait,
+    watch::{self, Claim, Echo, PERIOD, Prober, between},
     xvip::Xvip,
 };
 
@@ -64,7 +60,7 @@ enum Daemon {
 /// Hosts for one system. What runs is the run's.
 #[derive(Debug)]
 pub(super) struct Scene {
-    client: Client,
+    client: Echo,
     prober: Prober,
     system: System,
     _apiservers: Vec<Apiserver>,
@@ -77,7 +73,7 @@ impl Scene {
         let vip = deployment.vip();
         let apiservers = deployment.start_apiservers()?;
         let prober = Prober::start(deployment.host(PROBER)?, deployment.node(PROBER)?.v4, vip)?;
-        let client = Client::start(deployment.client_host(), vip)?;
+        let client = Echo::start(deployment.client_host(), vip)?;
         Ok(Self { client, prober, system, _apiservers: apiservers, deployment })
     }
 
@@ -217,7 +213,7 @@ impl Scene {
     }
 
     fn mac(&self, node: &str) -> Result<Mac> {
-        Ok(self.host(node)?.link("eth0", ETHERTYPE_ARP)?.mac())
+        watch::mac(self.host(node)?)
     }
 
     /// The master's daemon and the backup's.
@@ -253,7 +249,7 @@ impl Scene {
             Profile::Default => ("100ms", 3),
             Profile::Fast => ("10ms", 5),
         };
-        let servers = quick(&self.deployment.xvip_config_v4(node)?).replace("fall = 3", "fall = 2");
+        let servers = quick(&self.deployment.xvip_config_of(node, false)?).replace("fall = 3", "fall = 2");
         let text = format!(
             "{servers}\n[[vrrp]]\nname = \"apiserver\"\ninterface = \"eth0\"\nvrid = 51\nversion = 3\npriority = {priority}\ninterval = \"{interval}\"\ndown_factor = {factor}\naddresses = [\"{}\"]\n",
             self.deployment.vip(),

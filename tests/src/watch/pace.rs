@@ -16,7 +16,7 @@ use nix::{
 };
 
 /// Between two questions.
-pub(super) const PERIOD: Duration = Duration::from_millis(1);
+pub const PERIOD: Duration = Duration::from_millis(1);
 
 /// Two threads that end with this.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Drop for Pair {
 }
 
 /// From one moment of the kernel's clock to another; zero where they are the other way round.
-pub(super) fn between(from: SystemTime, to: SystemTime) -> Duration {
+pub fn between(from: SystemTime, to: SystemTime) -> Duration {
     to.duration_since(from).unwrap_or_default()
 }
 

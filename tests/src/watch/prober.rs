@@ -13,26 +13,27 @@ use anyhow::Result;
 use super::pace::Pair;
 use crate::lab::{Host, Mac};
 
-pub(super) const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_ARP: u16 = 0x0806;
 const BROADCAST: Mac = [0xff; 6];
 
 /// Somebody who says that the VIP is his, by the kernel's time of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) at: SystemTime,
-    pub(super) mac: Mac,
+pub struct Claim {
+    pub at: SystemTime,
+    pub mac: Mac,
     /// Unasked: a gratuitous ARP.
-    pub(super) announced: bool,
+    pub announced: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Prober {
+pub struct Prober {
     claims: Arc<Mutex<Vec<Claim>>>,
     _threads: Pair,
 }
 
 impl Prober {
-    pub(super) fn start(host: &Host, own: Ipv4Addr, vip: Ipv4Addr) -> Result<Self> {
+    /// Asks from a host's `eth0` until it is dropped.
+    pub fn start(host: &Host, own: Ipv4Addr, vip: Ipv4Addr) -> Result<Self> {
         let link = Arc::new(host.link("eth0", ETHERTYPE_ARP)?);
         let claims: Arc<Mutex<Vec<Claim>>> = Arc::default();
         let (asking, noted) = (Arc::clone(&link), Arc::clone(&claims));
@@ -51,25 +52,31 @@ impl Prober {
         Ok(Self { claims, _threads: threads })
     }
 
-    pub(super) fn forget(&self) {
+    /// Begins anew.
+    pub fn forget(&self) {
         lock(&self.claims).clear();
     }
 
     /// Everything noted from a moment on.
-    pub(super) fn since(&self, moment: SystemTime) -> Vec<Claim> {
+    pub fn since(&self, moment: SystemTime) -> Vec<Claim> {
         lock(&self.claims).iter().filter(|claim| claim.at >= moment).copied().collect()
     }
 
     /// The first answer from a moment on of somebody else than `master`.
-    pub(super) fn other(&self, master: Mac, moment: SystemTime) -> Option<SystemTime> {
+    pub fn other(&self, master: Mac, moment: SystemTime) -> Option<SystemTime> {
         self.since(moment).iter().find(|claim| !claim.announced && claim.mac != master).map(|claim| claim.at)
     }
 
     /// Who answered in a window.
-    pub(super) fn owners(&self, from: SystemTime, length: Duration) -> BTreeSet<Mac> {
+    pub fn owners(&self, from: SystemTime, length: Duration) -> BTreeSet<Mac> {
         let answers = self.since(from).into_iter().filter(|claim| !claim.announced && claim.at <= from + length);
         answers.map(|claim| claim.mac).collect()
     }
+}
+
+/// The MAC address by which a host answers.
+pub fn mac(host: &Host) -> Result<Mac> {
+    Ok(host.link("eth0", ETHERTYPE_ARP)?.mac())
 }
 
 fn lock(claims: &Mutex<Vec<Claim>>) -> MutexGuard<'_, Vec<Claim>> {

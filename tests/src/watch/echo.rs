@@ -14,7 +14,7 @@ use super::pace::{Pair, between};
 use crate::lab::{Host, receive, stamp};
 
 #[derive(Debug)]
-pub(super) struct Client {
+pub struct Echo {
     record: Arc<Mutex<Record>>,
     _threads: Pair,
 }
@@ -29,8 +29,9 @@ struct Record {
     answers: Vec<(u32, SystemTime)>,
 }
 
-impl Client {
-    pub(super) fn start(host: &Host, vip: Ipv4Addr) -> Result<Self> {
+impl Echo {
+    /// Asks until it is dropped.
+    pub fn start(host: &Host, vip: Ipv4Addr) -> Result<Self> {
         let socket = Arc::new(host.socket(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?);
         stamp(&socket)?;
         let id = fastrand::u16(..);
@@ -55,18 +56,19 @@ impl Client {
         Ok(Self { record, _threads: Pair::start(ask, hear) })
     }
 
-    pub(super) fn forget(&self) {
+    /// Begins anew.
+    pub fn forget(&self) {
         lock(&self.record).forget();
     }
 
     /// When the first answer came to a request sent from a moment on.
-    pub(super) fn answered_since(&self, moment: SystemTime) -> Option<SystemTime> {
+    pub fn answered_since(&self, moment: SystemTime) -> Option<SystemTime> {
         lock(&self.record).answered_since(moment)
     }
 
     /// The longest time that the client has waited for any sign of life, of all that it has asked since a moment: from a request
     /// to the first answer to it or to a later one. A client that was kept from asking has not waited.
-    pub(super) fn longest_wait(&self, since: SystemTime, now: SystemTime) -> Duration {
+    pub fn longest_wait(&self, since: SystemTime, now: SystemTime) -> Duration {
         lock(&self.record).longest_wait(since, now)
     }
 }
