@@ -21,7 +21,7 @@ mod report;
 mod scene;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fmt,
     str::FromStr,
     sync::{Mutex, PoisonError},
@@ -229,10 +229,11 @@ fn lane(queue: &Mutex<impl Iterator<Item = Cell>>, outcomes: &Mutex<BTreeMap<Cel
 }
 
 fn attempt(scenes: &mut BTreeMap<System, Scene>, cell: &Cell, partition: Duration) -> Result<Sample> {
-    if !scenes.contains_key(&cell.system) {
-        scenes.insert(cell.system, Scene::build(cell.system)?);
-    }
-    scenes[&cell.system].run(cell, partition)
+    let scene = match scenes.entry(cell.system) {
+        Entry::Occupied(built) => built.into_mut(),
+        Entry::Vacant(place) => place.insert(Scene::build(cell.system)?),
+    };
+    scene.run(cell, partition)
 }
 
 #[cfg(test)]
