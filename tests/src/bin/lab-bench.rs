@@ -33,7 +33,8 @@ struct Failover {
     /// Runs of each event for each system and profile
     #[arg(long, default_value_t = 20)]
     runs: usize,
-    /// Only these [default: power-off,orderly-stop,kill,heal,garp-lost,service-death,stall]
+    /// Only these [default: power-off,orderly-stop,kill,heal,garp-lost,service-death,stall; there is
+    /// `busy`, too]
     #[arg(long, value_delimiter = ',')]
     events: Vec<Event>,
     /// Only these [default: keepalived,xvip]
@@ -45,6 +46,9 @@ struct Failover {
     /// Seconds until a partition heals
     #[arg(long, default_value_t = 8.0)]
     partition: f64,
+    /// Seconds that the event `busy` lasts
+    #[arg(long, default_value_t = 600.0)]
+    busy: f64,
 }
 
 fn main() -> Result<ExitCode> {
@@ -59,13 +63,14 @@ fn main() -> Result<ExitCode> {
 }
 
 fn failover(arguments: Failover) -> Result<ExitCode> {
-    let Failover { json, runs, events, systems, profiles, partition } = arguments;
+    let Failover { json, runs, events, systems, profiles, partition, busy } = arguments;
     let report = bench::failover::failover(&Options {
         runs,
-        events: or_all(events, &Event::ALL),
+        events: or_all(events, &Event::USUAL),
         systems: or_all(systems, &System::ALL),
         profiles: or_all(profiles, &Profile::ALL),
         partition: Duration::try_from_secs_f64(partition)?,
+        busy: Duration::try_from_secs_f64(busy)?,
     })?;
     print(json, &report, report.json()?);
     // What could not be measured is in the report; programs learn it from the status too.

@@ -13,9 +13,11 @@
 //! | garp-lost | power-off, and the client misses every broadcast in the first 100 ms of announcements | from the first announcement until the client is answered |
 //! | service-death | it alone has no route to any backend any more | until another node answers |
 //! | stall | its processes are stopped for 30 ms | how long another node answers: 0 where there was no false takeover |
+//! | busy | every CPU has ordinary work for 10 minutes; only when asked for, once | the same |
 //!
 //! Owners are the nodes that answer for the VIP within one second, which begins 100 ms after another node has answered first, or
-//! after the partition has healed; at a stall, with the stall.
+//! after the partition has healed; at a stall and under work, with
+//! its beginning.
 
 mod report;
 mod scene;
@@ -49,6 +51,8 @@ pub struct Options {
     pub profiles: Vec<Profile>,
     /// How long the master is away before a partition heals.
     pub partition: Duration,
+    /// How long [`Event::Busy`] lasts.
+    pub busy: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +64,7 @@ pub enum Event {
     GarpLost,
     ServiceDeath,
     Stall,
+    Busy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +89,8 @@ pub(crate) struct Cell {
 }
 
 impl Event {
-    pub const ALL: [Self; 7] =
+    /// Those that take no more than a minute each.
+    pub const USUAL: [Self; 7] =
         [Self::PowerOff, Self::OrderlyStop, Self::Kill, Self::Heal, Self::GarpLost, Self::ServiceDeath, Self::Stall];
 
     pub fn name(self) -> &'static str {
@@ -96,6 +102,7 @@ impl Event {
             Self::GarpLost => "garp-lost",
             Self::ServiceDeath => "service-death",
             Self::Stall => "stall",
+            Self::Busy => "busy",
         }
     }
 }
@@ -134,7 +141,8 @@ impl Cell {
 
     /// Its runs take so many seconds that milliseconds, and other labs beside it, do not matter.
     fn is_slow(&self) -> bool {
-        self.system == System::Keepalived && (self.profile == Profile::Default || self.event == Event::Heal)
+        let seconds = self.profile == Profile::Default || self.event == Event::Heal;
+        self.system == System::Keepalived && seconds && self.event != Event::Busy
     }
 }
 
@@ -148,7 +156,8 @@ impl FromStr for Event {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        named(&Self::ALL, Self::name, name)
+        let all: Vec<Self> = Self::USUAL.into_iter().chain([Self::Busy]).collect();
+        named(&all, Self::name, name)
     }
 }
 
@@ -191,11 +200,13 @@ pub fn failover(options: &Options) -> Result<Report> {
     let (slow, quick): (Vec<Cell>, Vec<Cell>) = cells.iter().partition(|cell| cell.is_slow());
     for (cells, lanes) in [(slow, LANES), (quick, 1)] {
         // Interleaved: the machine's mood is the same for all.
-        let queue: Vec<Cell> = (0..options.runs).flat_map(|_| cells.iter().copied()).collect();
+        let runs = |cell: &Cell| if cell.event == Event::Busy { 1 } else { options.runs };
+        let round = |number: usize| cells.iter().filter(move |cell| number < runs(cell)).copied();
+        let queue: Vec<Cell> = (0..options.runs.max(1)).flat_map(round).collect();
         let queue = Mutex::new(queue.into_iter());
         thread::scope(|scope| {
             for _ in 0..lanes {
-                scope.spawn(|| lane(&queue, &outcomes, options.partition));
+                scope.spawn(|| lane(&queue, &outcomes, options));
             }
         });
     }
@@ -204,7 +215,7 @@ pub fn failover(options: &Options) -> Result<Report> {
 }
 
 /// Takes runs from the queue until it is empty, on labs of its own.
-fn lane(queue: &Mutex<impl Iterator<Item = Cell>>, outcomes: &Mutex<BTreeMap<Cell, Outcome>>, partition: Duration) {
+fn lane(queue: &Mutex<impl Iterator<Item = Cell>>, outcomes: &Mutex<BTreeMap<Cell, Outcome>>, options: &Options) {
     let mut scenes = BTreeMap::new();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -214,7 +225,7 @@ fn lane(queue: &Mutex<impl Iterator<Item = Cell>>, outcomes: &Mutex<BTreeMap<Cel
         if given_up(&outcomes.lock().unwrap_or_else(PoisonError::into_inner)) {
             continue;
         }
-        let sample = attempt(&mut scenes, &cell, partition);
+        let sample = attempt(&mut scenes, &cell, options);
         match &sample {
             Ok(Sample { time, owners }) => eprintln!("{cell}: {:.1} ms, owners {owners}", time.as_secs_f64() * 1e3),
             Err(error) => {
@@ -228,12 +239,12 @@ fn lane(queue: &Mutex<impl Iterator<Item = Cell>>, outcomes: &Mutex<BTreeMap<Cel
     }
 }
 
-fn attempt(scenes: &mut BTreeMap<System, Scene>, cell: &Cell, partition: Duration) -> Result<Sample> {
+fn attempt(scenes: &mut BTreeMap<System, Scene>, cell: &Cell, options: &Options) -> Result<Sample> {
     let scene = match scenes.entry(cell.system) {
         Entry::Occupied(built) => built.into_mut(),
         Entry::Vacant(place) => place.insert(Scene::build(cell.system)?),
     };
-    scene.run(cell, partition)
+    scene.run(cell, options)
 }
 
 #[cfg(test)]
@@ -242,7 +253,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_output() {
-        for event in Event::ALL {
+        for event in Event::USUAL {
             assert_eq!(event.name().parse::<Event>().unwrap(), event);
         }
         let wrong = "keepalive".parse::<System>().unwrap_err().to_string();

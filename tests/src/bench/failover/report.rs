@@ -127,7 +127,8 @@ fn target(cell: &Cell) -> Option<Target> {
         (Event::GarpLost, _) => 300,
         // Two checks half a second apart, and 100 ms.
         (Event::ServiceDeath, _) => 1100,
-        (Event::Stall, _) => 0,
+        (Event::Stall, _) | (Event::Busy, Profile::Default) => 0,
+        (Event::Busy, Profile::Fast) => return None,
     };
     Some(Target { p99: Duration::from_millis(ms), owners: 1 })
 }

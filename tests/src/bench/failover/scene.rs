@@ -3,6 +3,7 @@
 use std::{
     net::Ipv4Addr,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, SystemTime},
 };
@@ -10,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use super::{Cell, Event, Profile, System};
+use super::{Cell, Event, Options, Profile, System};
 use crate::{
     apiserver::Apiserver,
     lab::{Host, Mac, Process},
@@ -78,12 +79,12 @@ impl Scene {
     }
 
     /// One run from two stopped daemons to two stopped daemons.
-    pub(super) fn run(&self, cell: &Cell, partition: Duration) -> Result<Sample> {
-        let sample = self.play(cell, partition);
+    pub(super) fn run(&self, cell: &Cell, options: &Options) -> Result<Sample> {
+        let sample = self.play(cell, options);
         self.restore().and(sample)
     }
 
-    fn play(&self, cell: &Cell, partition: Duration) -> Result<Sample> {
+    fn play(&self, cell: &Cell, options: &Options) -> Result<Sample> {
         self.prober.forget();
         self.client.forget();
         let [master, _backup] = self.start(cell)?;
@@ -114,7 +115,7 @@ impl Scene {
             Event::Heal => {
                 host.unplug()?;
                 self.other(mac, begin)?;
-                thread::sleep(partition.saturating_sub(between(begin, SystemTime::now())));
+                thread::sleep(options.partition.saturating_sub(between(begin, SystemTime::now())));
                 let healed = SystemTime::now();
                 host.plug()?;
                 // The next advertisements are to be over.
@@ -145,18 +146,32 @@ impl Scene {
                 master.process().signal_group(Signal::SIGSTOP)?;
                 thread::sleep(STALL);
                 master.process().signal_group(Signal::SIGCONT)?;
-                let watched = WINDOW + 4 * cell.interval();
-                thread::sleep(watched);
-                let answers = self.prober.since(begin).into_iter();
-                let others: Vec<SystemTime> =
-                    answers.filter(|claim| !claim.announced && claim.mac != mac).map(|claim| claim.at).collect();
-                let time = others
-                    .first()
-                    .zip(others.last())
-                    .map_or(Duration::ZERO, |(first, last)| between(*first, *last).max(PERIOD));
-                Ok(Sample { time, owners: self.prober.owners(begin, watched).len() })
+                self.watch(mac, begin, WINDOW + 4 * cell.interval())
+            }
+            Event::Busy => {
+                let over = AtomicBool::new(false);
+                thread::scope(|scope| {
+                    // Twice as many as there are CPUs, so that none of them is ever idle.
+                    for _ in 0..2 * thread::available_parallelism().map_or(1, usize::from) {
+                        scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+                    }
+                    let sample = self.watch(mac, begin, options.busy);
+                    over.store(true, Ordering::Relaxed);
+                    sample
+                })
             }
         }
+    }
+
+    /// From the first to the last answer of others than the master, who is in no trouble that should end its reign.
+    fn watch(&self, master: Mac, begin: SystemTime, length: Duration) -> Result<Sample> {
+        thread::sleep(length.saturating_sub(between(begin, SystemTime::now())));
+        let answers = self.prober.since(begin).into_iter();
+        let others: Vec<SystemTime> =
+            answers.filter(|claim| !claim.announced && claim.mac != master).map(|claim| claim.at).collect();
+        let time = (others.first().zip(others.last()))
+            .map_or(Duration::ZERO, |(first, last)| between(*first, *last).max(PERIOD));
+        Ok(Sample { time, owners: self.prober.owners(begin, length).len() })
     }
 
     /// A time from one moment to another, and the owners after the transition.
