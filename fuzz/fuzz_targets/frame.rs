@@ -7,12 +7,12 @@
 
 use lb_common::{
     abi::{Backend, BackendId, Filter, ServiceId, ServiceKey, Settings},
-    address::{Address, V4, V6},
+    address::{Address, MAX_EXTENSIONS, V4, V6},
     checksum::{fold, sum},
     datapath::{self, Route, Verdict},
     flow::Hop,
     frame::Frame,
-    host::Memory,
+    host::{Memory, received},
     maglev::SLOTS,
     wire::{self, Tags},
 };
@@ -53,13 +53,14 @@ fuzz_target!(|data: &[u8]| {
 
 fn arrives(memory: &Memory, frame: &[u8], now: u64) {
     let mut out = frame.to_vec();
-    let verdict = datapath::ingress(&mut out[..], memory, INTERFACE, now);
+    let verdict = received(&mut out, memory, INTERFACE, now);
     let Some((v4, segment)) = to_vip(frame) else {
         assert_eq!((verdict, &out[..]), (Verdict::Pass, frame));
         return;
     };
     match verdict {
         Verdict::Pass if out == frame => {}
+        Verdict::Icmp => panic!("an answer that asks on"),
         Verdict::Drop => {}
         Verdict::Answer(length) => {
             out.truncate(length);
@@ -67,8 +68,12 @@ fn arrives(memory: &Memory, frame: &[u8], now: u64) {
             assert!(segment_is_right(&out, v4), "the answer's checksum is made from nothing");
         }
         Verdict::Pass | Verdict::Transmit | Verdict::Redirect(_) | Verdict::Kernel(_) => {
+            let Some(transport) = segment else {
+                assert!(icmp_is_right(&out, v4) || !icmp_is_right(frame, v4));
+                assert_eq!(out.len(), frame.len());
+                return;
+            };
             assert!(right(&out, v4) || !right(frame, v4));
-            let transport = segment.expect("a segment");
             assert_eq!(out[transport + 4..transport + 16], frame[transport + 4..transport + 16]);
             assert_eq!(out[transport + 18..], frame[transport + 18..]);
         }
@@ -105,6 +110,32 @@ fn to_vip(frame: &[u8]) -> Option<(bool, Option<usize>)> {
     }
 }
 
+/// Whether the checksums of an ICMP message are right, and that of the IPv4 header in front.
+fn icmp_is_right(frame: &[u8], v4: bool) -> bool {
+    let at = wire::link(frame).expect("a frame").at;
+    let header = usize::from(frame[at] & 15) * 4;
+    if v4 {
+        fold(sum(&frame[at..at + header])) == 0xffff && icmp_sums_up::<V4>(frame, at)
+    } else {
+        icmp_sums_up::<V6>(frame, at)
+    }
+}
+
+fn icmp_sums_up<A: Address>(frame: &[u8], at: usize) -> bool {
+    let transport = A::transport::<_, MAX_EXTENSIONS>(frame, at).expect("a packet").expect("well formed");
+    let message = &frame[transport.at..transport.end];
+    let header = Frame::get::<A::Header>(frame, at).expect("a header");
+    let covered = if size_of::<A>() == 4 {
+        0
+    } else {
+        sum(&A::source(header).mapped())
+            + sum(&A::destination(header).mapped())
+            + sum(&(message.len() as u32).to_be_bytes())
+            + sum(&[0, 58])
+    };
+    fold(covered + sum(message)) == 0xffff
+}
+
 /// Whether all checksums are right.
 fn right(frame: &[u8], v4: bool) -> bool {
     let at = wire::link(frame).expect("a frame").at;
@@ -119,7 +150,7 @@ fn segment_is_right(frame: &[u8], v4: bool) -> bool {
 
 fn sums_up<A: Address>(frame: &[u8], at: usize) -> bool {
     let segment = wire::segment::<A, [u8]>(frame, at).expect("a segment");
-    let end = A::transport(frame, at).expect("a packet").expect("well formed").end;
+    let end = A::transport::<_, MAX_EXTENSIONS>(frame, at).expect("a packet").expect("well formed").end;
     let tcp = &frame[segment.transport..end];
     // A mapped IPv4 address adds 0xffff, which is zero here.
     let pseudo = sum(&segment.key.source.mapped()) + sum(&segment.key.destination.mapped());

@@ -12,6 +12,7 @@ use crate::{
 /// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
+    pub const XDP_ICMP: &str = "xdp_icmp";
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
@@ -24,7 +25,9 @@ pub mod names {
     pub const TRAFFIC: &str = "TRAFFIC";
     pub const PORTS: &str = "PORTS";
     pub const COUNTERS: &str = "COUNTERS";
-    pub const MAPS: [&str; 9] = [SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS];
+    pub const PROGRAMS: &str = "PROGRAMS";
+    pub const MAPS: [&str; 10] =
+        [SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS];
 }
 
 /// Virtual servers at once.
@@ -35,6 +38,12 @@ pub const BANKS: u32 = 2;
 pub const MAX_BACKENDS: usize = 4096;
 /// Pairs of interface and VLAN tags at once.
 pub const MAX_PORTS: usize = 256;
+/// Places of programs that `xdp_ingress` hands packets on to.
+pub mod programs {
+    pub const ICMP: u32 = 0;
+    pub const COUNT: usize = 1;
+}
+
 /// Entries of a connection table as compiled; the loader sets the configured number.
 pub const DEFAULT_FLOWS: usize = 2 * 262_144;
 
@@ -279,6 +288,10 @@ counters! {
     Unresolved = "unresolved",
     /// Packets dropped because the kernel's own way was closed too.
     NoMetadata = "no_metadata",
+    /// ICMP errors about a connection, sent on to the end that they are for.
+    IcmpError = "icmp_error",
+    /// ICMP errors about connections that are not known here, left to the host.
+    IcmpStranger = "icmp_stranger",
 }
 
 impl Counter {

@@ -13,11 +13,19 @@ use crate::{
     address::{Address, V4, V6},
     checksum::adjust,
     conntrack::Sender,
-    datapath::{Family, Outgoing, Refused, Route, Tables},
+    datapath::{self, Family, Outgoing, Refused, Route, Tables, Verdict},
     flow::{Draft, Flow, Hop, Key},
     frame::Frame,
     wire::{Segment, Tags, Tcp},
 };
+
+/// What becomes of a frame that arrives, by whichever of the programs decides.
+pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> Verdict {
+    match datapath::ingress(frame, tables, interface, now) {
+        Verdict::Icmp => datapath::icmp(frame, tables, interface, now),
+        verdict => verdict,
+    }
+}
 
 /// Connections of one family.
 type Flows<A> = RefCell<HashMap<Key<A>, Rc<Flow<A>>>>;

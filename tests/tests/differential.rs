@@ -7,11 +7,11 @@ use lb_common::{
     abi::{Backend, BackendId, Counter, Port},
     datapath::{self, Route, Verdict},
     flow::Hop,
-    host::Memory,
+    host::{Memory, received},
     wire::Tags,
 };
 use lb_tests::packets::{
-    frames::{ACK, Extra, FIN, PSH, RST, SYN, Segment},
+    frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     load,
     stage::{
         BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, NEAR_MAC, SERVICES, STRANGER, Service, Stage, TRUNK_MAC,
@@ -137,7 +137,7 @@ impl Twins {
             datapath::egress(&mut bytes[..], &self.memory, now);
             (Run { action: 0, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
         } else {
-            let verdict = datapath::ingress(&mut bytes[..], &self.memory, LOOPBACK, now);
+            let verdict = received(&mut bytes, &self.memory, LOOPBACK, now);
             (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
         };
         // Where the frame goes on, both sides show the port that they have chosen.
@@ -179,7 +179,7 @@ impl Twins {
 fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
     let action = match verdict {
         Verdict::Drop => DROP,
-        Verdict::Pass => 2,
+        Verdict::Pass | Verdict::Icmp => 2,
         Verdict::Transmit => 3,
         Verdict::Redirect(_) => 4,
         Verdict::Answer(length) => {
@@ -197,7 +197,7 @@ fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
 /// A frame that means something, most of the time.
 fn frame(rng: &mut Rng) -> Sent {
     let segment = segment(rng);
-    let mut bytes = segment.bytes();
+    let mut bytes = if rng.u8(..10) == 0 { error(rng, &segment).bytes() } else { segment.bytes() };
     let mutated = rng.u8(..100) < 30;
     if mutated {
         for _ in 0..rng.u8(1..4) {
@@ -214,6 +214,20 @@ fn frame(rng: &mut Rng) -> Sent {
     let leaves = bytes.len() >= LEAST_LEAVING && if backend { rng.bool() } else { rng.u8(..50) == 0 };
     let shared = [segment.from.port(), segment.to.port()].contains(&SHARED_PORT);
     Sent { bytes, leaves, contended: mutated || shared }
+}
+
+/// An ICMP error about what a segment may have become: what its receiver would answer, turned round.
+fn error(rng: &mut Rng, answer: &Segment) -> Error {
+    let about = Segment { from: answer.to, to: answer.from, ..answer.clone() };
+    Error {
+        macs: answer.macs,
+        from: about.to.ip(),
+        to: if rng.u8(..10) == 0 { about.to.ip() } else { about.from.ip() },
+        hops: if rng.u8(..20) == 0 { rng.u8(..3) } else { 64 },
+        mtu: rng.u16(..),
+        about,
+        quoted: rng.usize(..80),
+    }
 }
 
 /// A port that all clients use.

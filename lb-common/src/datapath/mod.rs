@@ -10,11 +10,14 @@
 //! ```
 
 mod connect;
+mod icmp;
 mod renew;
 mod reset;
 mod send;
 
 use core::ops::{Deref, DerefMut};
+
+pub use icmp::icmp;
 
 use crate::{
     abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings},
@@ -39,6 +42,8 @@ pub enum Verdict {
     Answer(usize),
     /// Rewritten; out of that interface by the kernel, which resolves the neighbour.
     Kernel(u32),
+    /// An ICMP message to a VIP, for [`icmp()`] to decide about: a program of its own in the kernel, because it is rare and long.
+    Icmp,
 }
 
 /// How a destination is reached.
@@ -183,6 +188,7 @@ where
     let mut segment = match wire::segment::<A, F>(frame, link.at) {
         Ok(segment) => segment,
         Err(NotTcp::Other) => return Verdict::Pass,
+        Err(NotTcp::Icmp) => return Verdict::Icmp,
         Err(reason) => {
             tables.count(if reason == NotTcp::Fragment { Counter::Fragment } else { Counter::Malformed });
             return Verdict::Pass;

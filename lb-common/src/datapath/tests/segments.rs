@@ -1,9 +1,9 @@
-//! TCP segments of both families, written byte by byte with checksums made from nothing.
+//! TCP segments and ICMP errors of both families, written byte by byte with checksums made from nothing.
 
 use std::vec::Vec;
 
 use crate::{
-    address::{Address, V4, V6},
+    address::{Address, MAX_EXTENSIONS, V4, V6},
     checksum::{fold, sum},
     wire::{self, Flags},
 };
@@ -15,13 +15,28 @@ pub(super) trait Net: Address {
     const EXTRA: &'static [u8];
     /// A fragment's header: bytes to be written over or after a plain one.
     fn fragment(segment: &Segment<Self>) -> Vec<u8>;
+    /// Type and code of the error that a packet was too big, and the type of an echo request.
+    const TOO_BIG: (u8, u8);
+    const ECHO: u8;
     fn host(last: u8) -> Self;
+    /// The IP header in front of an ICMP message.
+    fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
     fn header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
 }
 
 impl Net for V4 {
     const ETHER_TYPE: [u8; 2] = wire::IPV4;
     const EXTRA: &'static [u8] = &[0x94, 0x04, 0, 0, 1, 1, 1, 0];
+    const TOO_BIG: (u8, u8) = (3, 4);
+    const ECHO: u8 = 8;
+
+    fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
+        let mut header = Self::header(segment, payload);
+        (header[9], header[10], header[11]) = (1, 0, 0);
+        let checksum = (!fold(sum(&header))).to_ne_bytes();
+        header[10..12].copy_from_slice(&checksum);
+        header
+    }
 
     fn fragment(segment: &Segment<Self>) -> Vec<u8> {
         let mut frame = segment.bytes();
@@ -53,6 +68,14 @@ impl Net for V6 {
     const ETHER_TYPE: [u8; 2] = wire::IPV6;
     /// Hop-by-hop options: a PadN over the rest of 16 bytes.
     const EXTRA: &'static [u8] = &[6, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const TOO_BIG: (u8, u8) = (2, 0);
+    const ECHO: u8 = 128;
+
+    fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
+        let mut header = Self::header(segment, payload);
+        header[6] = 58;
+        header
+    }
 
     fn fragment(segment: &Segment<Self>) -> Vec<u8> {
         let mut fragment = segment.clone();
@@ -126,6 +149,58 @@ impl<A: Net> Segment<A> {
     }
 }
 
+/// An ICMP error (or what looks like one).
+#[derive(Clone, Debug)]
+pub(super) struct Error<A> {
+    pub(super) macs: [[u8; 6]; 2],
+    pub(super) source: A,
+    pub(super) destination: A,
+    pub(super) hops: u8,
+    pub(super) kind: u8,
+    pub(super) code: u8,
+    pub(super) rest: [u8; 4],
+    /// The packet that it quotes, and how many bytes from its TCP header on.
+    pub(super) about: Segment<A>,
+    pub(super) quoted: usize,
+}
+
+impl<A: Net> Error<A> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let about = self.about.bytes();
+        let network = 14 + 4 * self.about.tags.len();
+        let transport = A::transport::<_, MAX_EXTENSIONS>(&about[..], network)
+            .expect("a header")
+            .expect("one that is well formed")
+            .at;
+        let end = self.quoted.min(about.len() - transport) + transport;
+        let mut message = [self.kind, self.code, 0, 0].to_vec();
+        message.extend(self.rest);
+        message.extend(&about[network..end]);
+        let covered = if A::ETHER_TYPE == wire::IPV6 {
+            let length = (message.len() as u32).to_be_bytes();
+            sum(&self.source.mapped()) + sum(&self.destination.mapped()) + sum(&length) + sum(&[0, 58])
+        } else {
+            0
+        };
+        let checksum = (!fold(covered + sum(&message))).to_ne_bytes();
+        message[2..4].copy_from_slice(&checksum);
+
+        let outer = Segment {
+            macs: self.macs,
+            source: self.source,
+            destination: self.destination,
+            hops: self.hops,
+            extra: Vec::new(),
+            ..self.about.clone()
+        };
+        let mut frame = self.macs.concat();
+        frame.extend(A::ETHER_TYPE);
+        frame.extend(A::icmp_header(&outer, message.len()));
+        frame.extend(message);
+        frame
+    }
+}
+
 /// Sum over a TCP segment and its pseudo-header.
 fn pseudo<A: Address>(source: A, destination: A, tcp: &[u8]) -> u32 {
     let length = (tcp.len() as u32).to_be_bytes();
@@ -141,7 +216,7 @@ pub(super) fn valid<A: Net>(frame: &[u8]) -> bool {
     let Ok(segment) = wire::segment::<A, [u8]>(frame, link.at) else {
         return false;
     };
-    let Ok(Some(transport)) = A::transport(frame, link.at) else {
+    let Ok(Some(transport)) = A::transport::<_, MAX_EXTENSIONS>(frame, link.at) else {
         return false;
     };
     let tcp = &frame[segment.transport..transport.end];
