@@ -2,6 +2,7 @@
 
 mod connections;
 mod endings;
+mod fence;
 mod leaving;
 mod random;
 mod segments;
