@@ -6,7 +6,7 @@
 #![no_main]
 
 use lb_common::{
-    abi::{Backend, BackendId, Filter, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Fence, Filter, Lease, ServiceId, ServiceKey, Settings},
     address::{Address, MAX_EXTENSIONS, V4, V6},
     checksum::{fold, sum},
     datapath::{self, Route, Verdict},
@@ -24,6 +24,12 @@ const EGRESS: u8 = 1;
 const DISTURB: u8 = 2;
 /// A long time passes first.
 const LATER: u8 = 4;
+/// The leases end, or run again: first as far as claims go, then altogether.
+const LEASE: u8 = 8;
+
+/// Uptime up to which the VIPs are claimed, and carried.
+const CLAIMED: u64 = 0;
+const CARRIED: u64 = 1;
 
 const INTERFACE: u32 = 2;
 const VIP: u8 = 100;
@@ -42,6 +48,9 @@ fuzz_target!(|data: &[u8]| {
             generation += 1;
             disturb(&mut memory, generation);
         }
+        if control & LEASE != 0 {
+            memory.uptime = (memory.uptime + 1) % 3;
+        }
         now += if control & LATER != 0 { 1_000 } else { 1 };
         if control & EGRESS != 0 {
             leaves(&memory, frame, now);
@@ -55,7 +64,8 @@ fn arrives(memory: &Memory, frame: &[u8], now: u64) {
     let mut out = frame.to_vec();
     let verdict = received(&mut out, memory, INTERFACE, now);
     let Some((v4, segment)) = to_vip(frame) else {
-        assert_eq!((verdict, &out[..]), (Verdict::Pass, frame));
+        assert_eq!(&out[..], frame);
+        assert!(verdict == Verdict::Pass || verdict == Verdict::Drop && memory.uptime > CLAIMED && asks(frame));
         return;
     };
     match verdict {
@@ -136,6 +146,17 @@ fn icmp_sums_up<A: Address>(frame: &[u8], at: usize) -> bool {
     fold(covered + sum(message)) == 0xffff
 }
 
+/// Whether the frame asks for the VIP's MAC address.
+fn asks(frame: &[u8]) -> bool {
+    let link = wire::link(frame).expect("a frame");
+    let vip = mapped(link.ether_type == wire::ARP, VIP);
+    if link.ether_type == wire::ARP {
+        frame[link.at + 7] == 1 && frame[link.at + 24..link.at + 28] == vip[12..]
+    } else {
+        link.ether_type == wire::IPV6 && frame[link.at + 40] == 135 && frame[link.at + 48..link.at + 64] == vip
+    }
+}
+
 /// Whether all checksums are right.
 fn right(frame: &[u8], v4: bool) -> bool {
     let at = wire::link(frame).expect("a frame").at;
@@ -184,6 +205,10 @@ fn backend(v4: bool, index: usize, flags: u8) -> Backend {
 fn tables() -> Memory {
     let mut memory = Memory::default();
     memory.settings = Some(settings(1));
+    memory.fence = Fence::after(0);
+    for v4 in [false, true] {
+        memory.leases.insert(mapped(v4, VIP), Lease::new(CLAIMED, CARRIED));
+    }
     memory.capacity = 8;
     for v4 in [false, true] {
         for (index, (port, host)) in SERVICES.into_iter().enumerate() {

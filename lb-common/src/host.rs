@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings, Traffic},
     address::{Address, V4, V6},
     checksum::adjust,
     conntrack::Sender,
@@ -41,6 +41,11 @@ pub struct Memory {
     pub routes: HashMap<[u8; 16], Route>,
     /// VLAN interfaces, by what carries them.
     pub vlans: HashMap<Port, u32>,
+    /// Leases by VIP, IPv4 as `::ffff:a.b.c.d`.
+    pub leases: HashMap<[u8; 16], Lease>,
+    pub fence: Fence,
+    /// What leases are measured against.
+    pub uptime: u64,
     /// Entries per family; 0 is no limit.
     pub capacity: usize,
     pub flows4: Flows<V4>,
@@ -117,6 +122,18 @@ impl Tables for Memory {
 
     fn connected(&self, id: BackendId) {
         self.traffic.borrow_mut().entry(id).or_default().connections += 1;
+    }
+
+    fn fence(&self) -> Fence {
+        self.fence
+    }
+
+    fn lease(&self, vip: &[u8; 16]) -> Option<Lease> {
+        self.leases.get(vip).copied()
+    }
+
+    fn uptime(&self) -> u64 {
+        self.uptime
     }
 }
 

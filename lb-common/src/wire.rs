@@ -149,6 +149,7 @@ const MAX_TAGS: usize = 2;
 
 pub const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
 pub const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
+pub const ARP: [u8; 2] = (EtherType::Arp as u16).to_ne_bytes();
 const DOT1Q: [u8; 2] = (EtherType::Ieee8021q as u16).to_ne_bytes();
 const DOT1AD: [u8; 2] = (EtherType::Ieee8021ad as u16).to_ne_bytes();
 

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, BackendId, Counter, DEFAULT_FLOWS, MAX_BACKENDS, MAX_PORTS, MAX_SERVICES, Port, ServiceId, ServiceKey,
-        Settings, Traffic, programs,
+        Backend, BackendId, Counter, DEFAULT_FLOWS, Fence, Lease, MAX_BACKENDS, MAX_LEASES, MAX_PORTS, MAX_SERVICES,
+        Port, ServiceId, ServiceKey, Settings, Traffic, programs,
     },
     address::{V4, V6},
     flow::{Draft, Flow, Key},
@@ -61,3 +61,11 @@ pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::
 /// Programs that `xdp_ingress` hands packets on to, by [`programs`].
 #[btf_map]
 pub(crate) static PROGRAMS: ProgramArray<{ programs::COUNT }> = ProgramArray::new();
+
+/// How long this node may speak for each VIP, and the tick until which that need not be looked up. The fence is not in `SETTINGS`, which
+/// another thread writes.
+#[btf_map]
+pub(crate) static LEASES: HashMap<[u8; 16], Lease, MAX_LEASES> = HashMap::new();
+
+#[btf_map]
+pub(crate) static FENCE: Array<Fence, 1> = Array::new();

@@ -1,6 +1,7 @@
 //! The kernel side as the daemon sees it: loading, attaching, and keeping the maps. The only room that knows aya.
 
 mod attach;
+mod fence;
 mod maps;
 mod records;
 mod run;
@@ -21,6 +22,7 @@ use lb_common::{
 };
 
 pub use attach::{AttachError, Mode};
+pub use fence::Fence;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
 pub use shown::ShowError;

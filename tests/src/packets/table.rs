@@ -7,10 +7,11 @@ use lb_common::{
 
 use super::{
     Change,
+    discovery::{Question, answer},
     frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     stage::{
         BACKEND_PORT, CLIENTS, EMPTY, Family, HERE, Host, NEAR_MAC, REMOTE, STRANGER, Service, Stage, TRUNK_MAC,
-        TRUNK_TAG, TRUNKED, UNRESOLVED, UNROUTED, VIP, mac, settings,
+        TRUNK_TAG, TRUNKED, Tenure, UNRESOLVED, UNROUTED, VIP, mac, settings,
     },
 };
 
@@ -51,6 +52,8 @@ pub(super) struct Step {
     pub(super) what: &'static str,
     /// Applied first.
     pub(super) before: Vec<Change>,
+    /// How it stands with the VIP's lease from here on, if that changes.
+    pub(super) tenure: Option<Tenure>,
     pub(super) program: Program,
     pub(super) frame: Vec<u8>,
     pub(super) action: u32,
@@ -87,18 +90,36 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("a port that nobody asks for", no_service),
     ("what is not ours", not_ours),
     ("what leaves and is not ours", leaves),
+    ("who has the VIP, and its lease runs or is over", solicited),
+    ("neighbour discovery that asks for no VIP, its lease over", not_solicited),
+    ("a connection whose VIP's lease is over", outlived),
 ];
 
 impl Script {
     fn then(mut self, what: &'static str, frame: Vec<u8>, action: u32, out: Vec<u8>, counters: &[Counter]) -> Self {
         let counters = counters.to_vec();
-        self.steps.push(Step { what, before: Vec::new(), program: Program::Ingress, frame, action, out, counters });
+        self.steps.push(Step {
+            what,
+            before: Vec::new(),
+            tenure: None,
+            program: Program::Ingress,
+            frame,
+            action,
+            out,
+            counters,
+        });
         self
     }
 
     /// The last step runs after these changes.
     fn after(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
         self.steps.last_mut().expect("a step").before.extend(changes);
+        self
+    }
+
+    /// The last step runs after the VIP's lease has become this.
+    fn under(mut self, tenure: Tenure) -> Self {
+        self.steps.last_mut().expect("a step").tenure = Some(tenure);
         self
     }
 
@@ -561,4 +582,77 @@ fn leaves(scene: &Scene) -> Script {
         .leaving()
         .then("no backend", stranger.clone(), OK, stranger, &[])
         .leaving()
+}
+
+fn solicited(scene: &Scene) -> Script {
+    let client = scene.family.address(CLIENT);
+    let plain = Question { from: client, target: scene.family.address(VIP), tags: vec![], directed: false };
+    let questions = [
+        plain.clone(),
+        Question { tags: vec![TRUNK_TAG], ..plain.clone() },
+        Question { tags: vec![7, 8], ..plain.clone() },
+        Question { directed: true, ..plain.clone() },
+        // Is it taken? (RFC 5227 §1.1, RFC 4862 §5.4.2)
+        Question { from: scene.family.nobody(), ..plain },
+    ];
+    let mut script = Script::default();
+    for (tenure, action, counters) in [
+        (Tenure::Unbounded, PASS, &[][..]),
+        (Tenure::Running, PASS, &[]),
+        (Tenure::Over, DROP, &[Counter::Fenced]),
+        (Tenure::LongOver, DROP, &[Counter::Fenced]),
+        (Tenure::Running, PASS, &[]),
+    ] {
+        for question in &questions {
+            let frame = question.bytes();
+            script = script.then("who has it?", frame.clone(), action, frame, counters).under(tenure);
+        }
+    }
+    script
+}
+
+fn not_solicited(scene: &Scene) -> Script {
+    let (client, vip) = (scene.family.address(CLIENT), scene.family.address(VIP));
+    let question = |from, target| Question { from, target, tags: vec![], directed: false }.bytes();
+    let announcement = if scene.family == Family::Ipv4 { question(vip, vip) } else { answer(vip, vip) };
+    let asked = question(client, vip);
+    // In the middle of the target: that is followed by nothing in ARP, by 8 bytes of option in IPv6.
+    let cut = if scene.family == Family::Ipv4 { asked.len() - 2 } else { asked.len() - 10 };
+    let mut script = Script::default();
+    for (what, frame) in [
+        ("another's", question(client, scene.family.address(VIP + 1))),
+        ("the VIP asks", question(vip, client)),
+        ("the VIP is announced", announcement),
+        ("an answer", answer(client, vip)),
+        ("the VIP answers", answer(vip, client)),
+        ("cut", asked[..cut].to_vec()),
+    ] {
+        script = script.then(what, frame.clone(), PASS, frame, &[]).under(Tenure::LongOver);
+    }
+    script
+}
+
+fn outlived(scene: &Scene) -> Script {
+    let (syn, reply) = (scene.asks(REMOTE, SYN), scene.answers(REMOTE, SYN | ACK));
+    let (ack, other) = (scene.asks(REMOTE, ACK), scene.asks(EMPTY, SYN));
+    let on = |segment: &Segment| scene.sent_on(REMOTE, segment, NEAR_MAC).bytes();
+    let back = scene.sent_back(REMOTE, &reply).bytes();
+    let elsewhere = Segment { to: scene.family.socket(VIP + 1, REMOTE.port), ..ack.clone() }.bytes();
+    Script::default()
+        .then("SYN", syn.bytes(), REDIRECT, on(&syn), &[Counter::Connected])
+        .under(Tenure::Running)
+        .then("the reply, the lease over", reply.bytes(), REDIRECT, back.clone(), &[])
+        .under(Tenure::Over)
+        .then("more", ack.bytes(), REDIRECT, on(&ack), &[])
+        .then("too late", ack.bytes(), DROP, ack.bytes(), &[Counter::Overdue])
+        .under(Tenure::LongOver)
+        .then("too late for the backend", reply.bytes(), DROP, reply.bytes(), &[Counter::Overdue])
+        .then("no reset either", other.bytes(), DROP, other.bytes(), &[Counter::Overdue])
+        .then("what is not ours", elsewhere.clone(), PASS, elsewhere, &[])
+        .then("master again", ack.bytes(), REDIRECT, on(&ack), &[])
+        .under(Tenure::Running)
+        .then("too late once more", ack.bytes(), DROP, ack.bytes(), &[Counter::Overdue])
+        .under(Tenure::LongOver)
+        .then("without a lease, behind the fence", reply.bytes(), REDIRECT, back, &[])
+        .under(Tenure::Unbounded)
 }

@@ -2,6 +2,7 @@
 
 mod connections;
 mod endings;
+mod fence;
 mod icmp_errors;
 mod leaving;
 mod random;

@@ -22,6 +22,8 @@ pub(super) trait Net: Address {
     /// The IP header in front of an ICMP message.
     fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
     fn header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
+    /// Who has a host's address? Asked by another, by ARP or neighbour discovery, to the last byte that says so.
+    fn solicitation(sender: u8, target: u8, tags: &[u16]) -> Vec<u8>;
 }
 
 impl Net for V4 {
@@ -62,6 +64,15 @@ impl Net for V4 {
         header[10..12].copy_from_slice(&checksum);
         header
     }
+
+    fn solicitation(sender: u8, target: u8, tags: &[u16]) -> Vec<u8> {
+        let mut frame = ethernet(&[[0xff; 6], [2, 0, 0, 0, 0, sender]], tags, wire::ARP);
+        frame.extend([0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, sender]);
+        frame.extend(Self::host(sender).0);
+        frame.extend([0; 6]);
+        frame.extend(Self::host(target).0);
+        frame
+    }
 }
 
 impl Net for V6 {
@@ -101,6 +112,16 @@ impl Net for V6 {
         header.extend(&segment.extra);
         header
     }
+
+    fn solicitation(sender: u8, target: u8, tags: &[u16]) -> Vec<u8> {
+        let mut frame = ethernet(&[[0x33, 0x33, 0xff, 0, 0, target], [2, 0, 0, 0, 0, sender]], tags, wire::IPV6);
+        frame.extend([0x60, 0, 0, 0, 0, 24, 58, 255]);
+        frame.extend(Self::host(sender).0);
+        frame.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, target]);
+        frame.extend([135, 0, 0, 0, 0, 0, 0, 0]);
+        frame.extend(Self::host(target).0);
+        frame
+    }
 }
 
 /// What a segment says.
@@ -137,12 +158,7 @@ impl<A: Net> Segment<A> {
         let checksum = (!fold(pseudo(self.source, self.destination, &tcp))).to_ne_bytes();
         tcp[16..18].copy_from_slice(&checksum);
 
-        let mut frame = self.macs.concat();
-        for tag in &self.tags {
-            frame.extend([0x81, 0x00]);
-            frame.extend(tag.to_be_bytes());
-        }
-        frame.extend(A::ETHER_TYPE);
+        let mut frame = ethernet(&self.macs, &self.tags, A::ETHER_TYPE);
         frame.extend(A::header(self, tcp.len()));
         frame.extend(tcp);
         frame
@@ -199,6 +215,16 @@ impl<A: Net> Error<A> {
         frame.extend(message);
         frame
     }
+}
+
+fn ethernet(macs: &[[u8; 6]; 2], tags: &[u16], ether_type: [u8; 2]) -> Vec<u8> {
+    let mut header = macs.concat();
+    for tag in tags {
+        header.extend([0x81, 0x00]);
+        header.extend(tag.to_be_bytes());
+    }
+    header.extend(ether_type);
+    header
 }
 
 /// Sum over a TCP segment and its pseudo-header.
