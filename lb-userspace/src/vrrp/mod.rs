@@ -1,8 +1,9 @@
 //! Who holds a VIP among several nodes: the Virtual Router Redundancy Protocol, version 2 (RFC 3768) and 3 (RFC 9568).
 //!
-//! `packet` knows no socket and no clock: time is a parameter.
+//! `packet` and `reception` know no socket and no clock: time is a parameter.
 
 pub mod packet;
+pub mod reception;
 
 use std::{
     fmt,
