@@ -10,6 +10,8 @@ mod announcing;
 mod machine;
 mod router;
 mod settings;
+#[cfg(test)]
+mod simulation;
 
 use std::{
     fmt,
