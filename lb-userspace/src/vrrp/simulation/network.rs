@@ -70,6 +70,10 @@ impl Network {
         apart(&self.side) || self.segment_cut.as_ref().is_some_and(|(cut, side)| *cut == instance && apart(side))
     }
 
+    pub(super) fn is_whole(&self) -> bool {
+        self.segment_cut.is_none() && self.side.iter().all(|side| *side == self.side[0])
+    }
+
     pub(super) fn heal(&mut self) {
         self.side.fill(false);
         self.segment_cut = None;

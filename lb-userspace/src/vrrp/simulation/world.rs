@@ -93,6 +93,8 @@ pub(super) struct Node {
     pub(super) standstill: Option<Standstill>,
     pub(super) has_link: bool,
     pub(super) condition: Condition,
+    /// The process has not been told yet of its link and its condition.
+    has_news: bool,
     inbox: VecDeque<Letter>,
     wake_at: Option<Moment>,
     /// Since when it could be owner.
@@ -134,7 +136,6 @@ impl Node {
 pub(super) struct Tally {
     pub(super) promotions: u64,
     pub(super) overlaps: u64,
-    pub(super) depositions: u64,
     pub(super) judged_leases: u64,
     pub(super) owed_announcements: u64,
 }
@@ -143,6 +144,8 @@ pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) rng: fastrand::Rng,
     pub(super) now: Moment,
+    /// Since when nothing but time has passed.
+    pub(super) changed: Moment,
     pub(super) nodes: Vec<Node>,
     pub(super) network: Network,
     /// When the last thing happened that excuses a gap or two owners.
@@ -169,6 +172,7 @@ impl World {
             standstill: None,
             has_link: true,
             condition: Condition::default(),
+            has_news: false,
             inbox: VecDeque::new(),
             wake_at: None,
             fit_since: Moment::default(),
@@ -181,8 +185,9 @@ impl World {
         let mut world = Self {
             nodes: nodes.collect(),
             network: Network::new(plan.network.clone(), plan.nodes.len(), instances),
-            rules: Rules::new(plan.nodes.len(), instances),
+            rules: Rules::new(&plan),
             now: Moment::default(),
+            changed: Moment::default(),
             quiet_since: Moment::default(),
             tally: Tally::default(),
             last_promotion: Moment::default(),
@@ -213,8 +218,12 @@ impl World {
             }
             let until = self.agenda.peek().map_or(end, |next| Some(end.map_or(next.at, |end| end.min(next.at))));
             let until = until.expect("an end is near or something is planned");
-            self.keep(|world| world.judge(until))?;
             self.now = until;
+            // An arrival changes nothing by itself.
+            if !matches!(self.agenda.peek(), Some(Scheduled { happening: Happening::Arrival { .. }, .. })) {
+                self.keep(|world| world.judge(until))?;
+                self.changed = until;
+            }
             if Some(until) == end {
                 return self.keep(Self::judge_the_end);
             }
@@ -283,6 +292,11 @@ impl World {
         }
     }
 
+    fn tell(&mut self, node: usize) {
+        self.nodes[node].has_news = true;
+        self.wake_within(node, self.now);
+    }
+
     /// What the driver does: sockets first, then news, then timers, then all actions.
     fn wake(&mut self, index: usize) -> Result<(), Violation> {
         let node = &mut self.nodes[index];
@@ -299,9 +313,12 @@ impl World {
         let router = node.router.as_mut().expect("runs");
         for (instance, settings) in node.settings.iter().enumerate() {
             node.follows[instance] = router.view(InstanceId(instance)).master.map(|(master, _)| master);
-            router.on_link(InstanceId(instance), settings.source.filter(|_| node.has_link), self.now);
-            router.on_condition(InstanceId(instance), node.condition, self.now);
+            if node.has_news {
+                router.on_link(InstanceId(instance), settings.source.filter(|_| node.has_link), self.now);
+                router.on_condition(InstanceId(instance), node.condition, self.now);
+            }
         }
+        node.has_news = false;
         router.on_timeout(self.now);
         self.act(index)?;
         self.nodes[index].has_released = self.nodes[index].is_released();
@@ -420,18 +437,18 @@ impl World {
             }
             Fault::LinkDown if self.nodes[node].has_link => {
                 self.nodes[node].has_link = false;
-                self.wake_within(node, self.now);
+                self.tell(node);
                 Some(Relief::Link(node))
             }
             Fault::Forbidden if !self.nodes[node].condition.fault => {
                 self.nodes[node].condition.fault = true;
-                self.wake_within(node, self.now);
+                self.tell(node);
                 Some(Relief::Permit(node))
             }
             Fault::Weight if self.nodes[node].condition.adjustment == 0 => {
                 let adjustment = *self.rng.choice(&[-253, -50, -10, 10, 50]).expect("some");
                 self.nodes[node].condition.adjustment = adjustment;
-                self.wake_within(node, self.now);
+                self.tell(node);
                 Some(Relief::Weight(node))
             }
             Fault::Partition => {
@@ -503,15 +520,15 @@ impl World {
             }
             Relief::Link(node) => {
                 self.nodes[node].has_link = true;
-                self.wake_within(node, self.now);
+                self.tell(node);
             }
             Relief::Permit(node) => {
                 self.nodes[node].condition.fault = false;
-                self.wake_within(node, self.now);
+                self.tell(node);
             }
             Relief::Weight(node) => {
                 self.nodes[node].condition.adjustment = 0;
-                self.wake_within(node, self.now);
+                self.tell(node);
             }
             Relief::Network => {
                 self.network.heal();
