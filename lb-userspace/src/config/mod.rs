@@ -47,6 +47,14 @@ pub fn load(path: &Path) -> Result<Config, Report> {
     conclude(config, mistakes, &name, &text)
 }
 
+/// The key in a file of `[vrrp.hmac]`: 32 to 64 bytes.
+///
+/// # Errors
+/// What keeps the file from being one, in words that follow its name.
+pub fn vrrp_key(path: &Path) -> Result<Vec<u8>, String> {
+    files::vrrp_key(&files::read(path).map_err(|error| format!("cannot be read: {error}"))?)
+}
+
 /// Reads a text. `source_name` stands for it in the report. Touches nothing else: files that the text names may not exist.
 pub fn parse(text: &str, source_name: &str) -> Result<Config, Report> {
     let Reading { config, mistakes, .. } = read(text);
