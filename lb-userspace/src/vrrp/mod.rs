@@ -1,5 +1,16 @@
 //! Who holds a VIP among several nodes: the Virtual Router Redundancy Protocol, version 2 (RFC 3768) and 3 (RFC 9568).
 //!
+//! `machine`, `router` and `announcing` know no socket, no clock and no task: time is a parameter.
+
+pub use machine::{Action, State, View};
+pub use router::Router;
+pub use settings::{Condition, Settings};
+
+mod announcing;
+mod machine;
+mod router;
+mod settings;
+
 use std::{
     fmt,
     net::IpAddr,
