@@ -17,7 +17,7 @@ use toml::{
 };
 
 use super::{
-    model::{ChecksumForm, HmacMode, Password, VrrpVersion, XdpMode},
+    model::{ChecksumForm, HmacMode, Password, Version, XdpMode},
     report::Span,
 };
 
@@ -124,7 +124,7 @@ macro_rules! integers {
 
 integers!(u8, u16, i16, NonZeroU32);
 
-impl Leaf for VrrpVersion {
+impl Leaf for Version {
     const KIND: &'static str = "2 or 3";
 
     fn read(value: &Spanned<DeValue<'_>>, faults: &mut Faults) -> Option<Self> {

@@ -10,6 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use crate::vrrp::Version;
+
 /// One node's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -146,7 +148,7 @@ pub struct Vrrp {
     pub interface: String,
     /// 1–255.
     pub vrid: u8,
-    pub version: VrrpVersion,
+    pub version: Version,
     /// 1–255.
     pub priority: u8,
     /// Version 2: whole seconds up to 255. Version 3: multiples of 10 ms up to 40.95 s.
@@ -172,12 +174,6 @@ pub struct Vrrp {
     pub dataplane_weight: i16,
     /// Unique by name.
     pub scripts: Vec<Script>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VrrpVersion {
-    V2,
-    V3,
 }
 
 /// How advertisements show that they come from a member.

@@ -11,7 +11,7 @@ use super::{
         AbsolutePath, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener, Name,
         RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName,
     },
-    model::{ChecksumForm, HmacMode, Password, VrrpVersion, XdpMode},
+    model::{ChecksumForm, HmacMode, Password, Version, XdpMode},
 };
 
 section! {
@@ -147,7 +147,7 @@ section! {
         /// The virtual router's number: the same on each of its nodes, and used by nothing else on this network.
         vrid: u8 = required(51) from 1 to 255,
         /// What all nodes of this virtual router speak: 3, or 2 together with a keepalived whose `vrrp_version` is not set.
-        version: VrrpVersion = default(3),
+        version: Version = default(3),
         /// The node with the highest holds the VIPs. 255 is for a router whose own addresses these are: no weight changes it.
         priority: u8 = default(100) from 1 to 255,
         /// Time from one advertisement to the next: the same on all nodes. Without it, 100ms in version 3 and 1s in version 2. Version 2

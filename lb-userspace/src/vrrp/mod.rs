@@ -7,9 +7,12 @@ pub use router::Router;
 pub use settings::{Condition, Settings};
 
 mod announcing;
+pub mod hooks;
 mod machine;
+mod program;
 mod router;
 mod settings;
+pub mod tracking;
 
 use std::{
     fmt,

@@ -9,7 +9,7 @@ use crate::config::{
     files::{Content, FileUse},
     keys::Section as _,
     leaf::Time,
-    model::{self, Authentication, VrrpVersion},
+    model::{self, Authentication, Version},
     raw,
     report::{Span, line_of},
 };
@@ -87,20 +87,20 @@ impl Checker<'_> {
         let version = *raw.version.value()?;
         let Some((interval, span)) = optional(&raw.interval)?.copied().zip(raw.interval.span()) else {
             return Some(match version {
-                VrrpVersion::V2 => Duration::from_secs(1),
-                VrrpVersion::V3 => Duration::from_millis(100),
+                Version::V2 => Duration::from_secs(1),
+                Version::V3 => Duration::from_millis(100),
             });
         };
         let (message, help) = match version {
-            VrrpVersion::V2 if interval.0.as_nanos() % 1_000_000_000 != 0 => (
+            Version::V2 if interval.0.as_nanos() % 1_000_000_000 != 0 => (
                 format!("version 2 cannot say {}: it knows whole seconds only", written(interval)),
                 "write `interval = \"1s\"`; or `version = 3` here and on all other nodes (keepalived: vrrp_version 3)",
             ),
-            VrrpVersion::V3 if interval.0 > LONGEST_V3 => (
+            Version::V3 if interval.0 > LONGEST_V3 => (
                 format!("version 3 cannot say {}", written(interval)),
                 "the longest is 40950ms; `version = 2` goes up to 255s",
             ),
-            VrrpVersion::V3 if interval.0.as_nanos() % 10_000_000 != 0 => {
+            Version::V3 if interval.0.as_nanos() % 10_000_000 != 0 => {
                 (format!("version 3 cannot say {}: it knows steps of 10ms", written(interval)), "round it to 10ms")
             }
             _ => return Some(interval.0),
@@ -144,11 +144,11 @@ impl Checker<'_> {
     /// Keys that mean nothing beside others: who wrote them expects something that would not come.
     fn refuse_idle_keys(&mut self, raw: &raw::Vrrp, family: Option<Family>) {
         let version = raw.version.value();
-        if version == Some(&VrrpVersion::V2) && family == Some(Family::V6) {
+        if version == Some(&Version::V2) && family == Some(Family::V6) {
             let at = raw.version.span().unwrap_or(raw.header());
             self.mistakes.add(&at, "version 2 knows no IPv6", "leave out `version`, or set it to 3");
         }
-        let plain = version == Some(&VrrpVersion::V2) || family == Some(Family::V6);
+        let plain = version == Some(&Version::V2) || family == Some(Family::V6);
         if let Some(at) = raw.checksum.key_span().filter(|_| plain) {
             let message = "`checksum` means nothing but to version 3 over IPv4";
             self.mistakes.add(at, message, "leave it out: there is one way to compute it here");
@@ -187,7 +187,7 @@ impl Checker<'_> {
 
     fn authentication(&mut self, raw: &raw::Vrrp) -> Option<Authentication> {
         let version = raw.version.value();
-        if let Some(at) = raw.password.key_span().filter(|_| version == Some(&VrrpVersion::V3)) {
+        if let Some(at) = raw.password.key_span().filter(|_| version == Some(&Version::V3)) {
             let message = "`password` means nothing to version 3, which has no passwords";
             let help = "set `version = 2` if the other nodes speak it (keepalived does where vrrp_version is not set), or leave `password` out; a section [vrrp.hmac] signs";
             self.mistakes.add(at, message, help);
@@ -195,7 +195,7 @@ impl Checker<'_> {
         let Some(hmac) = &raw.hmac.0 else {
             return Some(optional(&raw.password)?.cloned().map_or(Authentication::None, Authentication::Password));
         };
-        if version == Some(&VrrpVersion::V2) {
+        if version == Some(&Version::V2) {
             let help = "set `version = 3` on all nodes, or use `password`";
             self.mistakes.add(&hmac.header(), "version 2 cannot be signed", help);
         }

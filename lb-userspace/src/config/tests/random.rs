@@ -172,7 +172,7 @@ fn vrrp() -> impl Strategy<Value = Vrrp> {
             name,
             interface,
             vrid,
-            version: if is_v2 { VrrpVersion::V2 } else { VrrpVersion::V3 },
+            version: if is_v2 { Version::V2 } else { Version::V3 },
             priority,
             interval: if is_v2 { Duration::from_secs(interval) } else { Duration::from_millis(interval * 10) },
             down_factor,
@@ -329,7 +329,7 @@ fn write_vrrp(text: &mut String, instance: &Vrrp) {
     key("name", instance.name.as_str().into());
     key("interface", instance.interface.as_str().into());
     key("vrid", number(instance.vrid.into()));
-    let is_v2 = instance.version == VrrpVersion::V2;
+    let is_v2 = instance.version == Version::V2;
     key("version", number(if is_v2 { 2 } else { 3 }));
     key("priority", number(instance.priority.into()));
     key("interval", time(instance.interval));
