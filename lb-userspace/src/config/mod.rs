@@ -4,6 +4,7 @@ mod checked;
 mod declaration;
 mod example;
 mod files;
+mod hints;
 mod keys;
 mod leaf;
 pub mod model;
@@ -18,6 +19,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use example::{example, reference};
+pub use hints::hints;
 pub use model::Config;
 pub use report::{Mistake, Position, Report};
 

@@ -195,8 +195,8 @@ impl Password {
         Self(text.to_owned())
     }
 
-    pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
+    pub fn text(&self) -> &str {
+        &self.0
     }
 }
 

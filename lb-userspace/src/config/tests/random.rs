@@ -353,7 +353,7 @@ fn write_vrrp(text: &mut String, instance: &Vrrp) {
     match &instance.authentication {
         Authentication::None => {}
         Authentication::Password(password) => {
-            key("password", str::from_utf8(password.as_bytes()).expect("UTF-8").into());
+            key("password", password.text().into());
         }
         Authentication::Hmac(Hmac { key_id, key_file, mode }) => {
             let mode = match mode {
