@@ -41,10 +41,9 @@ pub fn hints(config: &Config) -> Vec<String> {
 fn of_instance(instance: &Vrrp) -> Vec<String> {
     let mut hints = Vec::new();
     let scripts = instance.scripts.iter().map(|script| ("a script's weight", script.weight));
-    let mut weights =
-        [("backends_weight", instance.backends_weight), ("dataplane_weight", instance.dataplane_weight)]
-            .into_iter()
-            .chain(scripts);
+    let mut weights = [("backends_weight", instance.backends_weight), ("dataplane_weight", instance.dataplane_weight)]
+        .into_iter()
+        .chain(scripts);
     if let Some((name, weight)) = weights.find(|(_, weight)| !instance.preempt && *weight != 0) {
         hints.push(format!(
             "[[vrrp]] \"{}\": with `preempt = false` a master keeps its VIPs however low its priority is, so {name} ({weight}) moves none. With \
@@ -77,9 +76,16 @@ mod tests {
 
     fn hinted(vrrp: &str) -> Vec<String> {
         let server = |name: &str, vip: &str| {
-            format!("[[virtual_server]]\nname = \"{name}\"\naddress = \"{vip}\"\nport = 443\n[[virtual_server.backend]]\nname = \"b\"\naddress = \"10.0.0.9\"\n")
+            format!(
+                "[[virtual_server]]\nname = \"{name}\"\naddress = \"{vip}\"\nport = 443\n[[virtual_server.backend]]\nname = \"b\"\naddress = \"10.0.0.9\"\n"
+            )
         };
-        let text = ["[dataplane]\ninterfaces = [\"eth0\"]\n".to_owned(), server("a", "10.0.0.1"), server("b", "10.0.0.2"), vrrp.to_owned()];
+        let text = [
+            "[dataplane]\ninterfaces = [\"eth0\"]\n".to_owned(),
+            server("a", "10.0.0.1"),
+            server("b", "10.0.0.2"),
+            vrrp.to_owned(),
+        ];
         hints(&parse(&text.concat(), "test").unwrap_or_else(|report| panic!("{report}")))
     }
 
@@ -91,21 +97,38 @@ mod tests {
         let table: &[(String, &[&str])] = &[
             (String::new(), &[]),
             (both.clone(), &[]),
-            (format!("{head}addresses = [\"10.0.0.1\"]\n"), &["the VIP 10.0.0.2 of virtual server \"b\" is in no [[vrrp]]"]),
+            (
+                format!("{head}addresses = [\"10.0.0.1\"]\n"),
+                &["the VIP 10.0.0.2 of virtual server \"b\" is in no [[vrrp]]"],
+            ),
             (
                 format!("{head}addresses = [\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\"]\n"),
                 &["no virtual server is on the VIP 10.0.0.3 of [[vrrp]] \"v\""],
             ),
-            (format!("{both}preempt = false\n"), &["[[vrrp]] \"v\": with `preempt = false` a master keeps its VIPs however low its priority is, so backends_weight (-253)"]),
-            (format!("{both}preempt = false\nbackends_weight = 0\n{script}"), &["[[vrrp]] \"v\": with `preempt = false`"]),
+            (
+                format!("{both}preempt = false\n"),
+                &[
+                    "[[vrrp]] \"v\": with `preempt = false` a master keeps its VIPs however low its priority is, so backends_weight (-253)",
+                ],
+            ),
+            (
+                format!("{both}preempt = false\nbackends_weight = 0\n{script}"),
+                &["[[vrrp]] \"v\": with `preempt = false`"],
+            ),
             (format!("{both}preempt = false\nbackends_weight = 0\n"), &[]),
-            (format!("{both}interval = \"10ms\"\n"), &["[[vrrp]] \"v\": 3 advertisements at an interval of 10ms are missed as soon as a busy node is late by 30ms"]),
+            (
+                format!("{both}interval = \"10ms\"\n"),
+                &[
+                    "[[vrrp]] \"v\": 3 advertisements at an interval of 10ms are missed as soon as a busy node is late by 30ms",
+                ],
+            ),
             (format!("{both}interval = \"10ms\"\ndown_factor = 5\n"), &[]),
             (format!("{both}interval = \"50ms\"\n"), &[]),
         ];
         for (vrrp, expected) in table {
             let found = hinted(vrrp);
-            let right = found.len() == expected.len() && found.iter().zip(*expected).all(|(found, expected)| found.starts_with(expected));
+            let right = found.len() == expected.len()
+                && found.iter().zip(*expected).all(|(found, expected)| found.starts_with(expected));
             assert!(right, "{vrrp}\n{found:#?}");
         }
     }

@@ -68,6 +68,10 @@ pub(super) struct RouterAddress(pub(super) IpAddr);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HostNet(pub(super) IpNet);
 
+/// What IPv4 addresses are shown by, as in `ip address show label`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AddressLabel(pub(super) String);
+
 /// One word of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Argument(pub(super) String);
@@ -175,6 +179,7 @@ strings! {
     HostAddress: "an IPv4 or IPv6 address" by host_address;
     RouterAddress: "an IPv4 or IPv6 address" by |text| address(text).map(RouterAddress);
     HostNet: "an IPv4 or IPv6 address, with or without a prefix length" by host_net;
+    AddressLabel: "a string of at most 15 bytes" by label;
     Argument: "a string" by argument;
     Password: "a string of at most 8 bytes" by password;
     Time: "a duration" by time;
@@ -394,6 +399,14 @@ fn address(text: &str) -> Result<IpAddr, String> {
         _ => return Ok(address),
     };
     Err(unfit.to_owned())
+}
+
+/// An interface's name may be followed by anything that leaves it one word.
+fn label(text: &str) -> Result<AddressLabel, String> {
+    match interface_name(&text.replace(':', "-")) {
+        Ok(_) => Ok(AddressLabel(text.to_owned())),
+        Err(_) => Err("is not one word of at most 15 bytes".to_owned()),
+    }
 }
 
 fn argument(text: &str) -> Result<Argument, String> {

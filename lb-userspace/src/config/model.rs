@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use crate::vrrp::Version;
+pub use crate::vrrp::{Version, packet::ChecksumForm, reception::HmacMode};
 
 /// One node's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,11 +161,13 @@ pub struct Vrrp {
     pub addresses: Vec<IpNet>,
     /// None means multicast. Of the addresses' family, as is `source`, which is not among them.
     pub peers: Vec<IpAddr>,
-    pub min_ttl: Option<u8>,
+    /// Of what peers send.
+    pub min_ttl: u8,
     pub source: Option<IpAddr>,
     pub authentication: Authentication,
     pub checksum: ChecksumForm,
-    pub virtual_mac: bool,
+    /// Of IPv4 addresses; it begins with the interface's name.
+    pub label: Option<String>,
     /// Shared by two instances at least.
     pub sync_group: Option<String>,
     pub notify: Option<PathBuf>,
@@ -212,22 +214,6 @@ pub struct Hmac {
     /// 32 to 64 bytes in hexadecimal.
     pub key_file: PathBuf,
     pub mode: HmacMode,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HmacMode {
-    /// Checks what is signed, takes what is not, and signs nothing.
-    ReceiveOnly,
-    /// Signs, and still takes what is not signed.
-    Permissive,
-    Enforce,
-}
-
-/// What the checksum that is sent covers, in version 3 over IPv4.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChecksumForm {
-    PseudoHeader,
-    Message,
 }
 
 /// A program whose exit code changes the priority.

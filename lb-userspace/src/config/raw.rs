@@ -8,8 +8,8 @@ use super::{
     declaration::section,
     keys::{Any, Many, Maybe, One},
     leaf::{
-        AbsolutePath, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener, Name,
-        RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName,
+        AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
+        Name, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName,
     },
     model::{ChecksumForm, HmacMode, Password, Version, XdpMode},
 };
@@ -164,8 +164,8 @@ section! {
         /// The other nodes: advertisements are then sent to each of them, and taken from them only. Without any, multicast is used, which clouds
         /// do not carry.
         peers: Vec<Spanned<RouterAddress>> = default([]),
-        /// The smallest TTL that an advertisement of a peer may arrive with. Without it, any. By multicast it must always be 255.
-        min_ttl: u8 = optional(255) from 1 to 255,
+        /// The smallest TTL that an advertisement of a peer may arrive with: 255 if no router is in between. By multicast it is always 255.
+        min_ttl: u8 = default(1) from 1 to 255,
         /// The address to send from. Without it, the first of the interface; in IPv6, the link-local one.
         source: RouterAddress = optional("192.168.2.10"),
         /// Version 2 only: keepalived's auth_pass, of which it uses the first 8 bytes. Everybody on this network can read it.
@@ -173,8 +173,8 @@ section! {
         /// Version 3 over IPv4 only: whether the checksum that is sent covers a pseudo-header, as with keepalived and FRR, or the message alone, as
         /// in RFC 9568. Both are accepted.
         checksum: ChecksumForm = default("pseudo-header"),
-        /// Whether the VIPs have the virtual router's own MAC address, 00:00:5e:00:01:VRID, on an interface made for it.
-        virtual_mac: bool = default(false),
+        /// What `ip address` shows IPv4 VIPs by; it begins with the interface's name.
+        label: AddressLabel = optional("eth0:vip"),
         /// Sections with the same one are master together, and in fault together.
         sync_group: Name = optional("both-families"),
         /// A program that is told of every change, as by keepalived: INSTANCE or GROUP, its name, MASTER, BACKUP, FAULT or STOP, the priority.

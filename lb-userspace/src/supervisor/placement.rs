@@ -84,7 +84,10 @@ fn refuse_own_peers(instance: &Vrrp, host: &Interfaces) -> anyhow::Result<()> {
     host.named(&instance.interface).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))?;
     let local = host.local_addresses();
     if let Some(own) = instance.peers.iter().find(|peer| local.contains(peer)) {
-        bail!("[[vrrp]] \"{}\": {own} in `peers` is this host's own address. Leave it out: `peers` names the other nodes only.", instance.name);
+        bail!(
+            "[[vrrp]] \"{}\": {own} in `peers` is this host's own address. Leave it out: `peers` names the other nodes only.",
+            instance.name
+        );
     }
     Ok(())
 }

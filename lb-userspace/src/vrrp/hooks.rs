@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{InstanceId, State, program};
+use super::{State, program, wire::Event};
 use crate::config::model;
 
 /// A program that takes longer is killed, so that later changes are told too.
@@ -21,22 +21,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Changes that wait for a slow program; beyond that the oldest are not told, so that the latest state is always the last to be told.
 const WAITING: usize = 16;
 
-/// An instance has entered a state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    pub instance: InstanceId,
-    pub state: State,
-    /// The effective one.
-    pub priority: u8,
-}
-
 /// The task that runs the programs.
 #[derive(Debug)]
 pub struct Hooks(JoinHandle<()>);
 
 impl Hooks {
     /// Tells of `changes` until there are no more. Call it within a tokio runtime.
-    pub fn spawn(instances: &[model::Vrrp], changes: mpsc::Receiver<Change>) -> Self {
+    pub fn spawn(instances: &[model::Vrrp], changes: mpsc::Receiver<Event>) -> Self {
         Self(tokio::spawn(tell(Subjects::new(instances), changes)))
     }
 
@@ -51,7 +42,7 @@ impl Hooks {
 }
 
 /// Runs one program for each subject at a time.
-async fn tell(mut subjects: Subjects, mut changes: mpsc::Receiver<Change>) {
+async fn tell(mut subjects: Subjects, mut changes: mpsc::Receiver<Event>) {
     let mut running: JoinSet<usize> = JoinSet::new();
     let mut open = true;
     while open || !running.is_empty() {
@@ -119,7 +110,7 @@ impl Subjects {
         Self(subjects.filter(|subject| !subject.programs.is_empty()).collect())
     }
 
-    fn take(&mut self, change: Change) {
+    fn take(&mut self, change: Event) {
         self.0.iter_mut().for_each(|subject| subject.take(change));
     }
 }
@@ -138,8 +129,8 @@ impl Subject {
         }
     }
 
-    fn take(&mut self, change: Change) {
-        let Some(member) = self.members.get_mut(&change.instance.0) else {
+    fn take(&mut self, change: Event) {
+        let Some(member) = self.members.get_mut(&change.id.0) else {
             return;
         };
         *member = Some(change.state);
@@ -178,6 +169,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
+    use crate::vrrp::InstanceId;
 
     /// Three instances, of which the last two are a group.
     fn instances(notify: &Path) -> Vec<model::Vrrp> {
@@ -207,11 +199,11 @@ mod tests {
         path
     }
 
-    fn change(instance: usize, state: State, priority: u8) -> Change {
-        Change { instance: InstanceId(instance), state, priority }
+    fn change(instance: usize, state: State, priority: u8) -> Event {
+        Event { id: InstanceId(instance), state, priority }
     }
 
-    async fn told(before: &str, changes: &[Change]) -> Vec<String> {
+    async fn told(before: &str, changes: &[Event]) -> Vec<String> {
         let directory = tempfile::tempdir().unwrap();
         let instances = instances(&program(directory.path(), before));
         let (sender, receiver) = mpsc::channel(changes.len());

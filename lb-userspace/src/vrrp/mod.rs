@@ -11,9 +11,11 @@ pub mod hooks;
 mod machine;
 pub mod packet;
 mod program;
+pub mod reception;
 mod router;
 mod settings;
 pub mod tracking;
+pub mod wire;
 
 use std::{
     fmt,

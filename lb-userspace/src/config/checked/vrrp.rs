@@ -51,11 +51,11 @@ impl Checker<'_> {
             preempt_delay: raw.preempt_delay.value()?.0,
             addresses: addresses?,
             peers: peers?,
-            min_ttl: optional(&raw.min_ttl)?.copied(),
+            min_ttl: *raw.min_ttl.value()?,
             source: optional(&raw.source)?.map(|source| source.0),
             authentication: authentication?,
             checksum: *raw.checksum.value()?,
-            virtual_mac: *raw.virtual_mac.value()?,
+            label: optional(&raw.label)?.map(|label| label.0.clone()),
             sync_group: optional(&raw.sync_group)?.map(|name| name.0.clone()),
             notify: optional(&raw.notify)?.map(|path| path.0.clone()),
             backends_weight: *raw.backends_weight.value()?,
@@ -160,11 +160,20 @@ impl Checker<'_> {
             let message = "`preempt_delay` is never used with `preempt = false`";
             self.mistakes.add(at, message, "leave out one of the two");
         }
-        if let Some(at) = raw.min_ttl.key_span().filter(|_| raw.peers.value().is_some_and(Vec::is_empty)) {
-            let message = "`min_ttl` means nothing without `peers`: by multicast the TTL must be 255";
-            self.mistakes.add(at, message, "leave it out, or name the `peers`");
-        }
+        self.refuse_useless_label(raw, family);
         self.refuse_weights_of_an_owner(raw);
+    }
+
+    fn refuse_useless_label(&mut self, raw: &raw::Vrrp, family: Option<Family>) {
+        let Some((label, at)) = at(&raw.label) else {
+            return;
+        };
+        if family == Some(Family::V6) {
+            self.mistakes.add(&at, "IPv6 addresses have no labels", "leave `label` out");
+        } else if let Some(interface) = raw.interface.value().filter(|interface| !label.0.starts_with(&interface.0)) {
+            let message = format!("{:?} does not begin with `{}`, the name of the interface", label.0, interface.0);
+            self.mistakes.add(&at, message, format!("write `label = \"{}:vip\"`", interface.0));
+        }
     }
 
     fn refuse_weights_of_an_owner(&mut self, raw: &raw::Vrrp) {

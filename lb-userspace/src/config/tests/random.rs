@@ -147,11 +147,11 @@ fn script() -> impl Strategy<Value = Script> {
 /// To be numbered by the configuration, so that what must be unique is.
 fn vrrp() -> impl Strategy<Value = Vrrp> {
     let plain =
-        (name(), "[a-z0-9._-]{3,15}", 1_u8.., 1_u8..=254, 1_u64..=255, 2_u8..=100, authentication(), any::<bool>());
+        (name(), "[a-z0-9._-]{3,14}", 1_u8.., 1_u8..=254, 1_u64..=255, 2_u8..=100, authentication(), any::<bool>());
     let addresses = prop::collection::vec(8_u8..=32, 1..5);
     let more = (
         (any::<bool>(), duration(0..=9_000)),
-        (0_u8..4, any::<bool>(), prop::option::of(1_u8..)),
+        (0_u8..4, any::<bool>(), 1_u8..),
         prop::option::of(path()),
         (-253_i16..=253, -253_i16..=253),
         prop::collection::vec(script(), 0..3),
@@ -168,6 +168,7 @@ fn vrrp() -> impl Strategy<Value = Vrrp> {
         };
         let vip = |(host, prefix)| IpNet::new(address(0, host), prefix).expect("a prefix length of either family");
         let unique = |(index, script): (usize, Script)| Script { name: format!("{}{index}", script.name), ..script };
+        let label = format!("{}:", interface.chars().take(14).collect::<String>());
         Vrrp {
             name,
             interface,
@@ -180,11 +181,11 @@ fn vrrp() -> impl Strategy<Value = Vrrp> {
             preempt_delay: if preempt { delay } else { Duration::ZERO },
             addresses: (1..).zip(prefixes).map(vip).collect(),
             peers: (0..peers).map(|host| address(200, host)).collect(),
-            min_ttl: min_ttl.filter(|_| peers > 0),
+            min_ttl,
             source: has_source.then(|| address(201, 1)),
             authentication,
             checksum: if message && !is_v2 && !ipv6 { ChecksumForm::Message } else { ChecksumForm::PseudoHeader },
-            virtual_mac: message,
+            label: (message && !ipv6).then_some(label),
             sync_group: None,
             notify,
             backends_weight: weights.0,
@@ -340,12 +341,12 @@ fn write_vrrp(text: &mut String, instance: &Vrrp) {
     }
     key("addresses", instance.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().into());
     key("peers", instance.peers.iter().map(ToString::to_string).collect::<Vec<_>>().into());
-    instance.min_ttl.iter().for_each(|ttl| key("min_ttl", number((*ttl).into())));
+    key("min_ttl", number(instance.min_ttl.into()));
     instance.source.iter().for_each(|source| key("source", source.to_string().into()));
     if instance.checksum == ChecksumForm::Message {
         key("checksum", "message".into());
     }
-    key("virtual_mac", instance.virtual_mac.into());
+    instance.label.iter().for_each(|label| key("label", label.as_str().into()));
     instance.sync_group.iter().for_each(|group| key("sync_group", group.as_str().into()));
     instance.notify.iter().for_each(|path| key("notify", file(path)));
     key("backends_weight", number(instance.backends_weight.into()));

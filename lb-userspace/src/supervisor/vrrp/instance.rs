@@ -37,7 +37,8 @@ pub(super) fn instance(configured: &model::Vrrp, condition: Condition) -> anyhow
         source: configured.source,
         auth: auth(&configured.authentication)?,
         checksum: configured.checksum,
-        label: None,
+        min_ttl: configured.min_ttl,
+        label: configured.label.clone(),
     })
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
@@ -110,8 +110,7 @@ impl<'a> Vrrp<'a> {
         };
         tokio::select! {
             ended = views => ended.context("the VRRP thread has ended unexpectedly"),
-            () = self.scripts.changed() => Ok(()),
-            error = self.scripts.died() => Err(anyhow::Error::from(error).context("a script's task has ended unexpectedly")),
+            changed = self.scripts.changed() => changed.context("a script's task has ended unexpectedly"),
         }
     }
 

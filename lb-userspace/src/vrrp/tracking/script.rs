@@ -1,6 +1,6 @@
 //! One task a script: it runs on schedule, counts, and publishes what follows.
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -57,25 +57,22 @@ impl Scripts {
         self.reports.borrow().clone()
     }
 
-    /// Waits until something follows that did not before, or another run ended in another way. Cancel-safe.
-    pub async fn changed(&mut self) {
-        // The sender is kept above.
-        let _ = self.reports.changed().await;
+    /// Waits for another report.
+    ///
+    /// # Errors
+    /// If a task has ended, which is a defect. Cancel-safe.
+    pub async fn changed(&mut self) -> Result<(), JoinError> {
+        tokio::select! {
+            // The sender is kept above.
+            _ = self.reports.changed() => Ok(()),
+            Some(Err(error)) = self.tasks.join_next() => Err(error),
+        }
     }
 
     /// Waits until each has ended once, for a limited time.
     pub async fn settle(&mut self) {
         let known = |reports: &Reports| reports.iter().flatten().all(|report| report.good.is_some());
         let _ = timeout(PATIENCE, self.reports.wait_for(known)).await;
-    }
-
-    /// Waits until a task ends, which is a defect. Cancel-safe.
-    pub async fn died(&mut self) -> JoinError {
-        match self.tasks.join_next().await {
-            Some(Err(error)) => error,
-            Some(Ok(never)) => match never {},
-            None => pending().await,
-        }
     }
 }
 
@@ -149,7 +146,7 @@ mod tests {
                 if report.good == Some(good) {
                     return report;
                 }
-                scripts.changed().await;
+                scripts.changed().await.unwrap();
             }
         };
         timeout(LONG, wanted).await.expect("a report")
@@ -207,6 +204,5 @@ mod tests {
         assert_eq!(scripts.reports(), [Vec::new()]);
         let brief = Duration::from_millis(1);
         assert!(timeout(brief, scripts.changed()).await.is_err(), "nothing changes");
-        assert!(timeout(brief, scripts.died()).await.is_err(), "nothing dies");
     }
 }
