@@ -186,7 +186,8 @@ impl<'a> Node<'a> {
         self.vrrp.settle().await;
         let broken = self.broken();
         let states = states(self.config, &self.followed);
-        self.vrrp.start(&Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken })?;
+        let seen = Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken };
+        self.vrrp.start(&seen, &mut self.dataplane)?;
         self.publish()
     }
 

@@ -26,7 +26,7 @@ const SPACING: Duration = Duration::from_millis(10);
 
 /// The announcements of one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Announcing {
+pub(super) struct Announcing {
     /// When the burst began.
     begun: Moment,
     next: Moment,
@@ -36,22 +36,22 @@ pub struct Announcing {
 
 impl Announcing {
     /// The first is due at once.
-    pub fn begin(now: Moment) -> Self {
+    pub(super) fn begin(now: Moment) -> Self {
         Self { begun: now, next: now, earliest: now }
     }
 
     /// Neighbours may have been told otherwise: the burst begins again.
-    pub fn again(&mut self, now: Moment) {
+    pub(super) fn again(&mut self, now: Moment) {
         self.begun = now;
         self.next = self.earliest.max(now);
     }
 
-    pub fn deadline(&self) -> Moment {
+    pub(super) fn deadline(&self) -> Moment {
         self.next
     }
 
     /// Whether to announce now. What a late caller missed is not made up for: one announcement says it all.
-    pub fn take(&mut self, now: Moment) -> bool {
+    pub(super) fn take(&mut self, now: Moment) -> bool {
         if now < self.next {
             return false;
         }

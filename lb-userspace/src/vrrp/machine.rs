@@ -28,7 +28,7 @@
 //! | `Listen` | start, end of a fault, lease run out | down interval |
 //! | `Down` | an advertisement that it follows | down interval |
 //! | `Skew` | priority 0, or its master below itself | skew time |
-//! | `Look` | a wake-up too late to be sure that nothing was missed | one interval and skew time |
+//! | `Look` | a sleep so long that something may have been missed | one interval and skew time |
 //! | `Away` | release; loss of the sync group | twice the down interval |
 //! | `Ready` | end of any other | election, once all members of the group are ready |
 
@@ -120,10 +120,13 @@ pub(super) struct Machine {
     has_siblings: bool,
     phase: Phase,
     since: Moment,
+    /// When time was last looked at as backup.
+    awake: Moment,
     transitions: u64,
     /// Of the master that is followed, or the own.
     master_interval: Duration,
-    master: Option<(IpAddr, u8)>,
+    /// The latest advertisement of the master.
+    master: Option<Heard>,
     /// When a lower master was first heard: the preempt delay runs from here.
     lower_since: Option<Moment>,
     /// Handed over on purpose: no preemption until the successor is gone.
@@ -137,6 +140,7 @@ impl Machine {
             has_siblings,
             phase: Phase::Fault,
             since: now,
+            awake: now,
             transitions: 0,
             master_interval: settings.interval,
             master: None,
@@ -162,7 +166,11 @@ impl Machine {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.phase {
             Phase::Fault | Phase::Stopped => None,
-            Phase::Backup(wait) => wait.deadline(&self.settings, self.master_interval),
+            // Not later than an interval from now: only who looks at the clock that often knows that it has not slept.
+            Phase::Backup(wait) => {
+                let end = wait.deadline(&self.settings, self.master_interval);
+                end.map(|end| end.min(self.awake + self.master_interval))
+            }
             Phase::Master(reign) => Some(reign.next.min(reign.announcing.deadline())),
         }
     }
@@ -186,7 +194,7 @@ impl Machine {
             priority,
             master: match self.phase {
                 Phase::Master(_) => self.settings.source.map(|source| (source, priority)),
-                Phase::Backup(_) => self.master,
+                Phase::Backup(_) => self.master.map(|heard| (heard.source, heard.priority)),
                 Phase::Fault | Phase::Stopped => None,
             },
             lease: self.lease(),
@@ -223,14 +231,16 @@ impl Machine {
                 self.phase = Phase::Backup(self.hear_as_backup(wait, heard));
             }
             (Phase::Backup(wait), Event::Due) => {
-                self.phase = Phase::Backup(wait.after(now, &self.settings, self.master_interval));
+                self.phase = Phase::Backup(wait.after(now, self.awake, &self.settings, self.master_interval));
+                self.awake = now;
             }
             (Phase::Backup(Wait { kind: Kind::Ready, .. }), Event::Elected) => self.promote(now, actions),
+            (Phase::Backup(wait), Event::Changed) => self.phase = Phase::Backup(self.compare_again(wait)),
             (Phase::Backup(_), Event::Unable) => self.enter(Phase::Fault, now, actions),
             (Phase::Backup(_), Event::Shutdown) => self.enter(Phase::Stopped, now, actions),
             (
                 Phase::Backup(_),
-                Event::Elected | Event::Lost { .. } | Event::Able | Event::Changed | Event::Contested | Event::Release,
+                Event::Elected | Event::Lost { .. } | Event::Able | Event::Contested | Event::Release,
             ) => {}
 
             (Phase::Master(reign), Event::Heard(heard)) => self.hear_as_master(reign, heard, now, actions),
@@ -271,8 +281,8 @@ impl Machine {
     }
 
     /// RFC 9568 section 6.4.1, and a mastership that a process before this one has left.
-    fn first_wait(&mut self, now: Moment) -> Wait {
-        let inherits = self.settings.lease.take().is_some_and(|until| until > now);
+    fn first_wait(&self, now: Moment) -> Wait {
+        let inherits = self.settings.lease.is_some_and(|until| until > now);
         let kind = if inherits || self.settings.priority == OWNER { Kind::Ready } else { Kind::Listen };
         kind.since(now)
     }
@@ -282,9 +292,14 @@ impl Machine {
         if heard.received < wait.since || Some(heard.source) == self.settings.source {
             return wait;
         }
-        let from_master = self.master.is_some_and(|(master, _)| master == heard.source);
+        let from_master = self.master.is_some_and(|master| master.source == heard.source);
         let priority = self.settings.effective_priority();
         if heard.priority == 0 {
+            // Who is not the master that is followed may resign from what it likes.
+            if self.master.is_some() && !from_master {
+                return wait;
+            }
+            self.master = None;
             return match wait.kind {
                 Kind::Listen | Kind::Down | Kind::Look => Kind::Skew.since(heard.received),
                 Kind::Skew | Kind::Away | Kind::Ready => wait,
@@ -301,7 +316,7 @@ impl Machine {
             return self.follow(heard);
         }
         if from_master || self.master.is_none() {
-            self.master = Some((heard.source, heard.priority));
+            self.master = Some(*heard);
         }
         // Not in the RFC, and nothing of it is seen on the wire: a master that says itself that it is the lesser one
         // need not be waited for.
@@ -310,8 +325,17 @@ impl Machine {
         if from_master && wait.kind == Kind::Down && end(skewed) < end(wait) { skewed } else { wait }
     }
 
+    /// The own priority has changed, and the master may no longer be below it: if every node loses its backends, the VIP
+    /// stays where it is.
+    fn compare_again(&mut self, wait: Wait) -> Wait {
+        match self.master {
+            Some(heard) if heard.priority >= self.settings.effective_priority() => self.hear_as_backup(wait, &heard),
+            _ => wait,
+        }
+    }
+
     fn follow(&mut self, heard: &Heard) -> Wait {
-        self.master = Some((heard.source, heard.priority));
+        self.master = Some(*heard);
         // An interval of zero is nonsense that would promote us at once; in version 2 reception has compared it.
         if !heard.interval.is_zero() {
             self.master_interval = heard.interval;
@@ -378,7 +402,7 @@ impl Machine {
 
     fn enter(&mut self, phase: Phase, now: Moment, actions: &mut Actions) {
         self.phase = phase;
-        self.since = now;
+        (self.since, self.awake) = (now, now);
         self.transitions += 1;
         if !matches!(phase, Phase::Backup(_)) {
             self.master = None;

@@ -1,6 +1,6 @@
 //! Who holds a VIP among several nodes: the Virtual Router Redundancy Protocol, version 2 (RFC 3768) and 3 (RFC 9568).
 //!
-//! `packet`, `machine`, `router` and `announcing` know no socket, no clock and no task: time is a parameter.
+//! `packet`, `reception`, `machine`, `router` and `announcing` know no socket, no clock and no task: time is a parameter.
 
 pub use machine::{Action, State, View};
 pub use router::Router;
@@ -14,6 +14,8 @@ mod program;
 pub mod reception;
 mod router;
 mod settings;
+#[cfg(test)]
+mod simulation;
 pub mod tracking;
 pub mod wire;
 

@@ -33,7 +33,9 @@ impl Router {
             .collect();
         let mut router = Self { machines, groups, actions: Actions::new() };
         router.settle(now);
-        for (index, machine) in router.machines.iter().enumerate() {
+        for (index, machine) in router.machines.iter_mut().enumerate() {
+            // Who could not go on at once has to listen, however long the lease.
+            machine.settings.lease = None;
             if machine.state() == State::Fault {
                 router.actions.push_back((InstanceId(index), Action::Became(State::Fault)));
             }
@@ -42,7 +44,9 @@ impl Router {
     }
 
     pub fn on_advertisement(&mut self, id: InstanceId, heard: &Heard, now: Moment) {
-        self.tell(id, Event::Heard(heard), now);
+        // The clock that stamps packets is another one, and may be set.
+        let heard = Heard { received: heard.received.min(now), ..*heard };
+        self.tell(id, Event::Heard(&heard), now);
     }
 
     pub fn on_condition(&mut self, id: InstanceId, condition: Condition, now: Moment) {

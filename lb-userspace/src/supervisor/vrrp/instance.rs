@@ -5,14 +5,15 @@ use anyhow::Context as _;
 use crate::{
     config::{self, model},
     vrrp::{
-        Condition, Settings, Vrid,
+        Condition, Moment, Settings, Vrid,
         packet::{Password, hmac::Key},
         reception::Auth,
         wire::Instance,
     },
 };
 
-pub(super) fn instance(configured: &model::Vrrp, condition: Condition) -> anyhow::Result<Instance> {
+/// `lease`: until when the process before this one was granted the VIPs.
+pub(super) fn instance(configured: &model::Vrrp, condition: Condition, lease: Option<Moment>) -> anyhow::Result<Instance> {
     let model::Vrrp { name, interface, vrid, version, priority, interval, .. } = configured;
     let settings = Settings {
         version: *version,
@@ -25,7 +26,7 @@ pub(super) fn instance(configured: &model::Vrrp, condition: Condition) -> anyhow
         // Found by the thread.
         source: None,
         condition,
-        lease: None,
+        lease,
     };
     Ok(Instance {
         name: name.clone(),

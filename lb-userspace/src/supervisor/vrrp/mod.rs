@@ -6,12 +6,15 @@ mod shown;
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     future::pending,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
@@ -20,12 +23,13 @@ use tokio::{
 use crate::{
     admin,
     config::model::{self, VirtualServer},
+    dataplane::{Dataplane, Fence},
     health::State,
     vrrp::{
-        self, Condition, InstanceId,
+        self, Condition, InstanceId, Moment,
         hooks::Hooks,
         tracking::{self, Scripts, Tracked},
-        wire::{InstanceView, Options, Wire},
+        wire::{InstanceView, Lease, Options, Wire},
     },
 };
 
@@ -33,6 +37,9 @@ use crate::{
 const CHANGES: usize = 256;
 /// For programs that are told of the end.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long packets to a VIP are carried after this node's right to it has ended: clients need not know yet.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// What the rest of the daemon knows and mastership depends on.
 #[derive(Clone, Copy, Debug)]
@@ -66,18 +73,23 @@ impl<'a> Vrrp<'a> {
     }
 
     /// Starts to speak VRRP. From here on VIPs may come at any time.
-    pub(super) fn start(&mut self, seen: &Seen<'_>) -> anyhow::Result<()> {
+    pub(super) fn start(&mut self, seen: &Seen<'_>, dataplane: &mut Dataplane) -> anyhow::Result<()> {
+        let fence = dataplane.fence(GRACE)?;
+        let vips = self.instances.iter().flat_map(|instance| instance.addresses.iter().map(IpNet::addr));
+        fence.retain(&vips.collect())?;
         if self.instances.is_empty() {
             return Ok(());
         }
         self.tracked = self.track(seen);
         let conditions = self.tracked.iter().map(|tracked| tracking::condition(tracked));
         let instances = self.instances.iter().zip(conditions).map(|(instance, condition)| {
-            instance::instance(instance, condition).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))
+            let lease = fence.claimed_until(instance.addresses[0].addr())?.map(Moment);
+            instance::instance(instance, condition, lease).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))
         });
         let instances = instances.collect::<anyhow::Result<_>>()?;
         let (events, changes) = mpsc::channel(CHANGES);
-        let wire = Wire::start(instances, Options { realtime: true, lease: None, events: Some(events) })?;
+        let lease: Box<dyn Lease> = Box::new(Claims(fence));
+        let wire = Wire::start(instances, Options { realtime: true, lease: Some(lease), events: Some(events) })?;
         let hooks = Hooks::spawn(self.instances, changes);
         self.views = Some(wire.views());
         self.running = Some((wire, hooks));
@@ -152,6 +164,19 @@ impl<'a> Vrrp<'a> {
         let inputs = tracking::Inputs { servers, states, broken, scripts: &self.scripts.reports() };
         let of = |(position, instance)| tracking::tracked(instance, position, &inputs);
         self.instances.iter().enumerate().map(of).collect()
+    }
+}
+
+/// The thread's hand on the fence.
+struct Claims(Fence);
+
+impl Lease for Claims {
+    fn renew(&self, vip: IpAddr, until: Moment) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.0.renew(vip, until.0)?)
+    }
+
+    fn revoke(&self, vip: IpAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.0.revoke(vip)?)
     }
 }
 

@@ -40,17 +40,24 @@ impl Wait {
         Some(self.since + length)
     }
 
-    /// What comes of it when time has passed.
-    pub(super) fn after(self, now: Moment, settings: &Settings, master_interval: Duration) -> Self {
-        let Some(late) = self.deadline(settings, master_interval).filter(|end| *end <= now).map(|end| now - end) else {
+    /// What comes of it by `now`, when the process last ran at `awake`.
+    pub(super) fn after(self, now: Moment, awake: Moment, settings: &Settings, master_interval: Duration) -> Self {
+        let Some(end) = self.deadline(settings, master_interval) else {
             return self;
         };
         // While we slept, the socket may have run over, or the whole machine stood still and nothing could arrive. One
         // look is enough; only who could not keep a lease either has to look again.
         let patience = match self.kind {
             Kind::Look => settings.lease_length(),
-            Kind::Listen | Kind::Down | Kind::Skew | Kind::Away | Kind::Ready => master_interval / 4,
+            Kind::Listen | Kind::Down | Kind::Skew | Kind::Away | Kind::Ready => master_interval * 5 / 4,
         };
-        if late > patience { Kind::Look.since(now) } else { Kind::Ready.since(now) }
+        let look = Kind::Look.since(now);
+        if now - awake > patience && look.deadline(settings, master_interval) > Some(end) {
+            look
+        } else if end <= now {
+            Kind::Ready.since(self.since)
+        } else {
+            self
+        }
     }
 }

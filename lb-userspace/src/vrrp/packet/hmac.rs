@@ -76,7 +76,7 @@ impl Key {
 
     fn tag(&self, message: &[u8], source: IpAddr, prefix: &[u8]) -> [u8; TRAILER - PREFIX] {
         let (family, address) = match source {
-            IpAddr::V4(address) => (4, (address.to_bits() as u128) << 96),
+            IpAddr::V4(address) => (4, u128::from(address.to_bits()) << 96),
             IpAddr::V6(address) => (6, address.to_bits()),
         };
         let mut context = hmac::Context::with_key(&self.key);

@@ -18,7 +18,7 @@ mod emit;
 pub mod hmac;
 mod password;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod view;
 
 use std::{
