@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod socket;
 pub mod status;
 pub mod table;
+pub mod vrrp;
 
 pub use socket::ControlSocket;
 pub use status::Status;
