@@ -229,6 +229,18 @@ mod tests {
     }
 
     #[test]
+    fn the_sections_in_the_documentation_are_right() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vrrp.md");
+        let text = fs::read_to_string(path).expect("the documentation");
+        let shown: Vec<&str> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert_eq!(shown.len(), 5);
+        for section in shown {
+            let config = parse(&(example() + section), "docs/vrrp.md").unwrap_or_else(|report| panic!("{report}"));
+            assert!(config.vrrp.len() == 1, "{section}");
+        }
+    }
+
+    #[test]
     fn the_committed_example_is_current() {
         assert_current("deploy/xvip.example.toml", &example());
     }
