@@ -14,6 +14,7 @@ mod router;
 mod settings;
 #[cfg(test)]
 mod simulation;
+pub mod wire;
 
 use std::{
     fmt,
