@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, BackendId, Counter, DEFAULT_FLOWS, MAX_BACKENDS, MAX_PORTS, MAX_SERVICES, Port, ServiceId, ServiceKey,
-        Settings, Traffic,
+        Backend, BackendId, Counter, DEFAULT_FLOWS, Local, MAX_BACKENDS, MAX_LOCALS, MAX_PORTS, MAX_SERVICES, Port,
+        ServiceId, ServiceKey, Settings, Traffic,
     },
     address::{V4, V6},
     flow::{Draft, Flow, Key},
@@ -57,3 +57,7 @@ pub(crate) static PORTS: HashMap<Port, Port, MAX_PORTS> = HashMap::new();
 
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+
+/// Connections of this host's own processes, by the cookie of the socket. Each goes when its socket is closed.
+#[btf_map]
+pub(crate) static LOCALS: LruHashMap<u64, Local, MAX_LOCALS> = LruHashMap::new();

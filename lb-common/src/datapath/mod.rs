@@ -10,6 +10,7 @@
 //! ```
 
 mod connect;
+pub mod local;
 mod renew;
 mod reset;
 mod send;
