@@ -10,6 +10,7 @@
 //! With checksum offload on, XDP sees unfinished checksums and a program that never repairs them passes every TCP test.
 //! Needs root, `ip` and `ethtool` (Debian: iproute2, ethtool); [`bpffs`] says whether a BPF filesystem is there.
 
+mod cgroup;
 mod host;
 mod netns;
 mod netstat;
@@ -30,6 +31,7 @@ use std::{
 use nix::{errno::Errno, net::if_::if_nametoindex, sys::statfs};
 
 pub use self::{
+    cgroup::Cgroup,
     host::{Host, HostSpec},
     netstat::Netstat,
     process::Process,
