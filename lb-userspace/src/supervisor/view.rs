@@ -102,10 +102,13 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
     for (counter, count) in counts {
         let label = counter.label().to_owned();
         match counter {
-            Counter::Connected | Counter::Rebuilt | Counter::Local | Counter::LocalRefused | Counter::Unresolved => {
-                sorted.events.insert(label, *count)
-            }
-            Counter::NoService | Counter::Fragment | Counter::Malformed => {
+            Counter::Connected
+            | Counter::Rebuilt
+            | Counter::Local
+            | Counter::LocalRefused
+            | Counter::Unresolved
+            | Counter::IcmpError => sorted.events.insert(label, *count),
+            Counter::NoService | Counter::Fragment | Counter::Malformed | Counter::IcmpStranger => {
                 *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)
             }
@@ -119,7 +122,9 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::NoPort
             | Counter::TableFull
             | Counter::NoRoute
-            | Counter::NoMetadata => {
+            | Counter::NoMetadata
+            | Counter::Fenced
+            | Counter::Overdue => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
                 sorted.drops.insert(label, *count)
             }
@@ -138,6 +143,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 7), ("forward", 100), ("pass", 3), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 9), ("forward", 100), ("pass", 4), ("reset", 2)]);
     }
 }
