@@ -61,6 +61,10 @@ impl Answer {
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, ..Self::text(reason.to_owned()) }
     }
 
+    pub(super) fn unavailable(reason: String) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::text(reason) }
+    }
+
     fn not_allowed() -> Self {
         Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::text("only GET is served here\n".to_owned()) }
     }

@@ -15,7 +15,10 @@ use toml::{
     de::{DeValue, ValueDeserializer},
 };
 
-use super::{model::XdpMode, report::Span};
+use super::{
+    model::{Cgroup, XdpMode},
+    report::Span,
+};
 
 /// What was wrong, and where.
 pub(super) type Faults = Vec<(Span, String)>;
@@ -56,6 +59,10 @@ pub(super) struct TlsName(pub(super) String);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HostAddress(pub(super) IpAddr);
 
+/// The address of a virtual server: one that a host can have, or its loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct VipAddress(pub(super) IpAddr);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(super) struct Time(pub(super) Duration);
 
@@ -66,6 +73,10 @@ pub(super) struct Statuses(pub(super) Vec<(u16, u16)>);
 /// A loopback address to listen on, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Listener(pub(super) Option<SocketAddr>);
+
+/// Any address to listen on, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProbeListener(pub(super) Option<SocketAddr>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckType {
@@ -145,8 +156,11 @@ strings! {
     HostHeader: "a host name, with `:port` if need be" by host_header;
     TlsName: "a DNS name or an IP address" by tls_name;
     HostAddress: "an IPv4 or IPv6 address" by host_address;
+    VipAddress: "an IPv4 or IPv6 address" by vip_address;
     Time: "a duration" by time;
     Listener: "a loopback address with a port, or \"off\"" by listener;
+    ProbeListener: "an address with a port, or \"off\"" by probe_listener;
+    Cgroup: "\"auto\", \"off\" or an absolute path" by cgroup;
     XdpMode: "\"auto\", \"native\" or \"generic\"" by |text| {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
@@ -162,9 +176,6 @@ impl Leaf for Vec<Spanned<InterfaceName>> {
         let DeValue::Array(items) = value.get_ref() else {
             return mismatch(value, "a list", faults);
         };
-        if items.is_empty() {
-            return fault(value, "the list is empty".to_owned(), faults);
-        }
         let read = |item: &Spanned<_>| Some(Spanned::new(item.span(), InterfaceName::read(item, faults)?));
         // Every item is read before the first bad one refuses the list.
         let read: Vec<_> = items.iter().map(read).collect();
@@ -325,6 +336,21 @@ fn host_address(text: &str) -> Result<HostAddress, String> {
     Err(unfit.to_owned())
 }
 
+fn vip_address(text: &str) -> Result<VipAddress, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) if address.is_loopback() => Ok(VipAddress(address)),
+        _ => host_address(text).map(|HostAddress(address)| VipAddress(address)),
+    }
+}
+
+fn cgroup(text: &str) -> Result<Cgroup, String> {
+    match text {
+        "auto" => Ok(Cgroup::Auto),
+        "off" => Ok(Cgroup::Off),
+        _ => absolute_path(text).map(|AbsolutePath(path)| Cgroup::At(path)),
+    }
+}
+
 fn time(text: &str) -> Result<Time, String> {
     humantime::parse_duration(text).map(Time).map_err(|error| format!("is not a duration: {error}"))
 }
@@ -340,6 +366,17 @@ fn listener(text: &str) -> Result<Listener, String> {
         }
         Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
         Ok(address) => Ok(Listener(Some(address))),
+    }
+}
+
+fn probe_listener(text: &str) -> Result<ProbeListener, String> {
+    if text == "off" {
+        return Ok(ProbeListener(None));
+    }
+    match text.parse::<SocketAddr>() {
+        Err(_) => Err("is not an address with a port".to_owned()),
+        Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
+        Ok(address) => Ok(ProbeListener(Some(address))),
     }
 }
 

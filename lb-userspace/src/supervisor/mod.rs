@@ -1,18 +1,21 @@
 //! The daemon from start to end: the order in which things come up, the one loop that keeps the tables true, and the order in
 //! which everything is taken away again.
 
+mod closing;
 mod sweeping;
 mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
 use lb_common::{
-    abi::{BackendId, Port},
+    abi::{Backend, BackendId, Port},
     wire::Tags,
 };
 use tokio::{
@@ -22,17 +25,24 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
+use self::closing::Closer;
 use crate::{
-    admin::{ControlSocket, Status, metrics::MetricsServer},
-    config::model::{Config, XdpMode},
-    dataplane::{Dataplane, Mode, Options},
+    admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer},
+    config::model::{Cgroup, Config, XdpMode},
+    dataplane::{Change, Dataplane, Mode, Options},
     health::{Checkers, Reports, State},
-    host::{self, Announcer, Changes, Forwarding, Handle, Interface, Interfaces, Vip, forwarding::Families, preflight},
+    host::{
+        self, Announcer, Changes, Forwarding, Handle, Interface, Interfaces, Vip, cgroup, forwarding::Families,
+        preflight,
+    },
     reconcile::{Applied, Inputs, desired, plan},
 };
 
 /// How often the counters in the published status are refreshed.
 const REFRESH: Duration = Duration::from_secs(1);
+
+/// Shown as the interface of a virtual server on a loopback address.
+const LOOPBACK: &str = "lo";
 
 /// Connections that are alive, by backend.
 type Alive = BTreeMap<BackendId, u64>;
@@ -76,6 +86,9 @@ struct Node<'a> {
     host: Interfaces,
     applied: Applied,
     alive: watch::Receiver<Alive>,
+    /// The same of this host's own sockets.
+    own: watch::Receiver<Alive>,
+    closer: Closer,
     status: watch::Sender<Arc<Status>>,
     _forwarding: Forwarding,
 }
@@ -90,6 +103,10 @@ impl<'a> Node<'a> {
             Some(address) => Some(MetricsServer::bind(address).await?),
             None => None,
         };
+        let probes = match config.admin.healthz {
+            Some(address) => Some(ProbeServer::bind(address).await?),
+            None => None,
+        };
 
         let handle = host::connect().context("opening a netlink socket")?;
         let changes = Changes::subscribe(&handle).await?;
@@ -97,12 +114,15 @@ impl<'a> Node<'a> {
         let carriers = carriers(config, &host)?;
 
         let mut dataplane = Dataplane::load(&Options {
-            max_connections: config.dataplane.max_connections.get(),
+            max_connections: tracked(config),
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
         let counts = watch::Sender::new(Alive::new());
         let sweeper = dataplane.sweeper()?;
+        let own = watch::Sender::new(Alive::new());
+        let own_counts = own.subscribe();
+        let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let families = Families {
@@ -129,6 +149,8 @@ impl<'a> Node<'a> {
             host,
             applied: Applied::default(),
             alive: counts.subscribe(),
+            own: own_counts,
+            closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
@@ -143,11 +165,14 @@ impl<'a> Node<'a> {
         if let Some(metrics) = metrics {
             node.servers.spawn(metrics.serve(node.status.subscribe()));
         }
-        log::info!(
-            "carrying {} virtual servers on {}",
-            config.virtual_servers.len(),
-            config.dataplane.interfaces.join(", ")
-        );
+        if let Some(probes) = probes {
+            node.servers.spawn(probes.serve(node.status.subscribe()));
+        }
+        let interfaces = match &config.dataplane.interfaces[..] {
+            [] => "no interface".to_owned(),
+            names => names.join(", "),
+        };
+        log::info!("carrying {} virtual servers on {interfaces}", config.virtual_servers.len());
         Ok(node)
     }
 
@@ -156,6 +181,7 @@ impl<'a> Node<'a> {
     async fn bring_up(&mut self) -> anyhow::Result<()> {
         self.servers.spawn(self.dataplane.log()?.pass_on());
         self.attach()?;
+        self.attach_hooks()?;
         self.await_health().await?;
         self.hold().await?;
         self.publish()
@@ -175,6 +201,15 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
+    /// Puts the hooks on the cgroup, so that this node's own processes need no VIP.
+    fn attach_hooks(&mut self) -> anyhow::Result<()> {
+        if let Some((path, cgroup)) = hooked(self.config)? {
+            self.dataplane.attach_hooks(&cgroup).with_context(|| format!("cgroup {}", path.display()))?;
+            log::info!("connections of processes in cgroup {} go straight to backends", path.display());
+        }
+        Ok(())
+    }
+
     /// Waits until each backend was checked once, so that the VIP is not held by a node that knows of nobody to send to. A check that
     /// takes longer than it may is not waited for.
     async fn await_health(&mut self) -> anyhow::Result<()> {
@@ -189,6 +224,9 @@ impl<'a> Node<'a> {
     /// Puts the VIPs on their interfaces and announces them.
     async fn hold(&mut self) -> anyhow::Result<()> {
         for (server, carrier) in self.config.virtual_servers.iter().zip(&self.carriers) {
+            if server.address.is_loopback() {
+                continue;
+            }
             let held = |vip: &Vip| vip.address() == server.address && vip.interface() == carrier;
             if self.vips.iter().any(held) {
                 continue;
@@ -265,6 +303,10 @@ impl<'a> Node<'a> {
             desired(&Inputs { servers: &config.virtual_servers, states: &states, local: &local, ports: &ports })?;
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
+        let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
+        if !lost.is_empty() {
+            self.closer.close(lost);
+        }
         self.applied = applied;
         self.followed = reports;
         Ok(())
@@ -282,7 +324,7 @@ impl<'a> Node<'a> {
     fn publish(&mut self) -> anyhow::Result<()> {
         let held = self.config.virtual_servers.iter().zip(&self.carriers).map(|(server, carrier)| {
             let on = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == server.address);
-            self.host.named(carrier).is_ok_and(on)
+            server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
         let status = view::status(&view::Sources {
@@ -294,6 +336,7 @@ impl<'a> Node<'a> {
             held: &held,
             dataplane: &self.dataplane,
             alive: &self.alive.borrow(),
+            own: &self.own.borrow(),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())
@@ -317,9 +360,28 @@ impl<'a> Node<'a> {
     }
 }
 
+/// The cgroup whose processes need no VIP. Where others ask for the virtual servers too, it may be out of sight.
+pub(crate) fn hooked(config: &Config) -> anyhow::Result<Option<(PathBuf, File)>> {
+    let needed = config.virtual_servers.iter().any(|server| server.address.is_loopback());
+    Ok(match &config.dataplane.cgroup {
+        Cgroup::Off => None,
+        Cgroup::At(path) => Some((path.clone(), cgroup::open(path)?)),
+        Cgroup::Auto => match cgroup::root() {
+            Err(error) if !needed => {
+                log::warn!("this node's own processes go through the VIP: {error}");
+                None
+            }
+            found => Some(found?),
+        },
+    })
+}
+
 /// The interface that each virtual server's VIP is put on.
 pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec<String>> {
     let carrier = |server: &crate::config::model::VirtualServer| {
+        if server.address.is_loopback() {
+            return Ok(LOOPBACK.to_owned());
+        }
         let named = server.interface.as_ref().map(std::slice::from_ref);
         let candidates = named.unwrap_or(&config.dataplane.interfaces);
         let found = host.carrier(server.address, candidates);
@@ -339,6 +401,19 @@ pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec
         host.named(name)?;
     }
     config.virtual_servers.iter().map(carrier).collect()
+}
+
+/// A backend whose connections are lost by a change.
+fn lost(change: &Change) -> Option<BackendId> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
+        _ => None,
+    }
+}
+
+/// Connections to keep track of: none of packets where no packet is seen.
+fn tracked(config: &Config) -> u32 {
+    if config.dataplane.interfaces.is_empty() { 1 } else { config.dataplane.max_connections.get() }
 }
 
 /// The interfaces with the program, and the VLANs on them.

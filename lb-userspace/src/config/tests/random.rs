@@ -128,13 +128,15 @@ fn config() -> impl Strategy<Value = Config> {
     let connections = (256_u32..=16_777_216).prop_map(|count| NonZeroU32::new(count).expect("not zero"));
     let interfaces =
         prop::collection::hash_set("[a-z0-9._-]{3,15}", 1..4).prop_map(|names| names.into_iter().collect());
-    let dataplane = (interfaces, mode, connections, timeouts, path()).prop_map(
-        |(interfaces, mode, max_connections, timeouts, bpffs)| Dataplane {
+    let cgroup = prop_oneof![Just(Cgroup::Auto), Just(Cgroup::Off), path().prop_map(Cgroup::At)];
+    let dataplane = (interfaces, mode, connections, timeouts, path(), cgroup).prop_map(
+        |(interfaces, mode, max_connections, timeouts, bpffs, cgroup)| Dataplane {
             interfaces,
             mode,
             max_connections,
             timeouts,
             bpffs,
+            cgroup,
         },
     );
     let metrics = prop::option::of((any::<bool>(), 1_u16..)).prop_map(|metrics| {
@@ -144,7 +146,12 @@ fn config() -> impl Strategy<Value = Config> {
             },
         )
     });
-    let admin = (path(), metrics).prop_map(|(control_socket, metrics)| Admin { control_socket, metrics });
+    let healthz = prop::option::of((any::<[u8; 4]>(), 1_u16..)).prop_map(|healthz| healthz.map(Into::into));
+    let admin = (path(), metrics, healthz).prop_map(|(control_socket, metrics, healthz)| Admin {
+        control_socket,
+        metrics,
+        healthz,
+    });
     (dataplane, admin, prop::collection::vec(virtual_server(), 1..4)).prop_map(
         |(dataplane, admin, mut virtual_servers)| {
             for (index, server) in (0_u8..).zip(&mut virtual_servers) {
@@ -172,6 +179,11 @@ fn written(config: &Config) -> String {
     key("mode", format!("{:?}", dataplane.mode).to_lowercase().into());
     key("max_connections", integer(dataplane.max_connections));
     key("bpffs", file(&dataplane.bpffs));
+    match &dataplane.cgroup {
+        Cgroup::Auto => {}
+        Cgroup::Off => key("cgroup", "off".into()),
+        Cgroup::At(path) => key("cgroup", file(path)),
+    }
     key("timeouts.syn", time(dataplane.timeouts.syn));
     key("timeouts.established", time(dataplane.timeouts.established));
     key("timeouts.closing", time(dataplane.timeouts.closing));
@@ -179,6 +191,7 @@ fn written(config: &Config) -> String {
     let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
+    key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
     for VirtualServer { name, address, port, interface, check, backends } in virtual_servers {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
