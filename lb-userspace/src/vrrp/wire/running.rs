@@ -62,6 +62,8 @@ pub(super) struct Running {
     source: Option<IpAddr>,
     sequence: hmac::Sequence,
     packet: Vec<u8>,
+    /// Adverts that left, one for each peer.
+    sent: u64,
     defended: Option<Moment>,
 }
 
@@ -79,6 +81,7 @@ impl Running {
             source: None,
             sequence: hmac::Sequence::default(),
             packet: Vec::new(),
+            sent: 0,
             defended: None,
         }
     }
@@ -112,7 +115,10 @@ impl Running {
         for destination in to {
             emit(&self.instance, priority, (source, *destination), &mut self.sequence, &mut self.packet)?;
             match socket.send(&self.packet, source, *destination) {
-                Ok(()) => sent = true,
+                Ok(()) => {
+                    sent = true;
+                    self.sent += 1;
+                }
                 Err(e) => outcome = Err(e),
             }
         }
@@ -227,6 +233,7 @@ impl Running {
             vrid: self.instance.vrid,
             addresses: self.instance.addresses.clone(),
             router,
+            sent: self.sent,
             counters: self.reception.counters().clone(),
             reports: self.reception.reports(now),
             conflicts: self.conflicts.values().copied().collect(),

@@ -80,7 +80,6 @@ impl VrrpSocket {
                 socket.join_multicast_v4_n(&GROUP_V4, &socket2::InterfaceIndexOrAddress::Index(index))?;
             }
         } else {
-            socket.set_only_v6(true)?;
             socket.set_unicast_hops_v6(u32::from(TTL))?;
             socket.set_tclass_v6(u32::from(SERVICE_CLASS))?;
             socket.set_multicast_hops_v6(u32::from(TTL))?;

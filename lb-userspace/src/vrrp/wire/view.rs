@@ -22,6 +22,8 @@ pub struct InstanceView {
     pub vrid: Vrid,
     pub addresses: Vec<IpNet>,
     pub router: View,
+    /// Adverts that left, one for each peer.
+    pub sent: u64,
     pub counters: Counters,
     pub reports: Vec<Report>,
     /// Others who have claimed a VIP while it was here.
