@@ -11,6 +11,7 @@
 //! Needs root, `ip` and `ethtool` (Debian: iproute2, ethtool); [`bpffs`] says whether a BPF filesystem is there.
 
 mod capture;
+mod cgroup;
 mod host;
 mod link;
 mod netns;
@@ -33,6 +34,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex, sys::statfs};
 
 pub use self::{
     capture::Capture,
+    cgroup::Cgroup,
     host::{Host, HostSpec},
     link::{Link, Mac, receive, stamp},
     netstat::Netstat,

@@ -110,8 +110,11 @@ impl Deployment {
 
     fn xvip_config_for(&self, node: &str, wanted: impl Fn(&SocketAddr) -> bool) -> Result<String> {
         let host = self.lab.host(node)?;
+        let interfaces = if self.topology.has_vip() { "interfaces = [\"eth0\"]\n" } else { "" };
+        // The root is every lab's, and this machine's: who wants local clients names a cgroup of its own.
+        let cgroup = if self.topology.has_vip() { "cgroup = \"off\"\n" } else { "" };
         let mut toml = format!(
-            "[dataplane]\ninterfaces = [\"eth0\"]\nbpffs = {:?}\n\n[admin]\ncontrol_socket = {:?}\nmetrics = \"127.0.0.1:9095\"\n",
+            "[dataplane]\n{interfaces}{cgroup}bpffs = {:?}\n\n[admin]\ncontrol_socket = {:?}\nmetrics = \"127.0.0.1:9095\"\n",
             host.bpffs()?,
             self.control_socket(node)?,
         );
