@@ -1,15 +1,7 @@
 //! xvip shares VIPs with keepalived and with FRR's vrrpd: each hands over to the other, neither counts an error, and an independent
 //! dissector finds nothing wrong with any packet. Needs root.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
-    net::IpAddr,
-    path::Path,
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, path::Path, process::Command, thread, time::Duration};
 
 use lb_tests::{
     carrier::{By, Carrier, History, wait_for_holder},
@@ -100,10 +92,8 @@ fn wait_for_state(xvip: &Xvip, state: vrrp::State) {
 
 fn wait_for_vip(deployment: &Deployment, node: &str, vip: IpAddr) {
     let host = deployment.host(node).unwrap();
-    wait::until(&format!("{node} to hold {vip}"), LIMIT, || {
-        host.addresses().unwrap().contains(&vip).then_some(())
-    })
-    .unwrap();
+    wait::until(&format!("{node} to hold {vip}"), LIMIT, || host.addresses().unwrap().contains(&vip).then_some(()))
+        .unwrap();
     deployment.client_host().ping(vip).unwrap();
 }
 
@@ -165,9 +155,9 @@ fn dissect(file: &Path, speech: Speech, deployment: &Deployment) {
     let mut sources = BTreeSet::new();
     for line in text.lines() {
         let rest = line.strip_prefix(&format!("{right}|")).unwrap_or_else(|| panic!("{line}\nin place of {right}|…"));
-        let mut words = rest.split('|');
-        let source = words.by_ref().take(2).find(|word| !word.is_empty()).unwrap_or_default().to_owned();
-        let priority: u8 = words.next().unwrap().parse().unwrap();
+        let words: Vec<&str> = rest.split('|').collect();
+        let [v4, v6, priority] = words[..] else { panic!("{line}") };
+        let (source, priority) = (format!("{v4}{v6}"), priority.parse::<u8>().unwrap());
         assert!([0, HIGH, LOW].contains(&priority), "{line}");
         sources.insert((source, priority));
     }
@@ -339,7 +329,12 @@ fn move_over(topology: Topology) {
     });
 
     let bad = history.unexcused(&report.outcomes, TIMEOUT);
-    println!("{topology:?}: {} of {} requests good, held by {:?}", report.good(), report.outcomes.len(), history.holders());
+    println!(
+        "{topology:?}: {} of {} requests good, held by {:?}",
+        report.good(),
+        report.outcomes.len(),
+        history.holders()
+    );
     assert!(bad.is_empty(), "{topology:?}: without a change of holder {bad:#?}\n{:?}", history.holders());
     assert!(report.good() * 10 > report.outcomes.len() * 7, "{topology:?}: {report}");
     // The VIP has moved, at least away from the first holder.
