@@ -287,7 +287,8 @@ fn frr_and_xvip_hand_over_to_each_other() {
     dissect(&capture.finish().unwrap(), speech, &deployment);
 }
 
-/// A cluster moves to xvip one node at a time, each time the one that holds the VIP if it is not xvip yet, while clients ask.
+/// A cluster moves to xvip one node at a time, each time the one that holds the VIP if it is not xvip yet, while clients ask. At last
+/// the holder is stopped among xvips.
 fn move_over(topology: Topology) {
     /// The client of a lost VIP notices by its own timeout.
     const TIMEOUT: Duration = Duration::from_secs(2);
@@ -307,7 +308,7 @@ fn move_over(topology: Topology) {
     wait::until("the first requests to be served", LIMIT, || (asks().good() == 5).then_some(())).unwrap();
 
     let (stop, stopped) = watch::channel(false);
-    let load = Load { requests: usize::MAX, concurrency: 50, rate: Some(20.0), stop: Some(stopped), ..Load::default() };
+    let load = Load { requests: 10_000, concurrency: 50, rate: Some(20.0), stop: Some(stopped), ..Load::default() };
     let (report, history) = thread::scope(|scope| {
         let traffic = scope.spawn(|| deployment.client_host().run(|| run(&client, load)).unwrap());
         let ((), history) = History::during(&deployment, || {
@@ -321,6 +322,10 @@ fn move_over(topology: Topology) {
                 carriers.push((node.clone(), Carrier::start(&deployment, &node, By::Xvip)?));
                 wait_for_holder(&deployment, steady, LIMIT)?;
             }
+            let holder = wait_for_holder(&deployment, interval, LIMIT)?;
+            let place = carriers.iter().position(|(node, _)| *node == holder).expect("a node holds it");
+            carriers.remove(place).1.stop()?;
+            assert_ne!(wait_for_holder(&deployment, interval, LIMIT)?, holder);
             Ok(())
         })
         .unwrap();
