@@ -53,6 +53,11 @@ impl<'a> Failover<'a> {
         show.set_connected(NODE, false);
         host.unplug()?;
         claims.push(self.lost(show, begin, "power lost", SILENT)?);
+        // With the power back it has to check its backends anew; behind a cut cable it must have found out that there are none.
+        let first = self.first.as_ref().context("xvip runs")?;
+        first.wait_for("it to know that it is alone", PATIENCE, |status| {
+            status.vrrp.iter().all(|instance| instance.priority < instance.configured_priority)
+        })?;
         let begin = self.begin();
         host.plug()?;
         show.set_connected(NODE, true);

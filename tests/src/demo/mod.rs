@@ -119,10 +119,10 @@ fn start_xvip(deployment: &Deployment, node: &str) -> Result<Xvip> {
         .replace("interval = \"2s\"", &format!("interval = \"{INTERVAL:?}\""))
         .replace("fall = 3", &format!("fall = {FALL}"));
     let mut text = quick;
-    for (vrid, v6) in [(51, false), (52, true)] {
+    for (vrid, name, v6) in [(51, "ipv4", false), (52, "ipv6", true)] {
         let vip = Topology::C.endpoint(v6).ip();
         text += &format!(
-            "\n[[vrrp]]\nname = \"VIP {vip}\"\ninterface = \"eth0\"\nvrid = {vrid}\nversion = 3\npriority = {priority}\naddresses = [\"{vip}\"]\n"
+            "\n[[vrrp]]\nname = \"{name}\"\ninterface = \"eth0\"\nvrid = {vrid}\nversion = 3\npriority = {priority}\naddresses = [\"{vip}\"]\n"
         );
     }
     let xvip = Xvip::start_with(deployment, node, &text)?;
@@ -192,7 +192,10 @@ fn perform(
     let moved = Failover::new(deployment, first)?.perform(&mut show)?;
     let report = show.finish()?;
     // Requests that the moves may have hit are no matter of the first act.
-    let outcomes: Vec<Outcome> = report.outcomes.iter().filter(|outcome| outcome.ended() < act).cloned().collect();
+    let (outcomes, moving): (Vec<Outcome>, Vec<Outcome>) =
+        report.outcomes.iter().cloned().partition(|outcome| outcome.ended() < act);
+    let failed = moving.iter().filter(|outcome| outcome.result.is_err()).count();
+    screen.tell(&format!("{failed} of {} requests failed meanwhile{}", moving.len(), claims::kinds(moving.iter())));
     let record = Record::new(&outcomes, VICTIM, Moments { killed, noticed, listening, up, back });
     let mut claims = record.claims(masters.len(), ALLOWED);
     let elsewhere = |backend: &str| backend != VICTIM;
