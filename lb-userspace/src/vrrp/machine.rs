@@ -42,6 +42,8 @@ use super::{
     settings::{OWNER, Settings},
 };
 
+#[cfg(test)]
+mod tests;
 mod wait;
 
 /// Between two advertisements, whatever is heard: hostile ones must not make us flood the network.
@@ -129,6 +131,8 @@ pub(super) struct Machine {
     master: Option<Heard>,
     /// When a lower master was first heard: the preempt delay runs from here.
     lower_since: Option<Moment>,
+    /// Gave way, and lets a peer take over until then.
+    away_until: Moment,
     /// Handed over on purpose: no preemption until the successor is gone.
     released: bool,
 }
@@ -145,6 +149,7 @@ impl Machine {
             master_interval: settings.interval,
             master: None,
             lower_since: None,
+            away_until: now,
             released: false,
             settings,
         }
@@ -253,11 +258,14 @@ impl Machine {
                 self.reign_on(reign, now, actions);
             }
             (Phase::Master(_), Event::Lost { stay_away }) => {
-                let kind = if stay_away { Kind::Away } else { Kind::Down };
-                self.resign(Phase::Backup(kind.since(now)), now, actions);
+                if stay_away {
+                    self.give_way(now, actions);
+                } else {
+                    self.resign(Phase::Backup(Kind::Down.since(now)), now, actions);
+                }
             }
             (Phase::Master(_), Event::Release) => {
-                self.resign(Phase::Backup(Kind::Away.since(now)), now, actions);
+                self.give_way(now, actions);
                 self.released = true;
             }
             (Phase::Master(_), Event::Unable) => self.resign(Phase::Fault, now, actions),
@@ -301,8 +309,11 @@ impl Machine {
             }
             self.master = None;
             return match wait.kind {
-                Kind::Listen | Kind::Down | Kind::Look => Kind::Skew.since(heard.received),
-                Kind::Skew | Kind::Away | Kind::Ready => wait,
+                // Who gave way does not hurry back.
+                Kind::Listen | Kind::Down | Kind::Look if heard.received >= self.away_until => {
+                    Kind::Skew.since(heard.received)
+                }
+                Kind::Listen | Kind::Down | Kind::Look | Kind::Skew | Kind::Away | Kind::Ready => wait,
             };
         }
         if heard.priority >= priority {
@@ -392,6 +403,12 @@ impl Machine {
         if reign.announcing.take(now) {
             actions.push_back((self.id, Action::Announce));
         }
+    }
+
+    fn give_way(&mut self, now: Moment, actions: &mut Actions) {
+        let wait = Kind::Away.since(now);
+        self.away_until = wait.deadline(&self.settings, self.settings.interval).unwrap_or(now);
+        self.resign(Phase::Backup(wait), now, actions);
     }
 
     fn resign(&mut self, to: Phase, now: Moment, actions: &mut Actions) {

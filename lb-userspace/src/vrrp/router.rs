@@ -13,6 +13,9 @@ use super::{
     settings::{Condition, Settings},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Every instance belongs to one group, most to one of their own.
 #[derive(Debug)]
 pub struct Router {
