@@ -1,6 +1,6 @@
 //! Who holds a VIP among several nodes: the Virtual Router Redundancy Protocol, version 2 (RFC 3768) and 3 (RFC 9568).
 //!
-//! `machine`, `router` and `announcing` know no socket, no clock and no task: time is a parameter.
+//! `packet`, `reception`, `machine`, `router` and `announcing` know no socket, no clock and no task: time is a parameter.
 
 pub use machine::{Action, State, View};
 pub use router::Router;
@@ -8,6 +8,8 @@ pub use settings::{Condition, Settings};
 
 mod announcing;
 mod machine;
+pub mod packet;
+pub mod reception;
 mod router;
 mod settings;
 #[cfg(test)]
