@@ -12,6 +12,7 @@ use crate::{
 /// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
+    pub const XDP_ICMP: &str = "xdp_icmp";
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
@@ -24,7 +25,11 @@ pub mod names {
     pub const TRAFFIC: &str = "TRAFFIC";
     pub const PORTS: &str = "PORTS";
     pub const COUNTERS: &str = "COUNTERS";
-    pub const MAPS: [&str; 9] = [SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS];
+    pub const PROGRAMS: &str = "PROGRAMS";
+    pub const LEASES: &str = "LEASES";
+    pub const FENCE: &str = "FENCE";
+    pub const MAPS: [&str; 12] =
+        [SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES, FENCE];
 }
 
 /// Virtual servers at once.
@@ -35,6 +40,14 @@ pub const BANKS: u32 = 2;
 pub const MAX_BACKENDS: usize = 4096;
 /// Pairs of interface and VLAN tags at once.
 pub const MAX_PORTS: usize = 256;
+/// Leases at once: no more VIPs than virtual servers.
+pub const MAX_LEASES: usize = MAX_SERVICES;
+/// Places of programs that `xdp_ingress` hands packets on to.
+pub mod programs {
+    pub const ICMP: u32 = 0;
+    pub const COUNT: usize = 1;
+}
+
 /// Entries of a connection table as compiled; the loader sets the configured number.
 pub const DEFAULT_FLOWS: usize = 2 * 262_144;
 
@@ -223,6 +236,57 @@ impl Settings {
     }
 }
 
+/// How long this node may speak for a VIP, in nanoseconds of `CLOCK_BOOTTIME`. A VIP without a lease is this node's for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Lease {
+    claimed_until: u64,
+    carried_until: u64,
+}
+
+impl Lease {
+    /// Until when the node answers who asks for the VIP's MAC address, and until when it carries the VIP's traffic.
+    pub const fn new(claimed_until: u64, carried_until: u64) -> Self {
+        Self { claimed_until, carried_until }
+    }
+
+    #[inline(always)]
+    pub const fn claimed_until(&self) -> u64 {
+        self.claimed_until
+    }
+
+    #[inline(always)]
+    pub const fn carried_until(&self) -> u64 {
+        self.carried_until
+    }
+}
+
+/// The kernel tick until which this node carries VIPs without a look at their leases.
+///
+/// Kept as the distance to the end of all ticks. So an empty map says "for ever", and an addition and a shift tell which side a tick
+/// is on: from a comparison the verifier would learn about the time, and follow all that comes after once for each outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Fence(u64);
+
+impl Fence {
+    /// More than the clock ever shows.
+    const END: u64 = 1 << 63;
+
+    /// Where there are no leases.
+    pub const NONE: Self = Self(0);
+
+    /// After that tick, leases are looked at.
+    pub const fn after(tick: u64) -> Self {
+        Self((Self::END - 1).saturating_sub(tick))
+    }
+
+    #[inline(always)]
+    pub const fn is_behind(self, now: u64) -> bool {
+        self.0.wrapping_add(now) >= Self::END
+    }
+}
+
 /// Declares the counters: their order is their place in the map.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident = $label:literal,)*) => {
@@ -279,6 +343,14 @@ counters! {
     Unresolved = "unresolved",
     /// Packets dropped because the kernel's own way was closed too.
     NoMetadata = "no_metadata",
+    /// ICMP errors about a connection, sent on to the end that they are for.
+    IcmpError = "icmp_error",
+    /// ICMP errors about connections that are not known here, left to the host.
+    IcmpStranger = "icmp_stranger",
+    /// ARP requests and neighbour solicitations for a VIP whose lease has ended, dropped: another node may hold it by now.
+    Fenced = "fenced",
+    /// Packets to a VIP whose lease ended longer ago than this node goes on carrying, dropped.
+    Overdue = "overdue",
 }
 
 impl Counter {
@@ -301,12 +373,14 @@ const _: () = {
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<Port>() == 8);
+    assert!(size_of::<Lease>() == 16);
+    assert!(size_of::<Fence>() == 8);
     assert!(size_of::<Settings>() == 8 + 2 * 512);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Backend, BackendId, Port, ServiceId, ServiceKey, Settings, Traffic};
+    use super::{Backend, BackendId, Fence, Lease, Port, ServiceId, ServiceKey, Settings, Traffic};
     use crate::{
         address::{V4, V6},
         flow::{Flow, Key},
@@ -320,7 +394,7 @@ mod pod {
             unsafe impl aya::Pod for $type {}
         )* };
     }
-    pod!(BackendId, ServiceId, ServiceKey, Backend, Traffic, Port, Settings, Key<V4>, Key<V6>);
+    pod!(BackendId, ServiceId, ServiceKey, Backend, Traffic, Port, Settings, Lease, Fence, Key<V4>, Key<V6>);
 
     /// A connection entry as bytes: [`Flow`] has shared numbers and cannot be `Copy`.
     macro_rules! record {
@@ -382,6 +456,17 @@ mod tests {
         assert!(filter.may_hold(V6([0xfd; 16])));
         let others = (0..=255).filter(|last| *last != 100 && filter.may_hold(V4([192, 168, 2, *last]))).count();
         assert!(others <= 2, "{others} neighbours of the VIP share its bit");
+    }
+
+    #[test]
+    fn a_fence_is_behind_whoever_is_past_its_tick() {
+        let fence = Fence::after(4_295_000_000);
+        assert!(!fence.is_behind(4_295_000_000));
+        assert!(fence.is_behind(4_295_000_001));
+        assert!(Fence::after(0).is_behind(1));
+        for never in [Fence::NONE, Fence::after(u64::MAX)] {
+            assert!(!never.is_behind(1 << 62));
+        }
     }
 
     #[test]

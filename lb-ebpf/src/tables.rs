@@ -10,7 +10,7 @@ use aya_ebpf::{
     helpers,
 };
 use lb_common::{
-    abi::{Backend, BackendId, Counter, DEFAULT_FLOWS, Port, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Counter, DEFAULT_FLOWS, Fence, Lease, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::Sender,
     datapath::{Family, Refused, Route, Tables},
@@ -78,6 +78,23 @@ impl Tables for Maps {
             // SAFETY: as in `count`.
             unsafe { (*traffic).connections += 1 }
         }
+    }
+
+    #[inline(always)]
+    fn fence(&self) -> Fence {
+        maps::FENCE.get(0).copied().unwrap_or(Fence::NONE)
+    }
+
+    #[inline(always)]
+    fn lease(&self, vip: &[u8; 16]) -> Option<Lease> {
+        // SAFETY: copied out at once; the daemon never changes an entry's value in place.
+        unsafe { maps::LEASES.get(vip) }.copied()
+    }
+
+    #[inline(always)]
+    fn uptime(&self) -> u64 {
+        // SAFETY: a plain helper call.
+        unsafe { helpers::bpf_ktime_get_boot_ns() }
     }
 }
 

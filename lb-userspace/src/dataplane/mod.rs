@@ -1,6 +1,7 @@
 //! The kernel side as the daemon sees it: loading, attaching, and keeping the maps. The only room that knows aya.
 
 mod attach;
+mod fence;
 mod maps;
 mod records;
 mod run;
@@ -11,16 +12,17 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapError,
+    maps::{MapData, MapError, ProgramArray},
     programs::{Program, ProgramError, SchedClassifier, Xdp},
     util::KernelVersion,
 };
 use lb_common::{
-    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
+    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names, programs},
     maglev::SLOTS,
 };
 
 pub use attach::{AttachError, Mode};
+pub use fence::Fence;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
 pub use shown::ShowError;
@@ -87,6 +89,8 @@ pub struct ApplyError {
 pub struct Dataplane {
     ebpf: Ebpf,
     maps: maps::Maps,
+    /// Kept, so that it is not emptied.
+    _handed_on: ProgramArray<MapData>,
     /// Kept for its end, which takes the maps out of the BPF filesystem.
     _shown: Option<Shown>,
     max_connections: u32,
@@ -112,14 +116,17 @@ impl Dataplane {
             .override_global(aya_log::LEVEL, &records::level(), true)
             .load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
-        clock(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_CLOCK, source })?;
+        for name in [names::XDP_ICMP, names::XDP_CLOCK] {
+            program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
+        }
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
         let shown = options.bpffs.as_deref().map(|path| Shown::new(&ebpf, path)).transpose()?;
         let maps = maps::Maps::take(&mut ebpf)?;
+        let handed_on = hand_on(&mut ebpf)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
-        Ok(Self { ebpf, maps, _shown: shown, max_connections: options.max_connections, has_tcx })
+        Ok(Self { ebpf, maps, _handed_on: handed_on, _shown: shown, max_connections: options.max_connections, has_tcx })
     }
 
     /// Applies changes in order; the first that fails ends it.
@@ -150,6 +157,17 @@ impl Dataplane {
         });
         told.collect()
     }
+}
+
+/// Puts the programs that `xdp_ingress` hands packets on to in their places. The kernel empties the map when nobody holds it.
+fn hand_on(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
+    let failed = |source| LoadError::Map { name: names::PROGRAMS, source };
+    let map = ebpf.take_map(names::PROGRAMS).expect("the object has the maps it was built with");
+    let mut places = ProgramArray::try_from(map).map_err(failed)?;
+    let icmp = program::<Xdp>(ebpf, names::XDP_ICMP);
+    let icmp = icmp.fd().map_err(|source| LoadError::Program { name: names::XDP_ICMP, source })?;
+    places.set(programs::ICMP, icmp, 0).map_err(failed)?;
+    Ok(places)
 }
 
 /// The program that handles received frames.

@@ -98,8 +98,10 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
     for (counter, count) in counts {
         let label = counter.label().to_owned();
         match counter {
-            Counter::Connected | Counter::Rebuilt | Counter::Unresolved => sorted.events.insert(label, *count),
-            Counter::NoService | Counter::Fragment | Counter::Malformed => {
+            Counter::Connected | Counter::Rebuilt | Counter::Unresolved | Counter::IcmpError => {
+                sorted.events.insert(label, *count)
+            }
+            Counter::NoService | Counter::Fragment | Counter::Malformed | Counter::IcmpStranger => {
                 *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)
             }
@@ -113,7 +115,9 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::NoPort
             | Counter::TableFull
             | Counter::NoRoute
-            | Counter::NoMetadata => {
+            | Counter::NoMetadata
+            | Counter::Fenced
+            | Counter::Overdue => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
                 sorted.drops.insert(label, *count)
             }
@@ -132,6 +136,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 7), ("forward", 100), ("pass", 3), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 9), ("forward", 100), ("pass", 4), ("reset", 2)]);
     }
 }
