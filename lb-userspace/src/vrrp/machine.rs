@@ -21,7 +21,7 @@
 //!
 //! From each state a shutdown leads to `Stopped`, from `Master` with priority 0.
 //!
-//! What a backup waits for (`Wait`) differs; `+` is the interval of the master, or its own while it knows none:
+//! What a backup waits for differs; intervals are those of the master that it follows, or its own while it knows none:
 //!
 //! | wait | begins with | ends after |
 //! |---|---|---|
@@ -32,12 +32,13 @@
 //! | `Away` | release; loss of the sync group | twice the down interval |
 //! | `Ready` | end of any other | election, once all members of the group are ready |
 
-use std::{collections::VecDeque, net::IpAddr, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use wait::{Kind, Wait};
 
 use super::{
     Heard, InstanceId, Moment,
+    action::{Action, State, View},
     announcing::Announcing,
     settings::{OWNER, Settings},
 };
@@ -48,33 +49,6 @@ mod wait;
 
 /// Between two advertisements, whatever is heard: hostile ones must not make us flood the network.
 const ANSWER_SPACING: Duration = Duration::from_millis(1);
-
-/// Where a virtual router stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// May not be master: the interface is down or has no address, a condition or another member of the group forbids it.
-    Fault,
-    Backup,
-    Master,
-    /// After shutdown, for ever.
-    Stopped,
-}
-
-/// What the driver does, in this order and at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send one advertisement. With `lease`: send it, and then let the kernel claim the VIPs until that moment. Without:
-    /// first end the claim in the kernel, and then send.
-    Advertise { priority: u8, lease: Option<Moment> },
-    /// Put the VIPs on the interface.
-    Hold,
-    /// Tell the neighbours of every VIP, once.
-    Announce,
-    /// End the claim in the kernel and take the VIPs off the interface.
-    Yield,
-    /// For those who watch.
-    Became(State),
-}
 
 pub(super) type Actions = VecDeque<(InstanceId, Action)>;
 
@@ -429,21 +403,4 @@ impl Machine {
         }
         actions.push_back((self.id, Action::Became(self.state())));
     }
-}
-
-/// What is told of an instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    pub state: State,
-    pub since: Moment,
-    /// The effective one; 0 in a state that takes no part.
-    pub priority: u8,
-    /// Who is known to be master, and with what priority.
-    pub master: Option<(IpAddr, u8)>,
-    /// Until when this node claims the VIPs unless it advertises again.
-    pub lease: Option<Moment>,
-    /// Handed over on purpose: it does not preempt its successor.
-    pub released: bool,
-    /// Changes of state, the first one after the start included.
-    pub transitions: u64,
 }
