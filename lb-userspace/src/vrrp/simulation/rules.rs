@@ -186,7 +186,7 @@ impl World {
                 (from.is_fit() && !to.is_drowsy && self.now - well_since > self.plan.overlap())
                     .then_some("it did not listen")
             }
-            Fate::Arrived => Some("it did not look into its socket"),
+            Fate::Arrived => Some("it did not read what had arrived"),
             Fate::Read => {
                 // Another master was followed since, or the old one's resignation was overtaken by its return.
                 let excuse = |(from, priority)| from != old || priority == 0;
