@@ -271,3 +271,14 @@ fn a_priority_below_zero_is_still_not_a_resignation() {
     machine.on(Event::Changed, at(150), &mut actions);
     assert_eq!(actions[0].1, Action::Advertise { priority: 1, lease: Some(at(450)) });
 }
+
+#[test]
+fn a_member_that_is_ready_compares_again_when_its_priority_falls() {
+    let mut machine = machine('D');
+    machine.on(Event::Heard(&heard(HIGHER, 50, 150)), at(150), &mut Actions::new());
+    machine.on(Event::Due, at(215), &mut Actions::new());
+    assert_eq!(letter(&machine), 'R');
+    machine.settings.condition = Condition { adjustment: -60, fault: false };
+    machine.on(Event::Changed, at(220), &mut Actions::new());
+    assert_eq!(machine.phase, Phase::Backup(kind('D').since(at(150))));
+}
