@@ -13,7 +13,11 @@ use crate::{
 };
 
 /// `lease`: until when the process before this one was granted the VIPs.
-pub(super) fn instance(configured: &model::Vrrp, condition: Condition, lease: Option<Moment>) -> anyhow::Result<Instance> {
+pub(super) fn instance(
+    configured: &model::Vrrp,
+    condition: Condition,
+    lease: Option<Moment>,
+) -> anyhow::Result<Instance> {
     let model::Vrrp { name, interface, vrid, version, priority, interval, .. } = configured;
     let settings = Settings {
         version: *version,
