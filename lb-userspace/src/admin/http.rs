@@ -73,6 +73,10 @@ impl Answer {
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, ..Self::text(reason.to_owned()) }
     }
 
+    pub(super) fn unavailable(reason: String) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::text(reason) }
+    }
+
     /// What was asked for is begun, and not done yet.
     pub(super) fn accepted(what: &str) -> Self {
         Self { status: StatusCode::ACCEPTED, ..Self::text(what.to_owned()) }

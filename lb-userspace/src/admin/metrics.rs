@@ -10,12 +10,17 @@ use super::{
     http::{self, Answer, READ_ONLY, Verb},
 };
 
-/// The metrics listener could not be opened.
+/// A listener could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("serving metrics on {address}: {source}. Set admin.metrics to a free address, or leave it out to serve none.")]
+#[error(
+    "serving {what} on {address}: {source}. Set admin.{key} to a free address of this host, or to \"off\" to serve none."
+)]
 pub struct ListenError {
-    address: SocketAddr,
-    source: io::Error,
+    pub(super) what: &'static str,
+    /// In the section `[admin]`.
+    pub(super) key: &'static str,
+    pub(super) address: SocketAddr,
+    pub(super) source: io::Error,
 }
 
 /// `GET /metrics` and `GET /healthz` on one address.
@@ -26,7 +31,8 @@ pub struct MetricsServer {
 
 impl MetricsServer {
     pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
+        let failed = |source| ListenError { what: "metrics", key: "metrics", address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
         info!("metrics on http://{address}/metrics");
         Ok(Self { listener })
     }

@@ -9,6 +9,7 @@ pub mod client;
 pub mod exposition;
 mod http;
 pub mod metrics;
+pub mod probes;
 pub mod socket;
 pub mod status;
 pub mod table;

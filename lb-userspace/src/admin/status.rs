@@ -71,6 +71,8 @@ pub struct Backend {
     pub check_failures: u64,
     /// `None` where nobody counts them.
     pub active_connections: Option<u64>,
+    /// Those among them that processes of this node have open, not through the VIP.
+    pub local_connections: Option<u64>,
     /// Since the daemon's maps were made, as the next two.
     pub connections: u64,
     pub packets: u64,
@@ -199,6 +201,7 @@ pub(super) mod tests {
             checks: 157,
             check_failures: 0,
             active_connections: Some(12),
+            local_connections: Some(2),
             connections: 1034,
             packets: 20_480,
             bytes: 10_485_760,
@@ -273,6 +276,7 @@ pub(super) mod tests {
                 "checks": 157,
                 "check_failures": 0,
                 "active_connections": 12,
+                "local_connections": 2,
                 "connections": 1034,
                 "packets": 20480,
                 "bytes": 10485760,

@@ -25,7 +25,11 @@ pub fn summary(status: &Status, now: SystemTime) -> String {
         "xvip {}, up {}, on {}; {} of {} connections tracked\n",
         status.version,
         age(now, status.started),
-        interfaces.collect::<Vec<_>>().join(", "),
+        if status.interfaces.is_empty() {
+            "no interface".to_owned()
+        } else {
+            interfaces.collect::<Vec<_>>().join(", ")
+        },
         status.connections.tracked,
         status.connections.capacity,
     )

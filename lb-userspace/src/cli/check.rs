@@ -74,7 +74,7 @@ fn summary(instance: &Vrrp) -> String {
 /// Whether this host has what the configuration names.
 async fn fits(config: &Config) -> Result<(), Failure> {
     let interfaces = host::interfaces(&host::connect()?).await?;
-    let fitting = supervisor::carriers(config, &interfaces);
+    let fitting = supervisor::carriers(config, &interfaces).and_then(|_| supervisor::hooked(config));
     fitting.map(drop).map_err(|error| Failure::Configuration(format!("error: {error:#}")))
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Key {
 pub(super) enum Need {
     /// It may not. One example for each time the section stands in the annotated example.
     Required(&'static [&'static str]),
+    /// It may not, unless something else in the file makes it needless: [`checked`](super::checked) tells. An example.
+    Conditional(&'static str),
     /// Leaving it out means this value.
     Default(&'static str),
     /// Leaving it out means something that no value says. An example.
@@ -46,7 +48,8 @@ pub(super) struct Child {
 /// Declares a section: a struct with a [`Field`](super::keys::Field) for each key, and its
 /// [`Section`](super::keys::Section).
 ///
-/// A key is `name: Type = required(example, example …)`, `= default(value)` or `= optional(example)`, then `from least to most`
+/// A key is `name: Type = required(example, example …)`, `= conditional(example)`, `= default(value)` or `= optional(example)`, then
+/// `from least to most`
 /// where it has bounds. Values are Rust literals that read the same in TOML.
 macro_rules! section {
     (
@@ -137,6 +140,10 @@ impl Need {
         Self::Required(examples)
     }
 
+    pub(super) const fn conditional(example: &'static [&'static str]) -> Self {
+        Self::Conditional(example[0])
+    }
+
     pub(super) const fn default(value: &'static [&'static str]) -> Self {
         Self::Default(value[0])
     }
@@ -151,7 +158,7 @@ impl Need {
     pub(super) fn example(&self) -> &'static str {
         match self {
             Self::Required(examples) => examples[0],
-            Self::Default(value) | Self::Optional(value) => value,
+            Self::Conditional(value) | Self::Default(value) | Self::Optional(value) => value,
         }
     }
 }

@@ -92,6 +92,9 @@ fn write_key(text: &mut String, key: &Key, switch: &str) -> fmt::Result {
         Need::Required(examples) => {
             writeln!(text, "# ({kind}; required)\n{switch}{name} = {}", examples[0])
         }
+        Need::Conditional(example) => {
+            writeln!(text, "# ({kind}; required, with the exception above)\n{name} = {example}")
+        }
         Need::Default(value) => writeln!(text, "# ({kind})\n#{name} = {value}"),
         Need::Optional(example) => writeln!(text, "# ({kind}; optional)\n#{name} = {example}"),
     }
@@ -112,6 +115,7 @@ fn write_tables(text: &mut String, declaration: &Declaration, header: &Header) -
     for key in declaration.keys {
         let default = match key.need {
             Need::Required(_) => "required".to_owned(),
+            Need::Conditional(_) => "required, with an exception".to_owned(),
             Need::Default(value) => format!("`{value}`"),
             Need::Optional(_) => "none".to_owned(),
         };
@@ -127,7 +131,7 @@ fn write_tables(text: &mut String, declaration: &Declaration, header: &Header) -
 fn required(key: &Key) -> Option<(&'static str, &'static [&'static str])> {
     match key.need {
         Need::Required(examples) => Some((key.name, examples)),
-        Need::Default(_) | Need::Optional(_) => None,
+        Need::Conditional(_) | Need::Default(_) | Need::Optional(_) => None,
     }
 }
 

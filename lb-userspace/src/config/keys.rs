@@ -154,7 +154,8 @@ impl Reader {
             return match key.need {
                 Need::Default(value) => Field::Default(declared(value)),
                 Need::Optional(_) => Field::Absent,
-                Need::Required(_) if place.misspelt.contains(&key.name) => Field::Wrong,
+                Need::Required(_) | Need::Conditional(_) if place.misspelt.contains(&key.name) => Field::Wrong,
+                Need::Conditional(_) => Field::Absent,
                 Need::Required(_) => {
                     let title = place.title();
                     let help = format!("add `{} = {}` below `{title}`", key.name, key.need.example());

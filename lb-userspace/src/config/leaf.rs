@@ -17,7 +17,7 @@ use toml::{
 };
 
 use super::{
-    model::{ChecksumForm, HmacMode, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, Password, Version, XdpMode},
     report::Span,
 };
 
@@ -60,6 +60,10 @@ pub(super) struct TlsName(pub(super) String);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HostAddress(pub(super) IpAddr);
 
+/// The address of a virtual server: one that a host can have, or its loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct VipAddress(pub(super) IpAddr);
+
 /// An address of a neighbour or of this host, on an interface that is given elsewhere: it may be link-local.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RouterAddress(pub(super) IpAddr);
@@ -86,6 +90,10 @@ pub(super) struct Statuses(pub(super) Vec<(u16, u16)>);
 /// A loopback address to listen on, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Listener(pub(super) Option<SocketAddr>);
+
+/// Any address to listen on, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProbeListener(pub(super) Option<SocketAddr>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckType {
@@ -177,6 +185,7 @@ strings! {
     HostHeader: "a host name, with `:port` if need be" by host_header;
     TlsName: "a DNS name or an IP address" by tls_name;
     HostAddress: "an IPv4 or IPv6 address" by host_address;
+    VipAddress: "an IPv4 or IPv6 address" by vip_address;
     RouterAddress: "an IPv4 or IPv6 address" by |text| address(text).map(RouterAddress);
     HostNet: "an IPv4 or IPv6 address, with or without a prefix length" by host_net;
     AddressLabel: "a string of at most 15 bytes" by label;
@@ -184,6 +193,8 @@ strings! {
     Password: "a string of at most 8 bytes" by password;
     Time: "a duration" by time;
     Listener: "a loopback address with a port, or \"off\"" by listener;
+    ProbeListener: "an address with a port, or \"off\"" by probe_listener;
+    Cgroup: "\"auto\", \"off\" or an absolute path" by cgroup;
     XdpMode: "\"auto\", \"native\" or \"generic\"" by |text| {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
@@ -222,7 +233,7 @@ macro_rules! lists {
 }
 
 lists! {
-    InterfaceName: "a list of names of interfaces" of (1..);
+    InterfaceName: "a list of names of interfaces" of (0..);
     HostNet: "a list of addresses, each with or without a prefix length" of (1..);
     RouterAddress: "a list of addresses" of (0..);
     Argument: "a list of strings" of (1..);
@@ -401,6 +412,21 @@ fn address(text: &str) -> Result<IpAddr, String> {
     Err(unfit.to_owned())
 }
 
+fn vip_address(text: &str) -> Result<VipAddress, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) if address.is_loopback() => Ok(VipAddress(address)),
+        _ => host_address(text).map(|HostAddress(address)| VipAddress(address)),
+    }
+}
+
+fn cgroup(text: &str) -> Result<Cgroup, String> {
+    match text {
+        "auto" => Ok(Cgroup::Auto),
+        "off" => Ok(Cgroup::Off),
+        _ => absolute_path(text).map(|AbsolutePath(path)| Cgroup::At(path)),
+    }
+}
+
 /// An interface's name may be followed by anything that leaves it one word.
 fn label(text: &str) -> Result<AddressLabel, String> {
     match interface_name(&text.replace(':', "-")) {
@@ -444,6 +470,17 @@ fn listener(text: &str) -> Result<Listener, String> {
         }
         Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
         Ok(address) => Ok(Listener(Some(address))),
+    }
+}
+
+fn probe_listener(text: &str) -> Result<ProbeListener, String> {
+    if text == "off" {
+        return Ok(ProbeListener(None));
+    }
+    match text.parse::<SocketAddr>() {
+        Err(_) => Err("is not an address with a port".to_owned()),
+        Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
+        Ok(address) => Ok(ProbeListener(Some(address))),
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Config {
 /// How and where packets are handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataplane {
-    /// Interfaces that get the XDP program; at least one, no duplicates.
+    /// Interfaces that get the XDP program; no duplicates, and at least one unless every virtual server is on loopback.
     pub interfaces: Vec<String>,
     pub mode: XdpMode,
     /// Connections tracked at once, per address family.
@@ -34,8 +34,19 @@ pub struct Dataplane {
     pub timeouts: Timeouts,
     /// Directory in a BPF filesystem that holds this instance's maps.
     pub bpffs: PathBuf,
+    /// Not off where a virtual server is on loopback.
+    pub cgroup: Cgroup,
     /// How long packets are carried after the VIPs were given away.
     pub drain: Duration,
+}
+
+/// Whose own connections to a virtual server go straight to a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cgroup {
+    /// Every process's: the root of the host's cgroups.
+    Auto,
+    Off,
+    At(PathBuf),
 }
 
 /// Which XDP hook to use.
@@ -62,12 +73,15 @@ pub struct Admin {
     pub control_socket: PathBuf,
     /// Loopback only. `None` serves no metrics.
     pub metrics: Option<SocketAddr>,
+    /// `None` serves no probes.
+    pub healthz: Option<SocketAddr>,
 }
 
 /// A VIP and port, and the backends behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualServer {
     pub name: String,
+    /// On loopback it is no VIP: sockets of this host are translated, and nothing else.
     pub address: IpAddr,
     pub port: u16,
     /// The interface that carries the VIP; `None` finds the one whose subnet holds it.

@@ -9,9 +9,9 @@ use super::{
     keys::{Any, Many, Maybe, One},
     leaf::{
         AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
-        Name, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName,
+        Name, ProbeListener, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName, VipAddress,
     },
-    model::{ChecksumForm, HmacMode, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, Password, Version, XdpMode},
 };
 
 section! {
@@ -29,13 +29,17 @@ section! {
     /// How and where packets are handled.
     struct Dataplane {
         /// Interfaces that get the XDP program: those that clients and backends are reached through.
-        interfaces: Vec<Spanned<InterfaceName>> = required(["eth0"]),
+        /// A node whose virtual servers are all on loopback needs none.
+        interfaces: Vec<Spanned<InterfaceName>> = conditional(["eth0"]),
         /// Which XDP hook to use. "auto" takes native where the driver has it, and generic with a warning where not.
         mode: XdpMode = default("auto"),
         /// Connections tracked at once, for each address family. The kernel sets memory aside for all of them at the start.
         max_connections: NonZeroU32 = default(262144) from 256 to 16777216,
         /// A directory for this instance's maps; it must be in a BPF filesystem.
         bpffs: AbsolutePath = default("/sys/fs/bpf/xvip"),
+        /// The processes whose own connections to a virtual server go straight to a backend, wherever the VIP is: those in this cgroup (v2)
+        /// and below it. "auto" takes the root, which is every process and pod of the node; "off" takes none.
+        cgroup: Cgroup = default("auto"),
         /// When the daemon ends: how long packets are still carried after the VIPs were given away, so that those on their way
         /// arrive. Without it, 2s where there is a [[vrrp]] section, and 0s where there is none.
         drain: Time = optional("2s") from "0s" to "60s",
@@ -63,6 +67,9 @@ section! {
         control_socket: SocketPath = default("/run/xvip/xvip.sock"),
         /// Where /metrics is served, on loopback only; "off" serves none.
         metrics: Listener = default("127.0.0.1:9095"),
+        /// Where /healthz is served for probes: 200 while each virtual server has a backend to send to, 503 with the reason when one has
+        /// none. /livez beside it answers as long as the daemon does. It may be beyond loopback: it tells names and states of backends.
+        healthz: ProbeListener = default("off"),
     }
 }
 
@@ -71,8 +78,9 @@ section! {
     struct VirtualServer {
         /// Its name in status, metrics and logs.
         name: Name = required("kube-apiserver"),
-        /// The VIP. Each address and port can be used by one virtual server only.
-        address: HostAddress = required("192.168.2.100"),
+        /// The VIP. Each address and port can be used by one virtual server only. A loopback address serves the processes of this node,
+        /// outside of pods, and needs no interface.
+        address: VipAddress = required("192.168.2.100"),
         /// The TCP port that clients use. Nothing listens on it, so it may be one that is taken on this host.
         port: u16 = required(16443) from 1 to 65535,
         /// The interface that carries the VIP. Without it, the one whose subnet holds the VIP.

@@ -2,13 +2,14 @@
 
 mod attach;
 mod fence;
+mod local;
 mod maps;
 mod records;
 mod run;
 mod shown;
 mod sweep;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -21,8 +22,11 @@ use lb_common::{
     maglev::SLOTS,
 };
 
+use crate::host::namespace;
+
 pub use attach::{AttachError, Mode};
 pub use fence::Fence;
+pub use local::{HookError, Locals};
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
 pub use shown::ShowError;
@@ -59,6 +63,8 @@ pub enum LoadError {
     Map { name: &'static str, source: MapError },
     #[error("reading the kernel's clock: {0}")]
     Clock(ProgramError),
+    #[error("asking for the number of this network namespace: {0}. xvip needs Linux 5.15 or newer.")]
+    Home(io::Error),
     #[error(transparent)]
     Show(#[from] ShowError),
 }
@@ -109,11 +115,15 @@ impl Dataplane {
     pub fn load(options: &Options) -> Result<Self, LoadError> {
         // Each connection has two halves.
         let entries = options.max_connections.saturating_mul(2);
+        let home = namespace::cookie().map_err(LoadError::Home)?;
+        let chooses_errors = u32::from(local::chooses_errors());
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::FLOWS4, entries)
             .map_max_entries(names::FLOWS6, entries)
             .map_max_entries(names::TABLES, options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS))
             .override_global(aya_log::LEVEL, &records::level(), true)
+            .override_global(names::HOME, &home, true)
+            .override_global(names::CHOOSES_ERRORS, &chooses_errors, true)
             .load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
         for name in [names::XDP_ICMP, names::XDP_CLOCK] {
@@ -122,6 +132,7 @@ impl Dataplane {
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
+        local::load(&mut ebpf)?;
         let shown = options.bpffs.as_deref().map(|path| Shown::new(&ebpf, path)).transpose()?;
         let maps = maps::Maps::take(&mut ebpf)?;
         let handed_on = hand_on(&mut ebpf)?;

@@ -1,6 +1,7 @@
 //! The daemon from start to end: the order in which things come up, the one loop that keeps the tables true, and the order in
 //! which everything is taken away again.
 
+mod closing;
 mod placement;
 mod sweeping;
 mod view;
@@ -9,12 +10,14 @@ mod vrrp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
-use lb_common::abi::BackendId;
+use lb_common::abi::{Backend, BackendId};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -24,19 +27,20 @@ use tokio::{
 
 pub(crate) use self::placement::carriers;
 use self::{
+    closing::Closer,
     placement::{carried, moves, ports},
     vips::Vips,
     vrrp::{Seen, Vrrp},
 };
 use crate::{
-    admin::{ControlSocket, Status, metrics::MetricsServer, socket::Command},
+    admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command},
     config::{
         hints,
-        model::{Config, XdpMode},
+        model::{Cgroup, Config, VirtualServer, XdpMode},
     },
-    dataplane::{Dataplane, Mode, Options},
+    dataplane::{Change, Dataplane, Mode, Options},
     health::{Checkers, Reports, State},
-    host::{self, Changes, Forwarding, Handle, Interface, Interfaces, forwarding::Families, preflight},
+    host::{self, Changes, Forwarding, Handle, Interface, Interfaces, cgroup, forwarding::Families, preflight},
     reconcile::{Applied, Inputs, desired, plan},
 };
 
@@ -97,6 +101,9 @@ struct Node<'a> {
     host: Interfaces,
     applied: Applied,
     alive: watch::Receiver<Alive>,
+    /// The same of this host's own sockets.
+    own: watch::Receiver<Alive>,
+    closer: Closer,
     status: watch::Sender<Arc<Status>>,
     _forwarding: Forwarding,
 }
@@ -112,6 +119,10 @@ impl<'a> Node<'a> {
             Some(address) => Some(MetricsServer::bind(address).await?),
             None => None,
         };
+        let probes = match config.admin.healthz {
+            Some(address) => Some(ProbeServer::bind(address).await?),
+            None => None,
+        };
 
         let handle = host::connect().context("opening a netlink socket")?;
         let changes = Changes::subscribe(&handle).await?;
@@ -119,12 +130,15 @@ impl<'a> Node<'a> {
         let carriers = carriers(config, &host)?;
 
         let mut dataplane = Dataplane::load(&Options {
-            max_connections: config.dataplane.max_connections.get(),
+            max_connections: tracked(config),
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
         let counts = watch::Sender::new(Alive::new());
         let sweeper = dataplane.sweeper()?;
+        let own = watch::Sender::new(Alive::new());
+        let own_counts = own.subscribe();
+        let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let families = Families {
@@ -154,6 +168,8 @@ impl<'a> Node<'a> {
             host,
             applied: Applied::default(),
             alive: counts.subscribe(),
+            own: own_counts,
+            closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
@@ -168,11 +184,14 @@ impl<'a> Node<'a> {
         if let Some(metrics) = metrics {
             node.servers.spawn(metrics.serve(node.status.subscribe()));
         }
-        log::info!(
-            "carrying {} virtual servers on {}",
-            config.virtual_servers.len(),
-            config.dataplane.interfaces.join(", ")
-        );
+        if let Some(probes) = probes {
+            node.servers.spawn(probes.serve(node.status.subscribe()));
+        }
+        let interfaces = match &config.dataplane.interfaces[..] {
+            [] => "no interface".to_owned(),
+            names => names.join(", "),
+        };
+        log::info!("carrying {} virtual servers on {interfaces}", config.virtual_servers.len());
         Ok(node)
     }
 
@@ -181,6 +200,7 @@ impl<'a> Node<'a> {
     async fn bring_up(&mut self) -> anyhow::Result<()> {
         self.servers.spawn(self.dataplane.log()?.pass_on());
         self.attach()?;
+        self.attach_hooks()?;
         self.await_health().await?;
         self.hold().await?;
         self.vrrp.settle().await;
@@ -206,6 +226,15 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
+    /// Puts the hooks on the cgroup, so that this node's own processes need no VIP.
+    fn attach_hooks(&mut self) -> anyhow::Result<()> {
+        if let Some((path, cgroup)) = hooked(self.config)? {
+            self.dataplane.attach_hooks(&cgroup).with_context(|| format!("cgroup {}", path.display()))?;
+            log::info!("connections of processes in cgroup {} go straight to backends", path.display());
+        }
+        Ok(())
+    }
+
     /// Waits until each backend was checked once, so that the VIP is not held by a node that knows of nobody to send to. A check that
     /// takes longer than it may is not waited for.
     async fn await_health(&mut self) -> anyhow::Result<()> {
@@ -220,8 +249,9 @@ impl<'a> Node<'a> {
     /// Puts the VIPs that do not move on their interfaces and announces them.
     async fn hold(&mut self) -> anyhow::Result<()> {
         let config = self.config;
+        let stays = |server: &VirtualServer| !server.address.is_loopback() && !moves(config, server);
         let all = config.virtual_servers.iter().zip(&self.carriers);
-        for (server, carrier) in all.filter(|(server, _)| !moves(config, server)) {
+        for (server, carrier) in all.filter(|(server, _)| stays(server)) {
             self.vips.hold(server.address, self.host.named(carrier)?).await?;
         }
         self.host = host::interfaces(&self.handle).await?;
@@ -307,6 +337,10 @@ impl<'a> Node<'a> {
             desired(&Inputs { servers: &config.virtual_servers, states: &states, local: &local, ports: &ports })?;
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
+        let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
+        if !lost.is_empty() {
+            self.closer.close(lost);
+        }
         self.applied = applied;
         self.followed = reports;
         Ok(())
@@ -327,7 +361,7 @@ impl<'a> Node<'a> {
     fn publish(&mut self) -> anyhow::Result<()> {
         let held = self.config.virtual_servers.iter().zip(&self.carriers).map(|(server, carrier)| {
             let on = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == server.address);
-            self.host.named(carrier).is_ok_and(on)
+            server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
         let status = view::status(view::Sources {
@@ -339,6 +373,7 @@ impl<'a> Node<'a> {
             held: &held,
             dataplane: &self.dataplane,
             alive: &self.alive.borrow(),
+            own: &self.own.borrow(),
             vrrp: self.vrrp.status(),
         })?;
         self.status.send_replace(Arc::new(status));
@@ -371,9 +406,38 @@ impl<'a> Node<'a> {
     }
 }
 
+/// The cgroup whose processes need no VIP. Where others ask for the virtual servers too, it may be out of sight.
+pub(crate) fn hooked(config: &Config) -> anyhow::Result<Option<(PathBuf, File)>> {
+    let needed = config.virtual_servers.iter().any(|server| server.address.is_loopback());
+    Ok(match &config.dataplane.cgroup {
+        Cgroup::Off => None,
+        Cgroup::At(path) => Some((path.clone(), cgroup::open(path)?)),
+        Cgroup::Auto => match cgroup::root() {
+            Err(error) if !needed => {
+                log::warn!("this node's own processes go through the VIP: {error}");
+                None
+            }
+            found => Some(found?),
+        },
+    })
+}
+
+/// A backend whose connections are lost by a change.
+fn lost(change: &Change) -> Option<BackendId> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
+        _ => None,
+    }
+}
+
+/// Connections to keep track of: none of packets where no packet is seen.
+fn tracked(config: &Config) -> u32 {
+    if config.dataplane.interfaces.is_empty() { 1 } else { config.dataplane.max_connections.get() }
+}
+
 /// Health in the order of the configuration.
 fn states(config: &Config, reports: &Reports) -> Vec<Vec<State>> {
-    let of = |server: &crate::config::model::VirtualServer| {
+    let of = |server: &VirtualServer| {
         let state = |backend: &crate::config::model::Backend| {
             reports.get(&view::key(server, backend)).map_or(State::Down, |report| report.state)
         };

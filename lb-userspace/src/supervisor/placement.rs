@@ -11,6 +11,9 @@ use crate::{
     host::Interfaces,
 };
 
+/// Shown as the interface of a virtual server on a loopback address.
+const LOOPBACK: &str = "lo";
+
 /// The interface that each virtual server's VIP is put on.
 pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec<String>> {
     for name in &config.dataplane.interfaces {
@@ -55,6 +58,9 @@ pub(super) fn ports(attached: &BTreeMap<String, Mode>, host: &Interfaces) -> BTr
 }
 
 fn carrier(server: &VirtualServer, config: &Config, host: &Interfaces) -> anyhow::Result<String> {
+    if server.address.is_loopback() {
+        return Ok(LOOPBACK.to_owned());
+    }
     let named = match instance_of(config, server) {
         Some(instance) => Some(&instance.interface),
         None => server.interface.as_ref(),

@@ -26,6 +26,8 @@ pub(super) struct Sources<'a> {
     pub(super) dataplane: &'a Dataplane,
     /// Connections that are alive, by backend.
     pub(super) alive: &'a BTreeMap<BackendId, u64>,
+    /// Those of this host's own sockets, which the other ones are without.
+    pub(super) own: &'a BTreeMap<BackendId, u64>,
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
 }
 
@@ -77,6 +79,7 @@ fn view(
 ) -> Result<status::Backend, ApplyError> {
     let report = sources.reports.get(&key(server, backend));
     let traffic = sources.dataplane.traffic(id)?;
+    let [forwarded, own] = [sources.alive, sources.own].map(|counts| counts.get(&id).copied().unwrap_or_default());
     Ok(status::Backend {
         name: backend.name.clone(),
         address: backend.address,
@@ -89,7 +92,8 @@ fn view(
             .map(|check| status::LastCheck { text: check.text.clone(), latency: check.latency }),
         checks: report.map_or(0, |report| report.checks),
         check_failures: report.map_or(0, |report| report.failures),
-        active_connections: Some(sources.alive.get(&id).copied().unwrap_or_default()),
+        active_connections: Some(forwarded + own),
+        local_connections: Some(own),
         connections: traffic.connections,
         packets: traffic.packets_in + traffic.packets_out,
         bytes: traffic.bytes_in + traffic.bytes_out,
@@ -103,9 +107,12 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
     for (counter, count) in counts {
         let label = counter.label().to_owned();
         match counter {
-            Counter::Connected | Counter::Rebuilt | Counter::Unresolved | Counter::IcmpError => {
-                sorted.events.insert(label, *count)
-            }
+            Counter::Connected
+            | Counter::Rebuilt
+            | Counter::Local
+            | Counter::LocalRefused
+            | Counter::Unresolved
+            | Counter::IcmpError => sorted.events.insert(label, *count),
             Counter::NoService | Counter::Fragment | Counter::Malformed | Counter::IcmpStranger => {
                 *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)

@@ -220,13 +220,15 @@ fn config() -> impl Strategy<Value = Config> {
     let connections = (256_u32..=16_777_216).prop_map(|count| NonZeroU32::new(count).expect("not zero"));
     let interfaces =
         prop::collection::hash_set("[a-z0-9._-]{3,15}", 1..4).prop_map(|names| names.into_iter().collect());
-    let dataplane = (interfaces, mode, connections, timeouts, path(), duration(0..=60_000)).prop_map(
-        |(interfaces, mode, max_connections, timeouts, bpffs, drain)| Dataplane {
+    let cgroup = prop_oneof![Just(Cgroup::Auto), Just(Cgroup::Off), path().prop_map(Cgroup::At)];
+    let dataplane = (interfaces, mode, connections, timeouts, path(), cgroup, duration(0..=60_000)).prop_map(
+        |(interfaces, mode, max_connections, timeouts, bpffs, cgroup, drain)| Dataplane {
             interfaces,
             mode,
             max_connections,
             timeouts,
             bpffs,
+            cgroup,
             drain,
         },
     );
@@ -237,7 +239,12 @@ fn config() -> impl Strategy<Value = Config> {
             },
         )
     });
-    let admin = (path(), metrics).prop_map(|(control_socket, metrics)| Admin { control_socket, metrics });
+    let healthz = prop::option::of((any::<[u8; 4]>(), 1_u16..)).prop_map(|healthz| healthz.map(Into::into));
+    let admin = (path(), metrics, healthz).prop_map(|(control_socket, metrics, healthz)| Admin {
+        control_socket,
+        metrics,
+        healthz,
+    });
     let vrrp = (prop::collection::vec(vrrp(), 0..4), any::<bool>())
         .prop_map(|(instances, grouped)| numbered(instances, grouped));
     (dataplane, admin, prop::collection::vec(virtual_server(), 1..4), vrrp).prop_map(
@@ -267,6 +274,11 @@ fn written(config: &Config) -> String {
     key("mode", format!("{:?}", dataplane.mode).to_lowercase().into());
     key("max_connections", integer(dataplane.max_connections));
     key("bpffs", file(&dataplane.bpffs));
+    match &dataplane.cgroup {
+        Cgroup::Auto => {}
+        Cgroup::Off => key("cgroup", "off".into()),
+        Cgroup::At(path) => key("cgroup", file(path)),
+    }
     key("drain", time(dataplane.drain));
     key("timeouts.syn", time(dataplane.timeouts.syn));
     key("timeouts.established", time(dataplane.timeouts.established));
@@ -275,6 +287,7 @@ fn written(config: &Config) -> String {
     let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
+    key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
     for VirtualServer { name, address, port, interface, check, backends } in virtual_servers {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");

@@ -86,10 +86,9 @@ impl Driver {
         let router = Router::new(settings.collect(), clock::now());
         let (leases, events) = (Leases::new(options.lease), options.events);
         let mut driver = Self { router, instances, network, timer, wake, commands, leases, events, publisher, journal };
-        for running in &mut driver.instances {
-            running.clear(&mut driver.network, Whose::Anybodys, &mut driver.journal);
-        }
+        // First: VIPs whose lease still runs stay where they are.
         driver.act();
+        driver.remove_left_overs();
         driver.publish();
         Ok((driver, scheduling))
     }
@@ -115,6 +114,27 @@ impl Driver {
             self.act();
             self.probe();
             self.publish();
+        }
+    }
+
+    /// Takes VIPs away that a former process has left.
+    fn remove_left_overs(&mut self) {
+        let (network, journal) = (&mut self.network, &mut self.journal);
+        for (interface, net) in network.marked() {
+            let of = |running: &Running| {
+                running.instance.interface == interface && running.vips().any(|vip| vip == net.addr())
+            };
+            if !self.instances.iter().any(of) {
+                match network.remove(&interface, net) {
+                    Ok(_) => journal.info(format!("{net} was left on {interface} by a former configuration: removed")),
+                    Err(e) => {
+                        journal.warn(format!("removing {net}, left on {interface} by a former configuration: {e}"))
+                    }
+                }
+            }
+        }
+        for running in self.instances.iter_mut().filter(|running| running.held.is_none()) {
+            running.clear(network, Whose::Anybodys, journal);
         }
     }
 
@@ -183,6 +203,7 @@ impl Driver {
                         Ok(Some(datagram)) => {
                             let of = (interface.as_str(), family);
                             hear(&datagram, of, &mut self.instances, &mut self.router, &mut self.journal);
+                            self.publisher.touch();
                             if datagram.received > begun {
                                 break;
                             }
@@ -197,7 +218,6 @@ impl Driver {
                 }
             }
         }
-        self.publisher.touch();
     }
 
     /// Foreign claims to VIPs that are here.

@@ -124,6 +124,19 @@ impl Network {
         self.ports.iter_mut()
     }
 
+    /// The addresses that were put there for virtual routers.
+    pub(super) fn marked(&self) -> Vec<(String, IpNet)> {
+        let of = |name: &String| {
+            let addresses = self.links.named(name).map_or(&[][..], |link| &link.addresses);
+            addresses
+                .iter()
+                .filter(|address| address.marked)
+                .map(|address| (name.clone(), address.net))
+                .collect::<Vec<_>>()
+        };
+        self.needs.keys().flat_map(of).collect()
+    }
+
     /// Puts a VIP on an interface; false if it was there.
     pub(super) fn add(&mut self, interface: &str, vip: IpNet, label: Option<&str>) -> io::Result<bool> {
         let Some(link) = self.links.named(interface) else { return Err(io::Error::from_raw_os_error(libc::ENODEV)) };
