@@ -28,6 +28,8 @@ const HOLDER: &str = "ha-lb-a";
 const ELSEWHERE: &str = "worker-1";
 const WORKER: &str = "worker-1";
 const LIMIT: Duration = Duration::from_secs(5);
+/// From the end of a host to the last connection that may go there: as for a process, but each check waits for its whole timeout.
+const LEFT: Duration = DETECTION.saturating_add(Duration::from_secs(1));
 
 /// Deployment C, with the hooks on a cgroup that the test's threads may join. The site ends before the cgroup: declare it last.
 fn site(name: &str, cgroup: &Cgroup) -> Site {
@@ -411,8 +413,7 @@ fn a_worker_leaves_a_dead_master_in_time() {
         let doomed: Vec<bool> =
             sockets.iter().map(|socket| truth[&plain(shown(socket.local_addr()))] == dead).collect();
         let (report, killed) = thread::scope(|scope| {
-            let load =
-                Load { rate: Some(50.0), concurrency: 200, time: Some(DETECTION * 2), ..Load::sequential(10_000) };
+            let load = Load { rate: Some(50.0), concurrency: 200, time: Some(LEFT * 2), ..Load::sequential(10_000) };
             let load = scope.spawn(|| requests(&site, WORKER, &cgroup, v6, load));
             let killed = Instant::now();
             site.host("master-2").unplug().unwrap();
@@ -423,9 +424,9 @@ fn a_worker_leaves_a_dead_master_in_time() {
             (load.join().unwrap(), killed)
         });
         let last = report.latest_failure().map(|last| last.duration_since(killed));
-        println!("IPv6 {v6}: last failure {last:?} after the end of its host, at most {DETECTION:?} allowed; {report}");
+        println!("IPv6 {v6}: last failure {last:?} after the end of its host, at most {LEFT:?} allowed; {report}");
         assert!(report.good() > 100, "{report}");
-        assert!(last.is_some_and(|last| last <= DETECTION), "{last:?}: {report}");
+        assert!(last.is_some_and(|last| last <= LEFT), "{last:?}: {report}");
         site.host("master-2").plug().unwrap();
         site.wait_for_state("master-2", State::Up).unwrap();
     }
