@@ -1,5 +1,7 @@
 //! The status as OpenMetrics text, made anew for each scrape.
 
+mod vrrp;
+
 use std::{collections::BTreeMap, fmt, time::UNIX_EPOCH};
 
 use prometheus_client::{
@@ -44,6 +46,7 @@ impl Collector for Snapshot {
         });
         encoder.gauges("vip_held", "Whether the VIP is on its interface", None, held)?;
         backends(status, encoder)?;
+        vrrp::families(&status.vrrp, encoder)?;
 
         let by = |label: &'static str, map: &BTreeMap<String, u64>| {
             map.iter().map(|(name, n)| ([(label, name.clone())], *n)).collect::<Vec<_>>()
@@ -217,7 +220,7 @@ xvip_tracked_connections_limit 131072
     }
 
     /// What the OpenMetrics grammar asks of every line, for any status.
-    fn assert_strict(text: &str) {
+    pub(super) fn assert_strict(text: &str) {
         let body = text.strip_suffix("# EOF\n").expect("the end mark");
         let is_name = |name: &str| {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use super::{
     Published, exposition,
-    http::{self, Answer},
+    http::{self, Answer, READ_ONLY, Verb},
 };
 
 /// A listener could not be opened.
@@ -43,11 +43,12 @@ impl MetricsServer {
 
     /// Serves until it is dropped. Cancel-safe: answers under way are cut off.
     pub async fn serve(self, status: Published) {
-        http::serve(self.listener, move |_, request| {
-            match request.uri().path() {
+        http::serve(self.listener, move |_, verb, request| {
+            match (verb, request.uri().path()) {
+                (Verb::Post, _) => Answer::not_allowed(READ_ONLY),
                 // That this answers at all is the health of the daemon; that of the backends is in the metrics.
-                "/healthz" => Answer::text("ok\n".to_owned()),
-                "/metrics" => Answer::new(exposition::CONTENT_TYPE, exposition::render(&status.borrow())),
+                (_, "/healthz") => Answer::text("ok\n".to_owned()),
+                (_, "/metrics") => Answer::new(exposition::CONTENT_TYPE, exposition::render(&status.borrow())),
                 _ => Answer::not_found("GET /metrics and GET /healthz are served here\n"),
             }
         })
@@ -95,7 +96,13 @@ mod tests {
 
         assert!(request(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
         assert!(request(address, "GET /").await.starts_with("HTTP/1.1 404 "));
-        assert!(request(address, "DELETE /metrics").await.starts_with("HTTP/1.1 405 "));
+        for method in ["DELETE", "POST"] {
+            let response = request(address, &format!("{method} /metrics")).await;
+            assert!(
+                response.starts_with("HTTP/1.1 405 ") && response.contains("\r\nallow: GET, HEAD\r\n"),
+                "{response}"
+            );
+        }
         serving.abort();
     }
 

@@ -13,6 +13,7 @@ pub mod probes;
 pub mod socket;
 pub mod status;
 pub mod table;
+pub mod vrrp;
 
 pub use socket::ControlSocket;
 pub use status::Status;

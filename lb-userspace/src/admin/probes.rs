@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use super::{
     Published,
-    http::{self, Answer},
+    http::{self, Answer, READ_ONLY, Verb},
     metrics::ListenError,
     status::{Backend, Status, VirtualServer, state_name},
 };
@@ -29,12 +29,13 @@ impl ProbeServer {
 
     /// Serves until it is dropped. Cancel-safe: answers under way are cut off.
     pub async fn serve(self, status: Published) {
-        http::serve(self.listener, move |_, request| match request.uri().path() {
-            "/healthz" => match complaints(&status.borrow()) {
+        http::serve(self.listener, move |_, verb, request| match (verb, request.uri().path()) {
+            (Verb::Post, _) => Answer::not_allowed(READ_ONLY),
+            (_, "/healthz") => match complaints(&status.borrow()) {
                 found if found.is_empty() => Answer::text("ok\n".to_owned()),
                 found => Answer::unavailable(found.join("\n") + "\n"),
             },
-            "/livez" => Answer::text("ok\n".to_owned()),
+            (_, "/livez") => Answer::text("ok\n".to_owned()),
             _ => Answer::not_found("GET /healthz and GET /livez are served here\n"),
         })
         .await;

@@ -3,12 +3,14 @@
 //! A field that is wrong has been reported while it was read; here it only ends the section it is in.
 
 mod check;
+mod vrrp;
 
 use std::{
     collections::HashMap,
     fmt::Display,
     hash::Hash,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use super::{
@@ -19,6 +21,9 @@ use super::{
     raw,
     report::{Mistakes, Span, line_of},
 };
+
+/// What is on its way to a VIP that another node has taken arrives within this, where its announcement was heard.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// State of the checks between keys.
 #[derive(Debug)]
@@ -34,17 +39,19 @@ impl Checker<'_> {
     pub(super) fn config(&mut self, raw: raw::File) -> Option<Config> {
         self.refuse_shared_vips(&raw.virtual_server.0);
         self.check_loopback(&raw.dataplane.0, &raw.virtual_server.0);
-        let dataplane = self.dataplane(raw.dataplane.0);
+        let vrrp = self.vrrp(&raw.vrrp.0, &raw.virtual_server.0);
+        let dataplane = self.dataplane(raw.dataplane.0, !raw.vrrp.0.is_empty());
         let admin = admin(raw.admin.0);
         let servers: Vec<_> = raw.virtual_server.0.into_iter().map(|server| self.virtual_server(server)).collect();
         Some(Config {
             dataplane: dataplane?,
             admin: admin?,
             virtual_servers: servers.into_iter().collect::<Option<_>>()?,
+            vrrp: vrrp?,
         })
     }
 
-    fn dataplane(&mut self, raw: raw::Dataplane) -> Option<model::Dataplane> {
+    fn dataplane(&mut self, raw: raw::Dataplane, moves: bool) -> Option<model::Dataplane> {
         let timeouts = self.timeouts(&raw.timeouts.0);
         let names = raw.interfaces.value().map(Vec::as_slice).unwrap_or_default();
         self.refuse_duplicates(names.iter().map(|name| (name.get_ref().0.as_str(), name.span())), |name, line| {
@@ -58,6 +65,7 @@ impl Checker<'_> {
             timeouts: timeouts?,
             bpffs: raw.bpffs.value()?.0.clone(),
             cgroup: raw.cgroup.value()?.clone(),
+            drain: optional(&raw.drain)?.map_or(if moves { DRAIN } else { Duration::ZERO }, |drain| drain.0),
         })
     }
 

@@ -38,21 +38,24 @@ pub(super) enum Need {
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) name: &'static str,
-    /// `[[name]]`, at least once, rather than `[name]`.
+    /// `[[name]]` rather than `[name]`.
     pub(super) many: bool,
+    /// Leaving it out means something else than a section of defaults.
+    pub(super) optional: bool,
     pub(super) declaration: &'static Declaration,
 }
 
 /// Declares a section: a struct with a [`Field`](super::keys::Field) for each key, and its
 /// [`Section`](super::keys::Section).
 ///
-/// A key is `name: Type = required(example | example …)`, `= conditional(example)`, `= default(value)` or `= optional(example)`, then `from least to most`
+/// A key is `name: Type = required(example, example …)`, `= conditional(example)`, `= default(value)` or `= optional(example)`, then
+/// `from least to most`
 /// where it has bounds. Values are Rust literals that read the same in TOML.
 macro_rules! section {
     (
         $(#[doc = $doc:literal])*
         struct $name:ident {
-            $($(#[doc = $key_doc:literal])* $key:ident: $type:ty = $need:ident($($value:tt)|+) $(from $least:tt to $most:tt)?,)*
+            $($(#[doc = $key_doc:literal])* $key:ident: $type:ty = $need:ident($($value:expr),+) $(from $least:literal to $most:literal)?,)*
         } $(sections { $($child:ident: $nested:ty,)+ })?
     ) => {
         $(#[doc = $doc])*
@@ -76,6 +79,7 @@ macro_rules! section {
                 sections: &[$($($crate::config::declaration::Child {
                     name: stringify!($child),
                     many: <$nested as $crate::config::keys::Nested>::MANY,
+                    optional: <$nested as $crate::config::keys::Nested>::OPTIONAL,
                     declaration: <$nested as $crate::config::keys::Nested>::DECLARATION,
                 }),+)?],
             };
@@ -112,7 +116,7 @@ macro_rules! section {
         }
     };
     (@bounds) => { None };
-    (@bounds $least:tt $most:tt) => { Some((stringify!($least), stringify!($most))) };
+    (@bounds $least:literal $most:literal) => { Some((stringify!($least), stringify!($most))) };
 }
 
 pub(super) use section;

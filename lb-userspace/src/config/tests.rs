@@ -48,6 +48,44 @@ weight = 1
 [[virtual_server.backend]]
 name = "master-2"
 address = "192.168.2.12"
+[[vrrp]]
+name = "apiserver"
+interface = "eth0"
+vrid = 51
+version = 3
+priority = 100
+interval = "100ms"
+down_factor = 3
+preempt = true
+preempt_delay = "1m"
+addresses = ["192.168.2.100", "192.168.2.101/24"]
+peers = ["192.168.2.20"]
+min_ttl = 255
+source = "192.168.2.10"
+checksum = "message"
+label = "eth0:vip"
+sync_group = "all"
+notify = "/etc/xvip/notify.sh"
+backends_weight = -253
+dataplane_weight = 0
+[vrrp.hmac]
+key_id = 1
+key_file = "/etc/xvip/vrrp.key"
+mode = "enforce"
+[[vrrp.script]]
+name = "uplink"
+command = ["/bin/ping", "-c1", "192.168.2.1"]
+interval = "1s"
+timeout = "500ms"
+rise = 1
+fall = 1
+weight = -2
+[[vrrp]]
+name = "internal"
+interface = "eth1"
+vrid = 51
+addresses = ["10.0.0.100"]
+sync_group = "all"
 "#;
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -213,7 +251,7 @@ fn unknown_keys_come_with_the_best_guess() {
         (3, "max-connections-", "did you mean `max_connections`?"),
         (3, "rise", "`rise` belongs below `[virtual_server.check]`"),
         (3, "weight", "`weight` belongs below `[[virtual_server.backend]]`"),
-        (3, "virtual_ipaddress", "known here: interfaces, mode, max_connections, bpffs, cgroup, timeouts"),
+        (3, "virtual_ipaddress", "known here: interfaces, mode, max_connections, bpffs, cgroup, drain, timeouts"),
     ] {
         let report = parse(&with_line(line, &format!("{key} = 1")), "f").expect_err("an unknown key");
         assert_eq!(report.mistakes()[0].help, help, "{key}");
@@ -260,6 +298,7 @@ fn what_is_left_out_has_the_documented_default() {
         timeouts,
         bpffs: "/sys/fs/bpf/xvip".into(),
         cgroup: model::Cgroup::Auto,
+        drain: seconds(0),
     };
     let metrics = Some("127.0.0.1:9095".parse().expect("an address"));
     let backend = model::Backend { name: "b".into(), address: "fd00::2".parse().expect("IPv6"), port: 6443, weight: 1 };
@@ -272,5 +311,5 @@ fn what_is_left_out_has_the_documented_default() {
         backends: vec![backend],
     };
     let admin = model::Admin { control_socket: "/run/xvip/xvip.sock".into(), metrics, healthz: None };
-    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server] });
+    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server], vrrp: Vec::new() });
 }

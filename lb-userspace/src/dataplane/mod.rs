@@ -160,6 +160,12 @@ impl Dataplane {
         u64::from(self.max_connections) * 2
     }
 
+    /// The id of `xdp_ingress`, by which an interface tells what is on it.
+    pub fn ingress_id(&self) -> Result<u32, ProgramError> {
+        let program = self.ebpf.program(names::XDP_INGRESS).expect("the object has the programs it was built with");
+        program.info().map(|info| info.id())
+    }
+
     /// Name and verified instructions of each program; `None` where the kernel (before 5.16) does not tell.
     pub fn programs(&self) -> Result<Vec<(String, Option<u32>)>, ProgramError> {
         let told = self.ebpf.programs().map(|(name, program)| {

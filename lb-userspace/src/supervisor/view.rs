@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::SystemTime};
 use lb_common::abi::{BackendId, Counter};
 
 use crate::{
-    admin::status::{self, Connections, Counters, Status},
+    admin::{
+        self,
+        status::{self, Connections, Counters, Status},
+    },
     config::model::{Backend, Config, VirtualServer},
     dataplane::{ApplyError, Dataplane, Mode},
     health::{BackendKey, Reports, State},
@@ -25,13 +28,14 @@ pub(super) struct Sources<'a> {
     pub(super) alive: &'a BTreeMap<BackendId, u64>,
     /// Those of this host's own sockets, which the other ones are without.
     pub(super) own: &'a BTreeMap<BackendId, u64>,
+    pub(super) vrrp: Vec<admin::vrrp::Instance>,
 }
 
 pub(super) fn key(server: &VirtualServer, backend: &Backend) -> BackendKey {
     BackendKey { virtual_server: server.name.clone(), backend: backend.name.clone() }
 }
 
-pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
+pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
     // Numbered as `reconcile::desired` numbers them.
     let mut ids = (0..).map(BackendId);
     let mut forwarded = 0;
@@ -39,7 +43,7 @@ pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
     for (index, server) in sources.config.virtual_servers.iter().enumerate() {
         let mut backends = Vec::new();
         for (backend, id) in server.backends.iter().zip(&mut ids) {
-            let shown = view(sources, server, backend, id)?;
+            let shown = view(&sources, server, backend, id)?;
             forwarded += shown.packets;
             backends.push(shown);
         }
@@ -60,6 +64,7 @@ pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
     Ok(Status {
         interfaces: interfaces.map(|(name, at)| status::Interface { name: name.clone(), mode: mode(at) }).collect(),
         virtual_servers,
+        vrrp: sources.vrrp,
         connections: Connections { tracked: sources.alive.values().sum(), capacity: sources.dataplane.capacity() },
         counters: counters(&sources.dataplane.counters()?, forwarded),
         ..Status::starting(sources.started)
