@@ -19,7 +19,11 @@ use lb_tests::{
     wait,
     xvip::{Xvip, backends},
 };
-use lb_userspace::{admin::Status, health::State, host::namespace};
+use lb_userspace::{
+    admin::{Status, vrrp},
+    health::State,
+    host::namespace,
+};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -160,6 +164,35 @@ fn every_kind_of_connect_reaches_a_backend_and_is_shown_the_vip() {
     let total: u64 = status.virtual_servers.iter().flat_map(|s| &s.backends).map(|b| b.connections).sum();
     assert_eq!(total, 2 * (6 + 200));
     site.deployment.lab.assert_checksums_clean();
+}
+
+#[test]
+fn a_backup_sends_its_own_straight_to_backends() {
+    const BACKUP: &str = "ha-lb-b";
+    let sections = |priority: u8| {
+        let section = |vrid, vip| {
+            format!(
+                "\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\npriority = {priority}\naddresses = [{vip:?}]\n"
+            )
+        };
+        section(51, "192.168.2.100") + &section(52, "fd00:2::100")
+    };
+    let cgroup = Cgroup::new("backup").unwrap();
+    let site = Site::up_with(Topology::C, "backup", HOLDER, |text| text + &sections(100)).unwrap();
+    let held = |status: &Status, held: bool| status.virtual_servers.iter().all(|server| server.held == held);
+    site.xvip.wait_for("the VIPs", LIMIT * 2, |status| held(status, true)).unwrap();
+    let configuration = on(&cgroup, &quick(&site.deployment.xvip_config(BACKUP).unwrap())) + &sections(98);
+    let backup = Xvip::start_with(&site.deployment, BACKUP, &configuration).unwrap();
+    let states = |status: &Status| status.vrrp.iter().all(|instance| instance.state == vrrp::State::Backup);
+    backup.wait_for("it to be a backup", LIMIT * 2, |status| held(status, false) && states(status)).unwrap();
+    for v6 in [false, true] {
+        let report = requests(&site, BACKUP, &cgroup, v6, Load::sequential(50));
+        assert_eq!((report.good(), report.backends().len()), (50, 3), "{report}");
+    }
+    backup.wait_for("all to be counted", LIMIT, |status| status.counters.events["local"] == 100).unwrap();
+    for xvip in [&site.xvip, &backup] {
+        assert_eq!(xvip.status().unwrap().counters.verdicts["forward"], 0);
+    }
 }
 
 #[test]

@@ -233,7 +233,7 @@ macro_rules! lists {
 }
 
 lists! {
-    InterfaceName: "a list of names of interfaces" of (1..);
+    InterfaceName: "a list of names of interfaces" of (0..);
     HostNet: "a list of addresses, each with or without a prefix length" of (1..);
     RouterAddress: "a list of addresses" of (0..);
     Argument: "a list of strings" of (1..);

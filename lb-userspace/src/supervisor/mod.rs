@@ -437,7 +437,7 @@ fn tracked(config: &Config) -> u32 {
 
 /// Health in the order of the configuration.
 fn states(config: &Config, reports: &Reports) -> Vec<Vec<State>> {
-    let of = |server: &crate::config::model::VirtualServer| {
+    let of = |server: &VirtualServer| {
         let state = |backend: &crate::config::model::Backend| {
             reports.get(&view::key(server, backend)).map_or(State::Down, |report| report.state)
         };

@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_line_that_comes_again_is_written_seldom_and_counted() {
         let mut seldom = Seldom::default();
-        let at = |seconds| Moment(Duration::from_secs(100 + seconds));
+        let at = |seconds: u64| Moment(Duration::from_secs(100 + seconds));
         let table = [(0, Some(0)), (0, None), (9, None), (10, Some(2)), (11, None), (30, Some(1)), (41, Some(0))];
         for (seconds, written) in table {
             assert_eq!(seldom.due(at(seconds)), written, "after {seconds} s");
