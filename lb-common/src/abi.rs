@@ -30,7 +30,14 @@ pub mod names {
     pub const FENCE: &str = "FENCE";
     pub const MAPS: [&str; 12] =
         [SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES, FENCE];
+    /// The tables of connections, which mean something only together.
+    pub const FLOWS: &[&str] = &[FLOWS4, FLOWS6];
+    /// What a new daemon takes over from the one before it, each group as a whole or not at all.
+    pub const KEPT: [&[&str]; 5] = [FLOWS, &[TRAFFIC], &[COUNTERS], &[LEASES], &[FENCE]];
 }
+
+/// Version of what the maps in [`names::KEPT`] mean. Raise it when that changes while the sizes of keys and values stay.
+pub const LAYOUT: u32 = 1;
 
 /// Virtual servers at once.
 pub const MAX_SERVICES: usize = 256;
@@ -87,6 +94,10 @@ impl ServiceKey {
     pub const fn new(address: [u8; 16], port: [u8; 2]) -> Self {
         Self { address, port, reserved: [0; 2] }
     }
+
+    pub const fn address(&self) -> [u8; 16] {
+        self.address
+    }
 }
 
 /// One backend.
@@ -129,6 +140,11 @@ impl Backend {
     #[inline(always)]
     pub const fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether both are about the same address and port.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.address, self.port) == (other.address, other.port)
     }
 
     /// Whether this entry is the backend with that address and port, and not a successor in its place.

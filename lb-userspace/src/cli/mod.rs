@@ -1,6 +1,7 @@
 //! The command line: arguments in, tables and exit codes out.
 
 mod check;
+mod detach;
 mod logging;
 
 use std::{
@@ -45,6 +46,8 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Remove what a daemon that runs no more has left: programs, maps and VIPs
+    Detach(detach::Arguments),
     /// Print the daemon's metrics, as OpenMetrics
     Metrics(Daemon),
     /// Print a shell's completion script
@@ -111,6 +114,7 @@ fn execute(verb: Verb) -> Result<(), Failure> {
             };
             print(&text)
         }
+        Verb::Detach(arguments) => detach::run(&arguments),
         Verb::Metrics(daemon) => print(&exposition::render(&ask(&daemon)?)),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "xvip", &mut io::stdout());

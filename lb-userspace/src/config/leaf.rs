@@ -15,7 +15,10 @@ use toml::{
     de::{DeValue, ValueDeserializer},
 };
 
-use super::{model::XdpMode, report::Span};
+use super::{
+    model::{OnStop, XdpMode},
+    report::Span,
+};
 
 /// What was wrong, and where.
 pub(super) type Faults = Vec<(Span, String)>;
@@ -150,6 +153,7 @@ strings! {
     XdpMode: "\"auto\", \"native\" or \"generic\"" by |text| {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
+    OnStop: "\"detach\" or \"keep\"" by |text| choice(text, &[("detach", OnStop::Detach), ("keep", OnStop::Keep)]);
     CheckType: "\"https\", \"http\" or \"tcp\"" by |text| {
         choice(text, &[("https", CheckType::Https), ("http", CheckType::Http), ("tcp", CheckType::Tcp)])
     };

@@ -11,6 +11,7 @@ pub mod forwarding;
 pub mod interface;
 mod news;
 pub mod preflight;
+pub mod qdisc;
 pub mod vip;
 
 pub use announce::Announcer;

@@ -8,7 +8,7 @@
 //! One case remains: a route without gateway and without `src` takes the interface's first address, which is the VIP only after
 //! the host's own address has been taken away and put back.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
@@ -18,6 +18,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo},
+        link::LinkMessage,
     },
 };
 
@@ -57,6 +58,7 @@ impl Vip {
 
     /// Puts the address back if something took it away; true if it did. Call it when the addresses changed.
     pub async fn ensure(&mut self) -> Result<bool, NetlinkError> {
+        self.find_interface().await?;
         match self.present().await? {
             Some(message) if is_ours(&message) => {
                 if !self.added {
@@ -97,6 +99,17 @@ impl Vip {
     /// Whether [`Vip::release`] takes the address away.
     pub fn added(&self) -> bool {
         self.added
+    }
+
+    /// An interface that was deleted and made again has another number.
+    async fn find_interface(&mut self) -> Result<(), NetlinkError> {
+        let link = self.handle.link().get().match_name(self.interface.clone()).execute();
+        let found: Vec<LinkMessage> =
+            link.try_collect().await.map_err(|e| self.error("looking for the interface of", e))?;
+        if let Some(link) = found.first() {
+            self.index = link.header.index;
+        }
+        Ok(())
     }
 
     async fn add(&mut self) -> Result<bool, NetlinkError> {
@@ -149,6 +162,20 @@ impl Vip {
     fn error(&self, verb: &str, source: rtnetlink::Error) -> NetlinkError {
         NetlinkError::new(format!("{verb} VIP {} on {}", self.address, self.interface), source)
     }
+}
+
+/// Takes those of the addresses away that a daemon has left on any interface, and tells which.
+pub async fn remove_left(handle: &Handle, vips: &BTreeSet<IpAddr>) -> Result<Vec<IpAddr>, NetlinkError> {
+    let failed = |source| NetlinkError::new("removing VIPs that were left", source);
+    let all: Vec<AddressMessage> = handle.address().get().execute().try_collect().await.map_err(failed)?;
+    let mut removed = Vec::new();
+    for message in all.into_iter().filter(is_ours) {
+        if let Some(address) = address_of(&message).map(|net| net.addr()).filter(|address| vips.contains(address)) {
+            handle.address().del(message).execute().await.map_err(failed)?;
+            removed.push(address);
+        }
+    }
+    Ok(removed)
 }
 
 fn is_ours(message: &AddressMessage) -> bool {

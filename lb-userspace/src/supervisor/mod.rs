@@ -1,6 +1,7 @@
 //! The daemon from start to end: the order in which things come up, the one loop that keeps the tables true, and the order in
 //! which everything is taken away again.
 
+mod leaving;
 mod sweeping;
 mod view;
 
@@ -15,6 +16,7 @@ use lb_common::{
     abi::{BackendId, Port},
     wire::Tags,
 };
+pub(crate) use leaving::vips;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -77,7 +79,7 @@ struct Node<'a> {
     applied: Applied,
     alive: watch::Receiver<Alive>,
     status: watch::Sender<Arc<Status>>,
-    _forwarding: Forwarding,
+    forwarding: Vec<Forwarding>,
 }
 
 impl<'a> Node<'a> {
@@ -105,12 +107,10 @@ impl<'a> Node<'a> {
         let sweeper = dataplane.sweeper()?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
-        let families = Families {
-            ipv4: config.virtual_servers.iter().any(|server| server.address.is_ipv4()),
-            ipv6: config.virtual_servers.iter().any(|server| server.address.is_ipv6()),
-        };
-        let forwarding = Forwarding::enable(carried(config, &host), families)?;
+        let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
 
+        // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
+        let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
         let started = SystemTime::now();
         let mut node = Self {
             config,
@@ -127,10 +127,10 @@ impl<'a> Node<'a> {
             attached: BTreeMap::new(),
             carriers,
             host,
-            applied: Applied::default(),
+            applied,
             alive: counts.subscribe(),
             status: watch::Sender::new(Arc::new(Status::starting(started))),
-            _forwarding: forwarding,
+            forwarding: vec![forwarding],
         };
         node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts));
         if let Err(error) = node.bring_up().await {
@@ -151,26 +151,46 @@ impl<'a> Node<'a> {
         Ok(node)
     }
 
-    /// From the programs on the interfaces to the VIPs. Until the first tables are there, the programs let everything pass: a daemon that
-    /// takes over from another must not reset its connections because no backend is known yet.
+    /// From the programs on the interfaces to the VIPs. Until the first tables are there, a former daemon's programs go on with the old
+    /// ones, and where there are none, everything passes: connections must not be reset because no backend is known yet.
     async fn bring_up(&mut self) -> anyhow::Result<()> {
         self.servers.spawn(self.dataplane.log()?.pass_on());
         self.attach()?;
         self.await_health().await?;
+        self.dataplane.take_over()?;
         self.hold().await?;
         self.publish()
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
-        let wanted = match self.config.dataplane.mode {
-            XdpMode::Auto => None,
-            XdpMode::Native => Some(Mode::Native),
-            XdpMode::Generic => Some(Mode::Generic),
-        };
         for name in &self.config.dataplane.interfaces {
             let interface = self.host.named(name)?;
-            let mode = self.dataplane.attach(name, interface.index, wanted, interface.xdp)?;
+            let mode = self.dataplane.attach(name, interface.index, wanted(self.config), interface.xdp)?;
             self.attached.insert(name.clone(), mode);
+        }
+        Ok(())
+    }
+
+    /// Puts the programs on interfaces that were deleted and made again.
+    fn attach_returned(&mut self) -> anyhow::Result<()> {
+        self.dataplane.forget(|index| self.host.has(index))?;
+        for name in &self.config.dataplane.interfaces {
+            let Ok(interface) = self.host.named(name) else { continue };
+            if self.dataplane.is_attached(interface.index) {
+                continue;
+            }
+            let forwarding = Forwarding::enable(carried(self.config, &self.host), families(self.config));
+            let attached = self.dataplane.attach(name, interface.index, wanted(self.config), interface.xdp);
+            match (attached, forwarding) {
+                (Ok(mode), Ok(forwarding)) => {
+                    log::warn!("interface {name} has gone and returned: attached again");
+                    self.forwarding.push(forwarding);
+                    self.attached.insert(name.clone(), mode);
+                }
+                // The next change brings another try.
+                (Err(error), _) => log::warn!("{error}"),
+                (_, Err(error)) => log::warn!("{error}"),
+            }
         }
         Ok(())
     }
@@ -237,6 +257,7 @@ impl<'a> Node<'a> {
             self.changes = Changes::subscribe(&self.handle).await?;
         }
         self.host = host::interfaces(&self.handle).await?;
+        self.attach_returned()?;
         for vip in &mut self.vips {
             match vip.ensure().await {
                 Ok(true) => {
@@ -307,13 +328,21 @@ impl<'a> Node<'a> {
             }
         }
     }
+}
 
-    /// Gives the VIPs back first: nobody should be drawn to a node that no longer forwards. The rest goes by being dropped.
-    async fn stop(mut self) {
-        self.announcements.shutdown().await;
-        self.release().await;
-        self.servers.shutdown().await;
-        self.checkers.stop().await;
+/// Where the XDP program is to be put.
+const fn wanted(config: &Config) -> Option<Mode> {
+    match config.dataplane.mode {
+        XdpMode::Auto => None,
+        XdpMode::Native => Some(Mode::Native),
+        XdpMode::Generic => Some(Mode::Generic),
+    }
+}
+
+fn families(config: &Config) -> Families {
+    Families {
+        ipv4: config.virtual_servers.iter().any(|server| server.address.is_ipv4()),
+        ipv6: config.virtual_servers.iter().any(|server| server.address.is_ipv6()),
     }
 }
 
