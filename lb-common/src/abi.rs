@@ -16,6 +16,14 @@ pub mod names {
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
+    pub const CONNECT4: &str = "connect4";
+    pub const CONNECT6: &str = "connect6";
+    pub const GETPEERNAME4: &str = "getpeername4";
+    pub const GETPEERNAME6: &str = "getpeername6";
+    pub const SOCK_RELEASE: &str = "sock_release";
+    /// Constants that the loader sets: the daemon's network namespace, and whether the kernel lets a hook choose its error.
+    pub const HOME: &str = "HOME";
+    pub const CHOOSES_ERRORS: &str = "CHOOSES_ERRORS";
     pub const SETTINGS: &str = "SETTINGS";
     pub const FLOWS4: &str = "FLOWS4";
     pub const FLOWS6: &str = "FLOWS6";
@@ -28,12 +36,14 @@ pub mod names {
     pub const PROGRAMS: &str = "PROGRAMS";
     pub const LEASES: &str = "LEASES";
     pub const FENCE: &str = "FENCE";
-    pub const MAPS: [&str; 12] =
-        [SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES, FENCE];
+    pub const LOCALS: &str = "LOCALS";
+    pub const MAPS: [&str; 13] = [
+        SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES, FENCE, LOCALS,
+    ];
     /// The tables of connections, which mean something only together.
     pub const FLOWS: &[&str] = &[FLOWS4, FLOWS6];
     /// What a new daemon takes over from the one before it, each group as a whole or not at all.
-    pub const KEPT: [&[&str]; 5] = [FLOWS, &[TRAFFIC], &[COUNTERS], &[LEASES], &[FENCE]];
+    pub const KEPT: [&[&str]; 6] = [FLOWS, &[TRAFFIC], &[COUNTERS], &[LEASES], &[FENCE], &[LOCALS]];
 }
 
 /// Version of what the maps in [`names::KEPT`] mean. Raise it when that changes while the sizes of keys and values stay.
@@ -47,6 +57,8 @@ pub const BANKS: u32 = 2;
 pub const MAX_BACKENDS: usize = 4096;
 /// Pairs of interface and VLAN tags at once.
 pub const MAX_PORTS: usize = 256;
+/// Connections that processes of this host have open at once. A node has a few hundred.
+pub const MAX_LOCALS: usize = 65_536;
 /// Leases at once: no more VIPs than virtual servers.
 pub const MAX_LEASES: usize = MAX_SERVICES;
 /// Places of programs that `xdp_ingress` hands packets on to.
@@ -86,13 +98,20 @@ pub struct ServiceKey {
     /// IPv4 as `::ffff:a.b.c.d`.
     address: [u8; 16],
     port: [u8; 2],
-    reserved: [u8; 2],
+    scope: [u8; 2],
 }
 
 impl ServiceKey {
     #[inline(always)]
     pub const fn new(address: [u8; 16], port: [u8; 2]) -> Self {
-        Self { address, port, reserved: [0; 2] }
+        Self { address, port, scope: [0; 2] }
+    }
+
+    /// A virtual server that only sockets of this host may use. Packets are never looked up under it, so that nobody reaches a
+    /// loopback address from outside.
+    #[inline(always)]
+    pub const fn on_host(address: [u8; 16], port: [u8; 2]) -> Self {
+        Self { address, port, scope: [1, 0] }
     }
 
     pub const fn address(&self) -> [u8; 16] {
@@ -147,11 +166,33 @@ impl Backend {
         (self.address, self.port) == (other.address, other.port)
     }
 
+    /// Its address, IPv4 as `::ffff:a.b.c.d`.
+    #[inline(always)]
+    pub const fn mapped(&self) -> [u8; 16] {
+        self.address
+    }
+
     /// Whether this entry is the backend with that address and port, and not a successor in its place.
     #[inline(always)]
     pub fn answers<A: Address>(&self, address: &A, port: [u8; 2]) -> bool {
         self.is(Self::PRESENT) && self.address == address.mapped() && self.port == port
     }
+}
+
+/// A connection that a socket of this host has to a backend, while it asked for a virtual server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Local {
+    /// Number of the socket's network namespace, as `SO_NETNS_COOKIE` tells it.
+    pub netns: u64,
+    pub backend: BackendId,
+    /// Ports of the virtual server and of the backend.
+    pub asked_port: [u8; 2],
+    pub port: [u8; 2],
+    /// What was asked for, IPv4 as `::ffff:a.b.c.d`.
+    pub asked: [u8; 16],
+    /// What it got.
+    pub address: [u8; 16],
 }
 
 /// Traffic of one backend, counted on each CPU.
@@ -333,6 +374,10 @@ counters! {
     Connected = "connected",
     /// Connections that were found again without their SYN, after a lost entry.
     Rebuilt = "rebuilt",
+    /// Connections of this host's own processes that got a backend.
+    Local = "local",
+    /// Connections of this host's own processes refused because no backend takes new ones.
+    LocalRefused = "local_refused",
     /// Packets to a VIP that no virtual server asks for, left to the host.
     NoService = "no_service",
     /// Fragments to a VIP, left to the host: ports are in the first one only.
@@ -379,6 +424,12 @@ pub fn source_hash<A: Address>(address: &A) -> u32 {
     mix(address.digest())
 }
 
+/// Spreads sockets without an address of their own over a selection table.
+#[inline(always)]
+pub fn socket_hash(cookie: u64) -> u32 {
+    mix(cookie as u32 ^ mix((cookie >> 32) as u32))
+}
+
 /// Sizes are part of the contract with what is already in the kernel.
 const _: () = {
     assert!(size_of::<Key<crate::address::V4>>() == 12);
@@ -388,6 +439,7 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<Traffic>() == 40);
+    assert!(size_of::<Local>() == 48);
     assert!(size_of::<Port>() == 8);
     assert!(size_of::<Lease>() == 16);
     assert!(size_of::<Fence>() == 8);
@@ -396,7 +448,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Backend, BackendId, Fence, Lease, Port, ServiceId, ServiceKey, Settings, Traffic};
+    use super::{Backend, BackendId, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic};
     use crate::{
         address::{V4, V6},
         flow::{Flow, Key},
@@ -410,7 +462,7 @@ mod pod {
             unsafe impl aya::Pod for $type {}
         )* };
     }
-    pod!(BackendId, ServiceId, ServiceKey, Backend, Traffic, Port, Settings, Lease, Fence, Key<V4>, Key<V6>);
+    pod!(BackendId, ServiceId, ServiceKey, Backend, Local, Traffic, Port, Settings, Lease, Fence, Key<V4>, Key<V6>);
 
     /// A connection entry as bytes: [`Flow`] has shared numbers and cannot be `Copy`.
     macro_rules! record {
@@ -487,7 +539,13 @@ mod tests {
 
     #[test]
     fn kernel_names_are_short_enough() {
-        for name in names::MAPS.iter().chain(&[names::XDP_INGRESS, names::TC_INGRESS, names::TC_EGRESS]) {
+        for name in names::MAPS.iter().chain(&[
+            names::XDP_INGRESS,
+            names::TC_INGRESS,
+            names::TC_EGRESS,
+            names::GETPEERNAME4,
+            names::SOCK_RELEASE,
+        ]) {
             assert!(name.len() <= 15, "{name}");
         }
     }

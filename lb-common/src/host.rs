@@ -9,11 +9,11 @@ use std::{
 };
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings, Traffic},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic},
     address::{Address, V4, V6},
     checksum::adjust,
     conntrack::Sender,
-    datapath::{self, Family, Outgoing, Refused, Route, Tables, Verdict},
+    datapath::{self, Family, Outgoing, Refused, Route, Tables, Verdict, local::Locals},
     flow::{Draft, Flow, Hop, Key},
     frame::Frame,
     wire::{Segment, Tags, Tcp},
@@ -50,6 +50,7 @@ pub struct Memory {
     pub capacity: usize,
     pub flows4: Flows<V4>,
     pub flows6: Flows<V6>,
+    locals: RefCell<HashMap<u64, Local>>,
     counters: RefCell<HashMap<Counter, u64>>,
     traffic: RefCell<HashMap<BackendId, Traffic>>,
     lookups: Cell<u64>,
@@ -134,6 +135,20 @@ impl Tables for Memory {
 
     fn uptime(&self) -> u64 {
         self.uptime
+    }
+}
+
+impl Locals for Memory {
+    fn local(&self, cookie: u64) -> Option<Local> {
+        self.locals.borrow().get(&cookie).copied()
+    }
+
+    fn remember(&self, cookie: u64, local: &Local) {
+        self.locals.borrow_mut().insert(cookie, *local);
+    }
+
+    fn forget(&self, cookie: u64) {
+        self.locals.borrow_mut().remove(&cookie);
     }
 }
 

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, BackendId, Counter, DEFAULT_FLOWS, Fence, Lease, MAX_BACKENDS, MAX_LEASES, MAX_PORTS, MAX_SERVICES,
-        Port, ServiceId, ServiceKey, Settings, Traffic, programs,
+        Backend, BackendId, Counter, DEFAULT_FLOWS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES, MAX_LOCALS,
+        MAX_PORTS, MAX_SERVICES, Port, ServiceId, ServiceKey, Settings, Traffic, programs,
     },
     address::{V4, V6},
     flow::{Draft, Flow, Key},
@@ -69,3 +69,7 @@ pub(crate) static LEASES: HashMap<[u8; 16], Lease, MAX_LEASES> = HashMap::new();
 
 #[btf_map]
 pub(crate) static FENCE: Array<Fence, 1> = Array::new();
+
+/// Connections of this host's own processes, by the cookie of the socket. Each goes when its socket is closed.
+#[btf_map]
+pub(crate) static LOCALS: LruHashMap<u64, Local, MAX_LOCALS> = LruHashMap::new();

@@ -13,6 +13,7 @@
 mod connect;
 mod fence;
 mod icmp;
+pub mod local;
 mod renew;
 mod reset;
 mod send;

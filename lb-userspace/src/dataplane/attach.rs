@@ -1,18 +1,27 @@
 //! Putting the programs on an interface, and in the place of those that a former daemon has put there.
 
+use std::{io, os::fd::AsFd as _};
+
 use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode as Hook,
         links::FdLink,
         loaded_programs,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
-        xdp::{XdpError, XdpLink},
+        xdp::XdpError,
     },
     sys::SyscallError,
 };
 use lb_common::abi::names;
 
-use super::{ApplyError, Dataplane, PinError, Stage, adopt::Former, classifier, links::Place, pins::Pins, xdp};
+use super::{
+    ApplyError, Dataplane, HookError, PinError, Stage,
+    adopt::Former,
+    classifier,
+    links::{Owner, Place},
+    pins::Pins,
+    xdp,
+};
 
 /// Where in the receive path the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +50,8 @@ pub enum AttachError {
     )]
     Classifier { interface: String, program: &'static str, source: ProgramError },
     #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
     Pins(#[from] PinError),
     #[error("taking over from a former xvip: {0}")]
     Tables(#[from] ApplyError),
@@ -57,6 +68,16 @@ pub(super) struct Attachment {
     filters: Vec<SchedClassifierLink>,
     /// Links that are pinned nowhere.
     links: Vec<FdLink>,
+}
+
+impl Attachment {
+    fn refused(&self, mode: &'static str, error: &ProgramError) -> AttachError {
+        let interface = self.name.clone();
+        match busy(error) {
+            true => AttachError::Taken { interface, holder: "the kernel does not say which".to_owned() },
+            false => AttachError::Xdp { interface, mode, reason: cause(error) },
+        }
+    }
 }
 
 /// Both classifiers and their places.
@@ -117,7 +138,7 @@ impl Dataplane {
     pub fn forget(&mut self, present: impl Fn(u32) -> bool) -> Result<(), PinError> {
         for gone in self.attached.keys().copied().filter(|index| !present(*index)).collect::<Vec<_>>() {
             if let Some(pins) = &self.pins {
-                pins.links().remove(gone)?;
+                pins.links().remove(Owner::Interface(gone))?;
             }
             // Dropped, the filters would be looked for on an interface that is not there.
             self.attached.remove(&gone).into_iter().flat_map(|gone| gone.filters).for_each(std::mem::forget);
@@ -134,6 +155,7 @@ impl Dataplane {
             pins.publish()?;
         }
         self.stage = Stage::Carrying;
+        self.take_over_hooks()?;
         let former: Vec<u32> = self.attached.iter().filter(|(_, at)| at.former).map(|(index, _)| *index).collect();
         for index in former {
             if let Some(mut attachment) = self.attached.remove(&index) {
@@ -144,8 +166,8 @@ impl Dataplane {
         }
         if let Some(pins) = &self.pins {
             let links = pins.links();
-            for abandoned in links.interfaces().into_iter().filter(|index| !self.attached.contains_key(index)) {
-                links.remove(abandoned)?;
+            for owner in links.owners().into_iter().filter(|owner| !self.has(*owner)) {
+                links.remove(owner)?;
             }
             for other in pins.other_layouts() {
                 std::fs::remove_dir_all(&other).map_err(|error| PinError::new(&other, error))?;
@@ -153,6 +175,14 @@ impl Dataplane {
         }
         self.former = Former::default();
         Ok(())
+    }
+
+    /// Whether this daemon's programs are there.
+    fn has(&self, owner: Owner) -> bool {
+        match owner {
+            Owner::Interface(index) => self.attached.contains_key(&index),
+            Owner::Cgroup(_) => self.hooked.as_ref().is_some_and(|hooked| hooked.owner() == owner),
+        }
     }
 
     /// Lets everything go on after the end of this process.
@@ -163,10 +193,7 @@ impl Dataplane {
     /// The mode of the program that a former daemon has left on an interface, if the one that is there is that one.
     fn former_mode(&self, index: u32, holder: u32) -> Option<Mode> {
         let links = self.pins.as_ref()?.links();
-        let is_it = |mode: &Mode| {
-            let link = links.find(index, Place::Xdp(*mode));
-            link.and_then(|link| link.info().ok()).is_some_and(|info| info.program_id() == holder)
-        };
+        let is_it = |mode: &Mode| links.program(Owner::Interface(index), Place::Xdp(*mode)) == Some(holder);
         [Mode::Native, Mode::Generic].into_iter().find(is_it)
     }
 
@@ -175,20 +202,20 @@ impl Dataplane {
         for (program, point, place) in CLASSIFIERS {
             self.attach_classifier(attachment, index, program, point, place)?;
         }
-        let links = self.pins.as_ref().map(Pins::links);
-        let link = links.and_then(|links| links.find(index, Place::Xdp(attachment.mode)));
-        let link = link.and_then(|link| XdpLink::try_from(link).ok());
-        let program = xdp(&mut self.ebpf);
-        let updated = link.map(|link| program.attach_to_link(link).and_then(|id| program.take_link(id)));
+        let place = Place::Xdp(attachment.mode);
+        let program = xdp(&mut self.ebpf).fd().map_err(|error| attachment.refused("native", &error))?;
+        let updated = match &self.pins {
+            Some(pins) => pins.links().update(Owner::Interface(index), place, program.as_fd()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
         match updated {
-            Some(Ok(_)) => {
+            Ok(()) => {
                 attachment.former = false;
                 log::info!("interface {}: the programs of a former xvip are replaced", attachment.name);
                 Ok(())
             }
-            failed => {
-                let reason = failed.and_then(Result::err).map_or("it is gone".to_owned(), |error| cause(&error));
-                log::warn!("interface {}: the former program cannot be replaced ({reason})", attachment.name);
+            Err(error) => {
+                log::warn!("interface {}: the former program cannot be replaced ({error})", attachment.name);
                 self.attach_anew(attachment, index, Some(attachment.mode))
             }
         }
@@ -218,19 +245,12 @@ impl Dataplane {
     }
 
     fn clear(&self, index: u32) -> Result<(), PinError> {
-        self.pins.as_ref().map_or(Ok(()), |pins| pins.links().remove(index))
+        self.pins.as_ref().map_or(Ok(()), |pins| pins.links().remove(Owner::Interface(index)))
     }
 
     fn attach_xdp(&mut self, attachment: &mut Attachment, index: u32, wanted: Option<Mode>) -> Result<(), AttachError> {
-        let interface = attachment.name.clone();
         let program = xdp(&mut self.ebpf);
-        let refused = |mode, error: &ProgramError| {
-            let interface = interface.clone();
-            match busy(error) {
-                true => AttachError::Taken { interface, holder: "the kernel does not say which".to_owned() },
-                false => AttachError::Xdp { interface, mode, reason: cause(error) },
-            }
-        };
+        let refused = |mode, error: &ProgramError| attachment.refused(mode, error);
         let native = if wanted == Some(Mode::Generic) { None } else { Some(link_xdp(program, index, Hook::Driver)) };
         let (mode, link) = match native {
             Some(Ok(link)) => (Mode::Native, link),
@@ -238,7 +258,8 @@ impl Dataplane {
             other => {
                 if let Some(Err(error)) = other {
                     log::warn!(
-                        "interface {interface} has no native XDP ({}); using generic mode, which is several times slower",
+                        "interface {} has no native XDP ({}); using generic mode, which is several times slower",
+                        attachment.name,
                         cause(&error)
                     );
                 }
@@ -270,13 +291,11 @@ impl Dataplane {
             attachment.filters.push(filter);
             return Ok(());
         }
-        let pinned = self.pins.as_ref().and_then(|pins| pins.links().find(index, place));
         let program = classifier(&mut self.ebpf, program);
-        if let Some(link) = pinned.and_then(|link| SchedClassifierLink::try_from(link).ok())
-            && let Ok(id) = program.attach_to_link(link)
-        {
-            // Its pin holds it.
-            return program.take_link(id).map(drop).map_err(failed);
+        let fd = program.fd().map_err(failed)?;
+        let update = |pins: &Pins| pins.links().update(Owner::Interface(index), place, fd.as_fd());
+        if self.pins.as_ref().is_some_and(|pins| update(pins).is_ok()) {
+            return Ok(());
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let link = program.attach_with_options(&interface, point, options).and_then(|id| program.take_link(id));
@@ -287,7 +306,7 @@ impl Dataplane {
     /// Keeps a new link for as long as it is needed: by its pin, which outlives this process, or else here.
     fn hold(&self, attachment: &mut Attachment, index: u32, place: Place, link: FdLink) -> Result<(), AttachError> {
         match &self.pins {
-            Some(pins) => pins.links().add(index, place, link)?,
+            Some(pins) => pins.links().add(Owner::Interface(index), place, link)?,
             None => attachment.links.push(link),
         }
         Ok(())
@@ -306,7 +325,12 @@ impl Drop for Dataplane {
             // Of a start that came to nothing, only what it has made itself: a former daemon's programs go on.
             (Some(pins), Stage::Preparing) => {
                 let own = self.attached.iter().filter(|(_, attachment)| !attachment.former);
-                let removed = own.map(|(index, _)| *index).try_for_each(|index| pins.links().remove(index));
+                let removed =
+                    own.map(|(index, _)| *index).try_for_each(|index| pins.links().remove(Owner::Interface(index)));
+                let removed = removed.and_then(|()| match &self.hooked {
+                    Some(hooked) if !hooked.is_former() => pins.links().remove(hooked.owner()),
+                    _ => Ok(()),
+                });
                 let removed = removed.and_then(|()| pins.discard_staged());
                 pins.remove_empty();
                 removed

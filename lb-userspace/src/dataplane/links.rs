@@ -8,7 +8,7 @@ use std::{
     ffi::CString,
     fs, io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
@@ -19,30 +19,57 @@ use aya_obj::generated::{bpf_attr, bpf_cmd};
 
 use super::{Mode, PinError};
 
-/// Where on an interface.
+/// What a program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Owner {
+    /// By number.
+    Interface(u32),
+    /// By the number of its directory.
+    Cgroup(u64),
+}
+
+impl Owner {
+    fn prefix(self) -> String {
+        match self {
+            Self::Interface(index) => format!("{index}_"),
+            Self::Cgroup(inode) => format!("cgroup{inode}_"),
+        }
+    }
+
+    /// Reads the name of a pin.
+    fn of(name: &str) -> Option<Self> {
+        let number = name.split_once('_')?.0;
+        match number.strip_prefix("cgroup") {
+            Some(inode) => inode.parse().ok().map(Self::Cgroup),
+            None => number.parse().ok().map(Self::Interface),
+        }
+    }
+}
+
+/// Where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Xdp(Mode),
     Ingress,
     Egress,
-    /// No link, but a note (a directory) that the interface's clsact qdisc was added for it.
-    Qdisc,
+    /// A hook of a cgroup, by the name of its program.
+    Hook(&'static str),
 }
 
 impl Place {
-    const ALL: [Self; 5] =
-        [Self::Xdp(Mode::Native), Self::Xdp(Mode::Generic), Self::Ingress, Self::Egress, Self::Qdisc];
-
     const fn name(self) -> &'static str {
         match self {
             Self::Xdp(Mode::Native) => "xdp_native",
             Self::Xdp(Mode::Generic) => "xdp_generic",
             Self::Ingress => "tc_ingress",
             Self::Egress => "tc_egress",
-            Self::Qdisc => "clsact",
+            Self::Hook(program) => program,
         }
     }
 }
+
+/// A directory in place of a link: a note that the interface's clsact qdisc was added for a program that has no link.
+const QDISC: &str = "clsact";
 
 /// The directory of an instance's links.
 #[derive(Clone, Debug)]
@@ -53,70 +80,81 @@ impl Links {
         Self(directory)
     }
 
-    fn path(&self, interface: u32, place: Place) -> PathBuf {
-        self.0.join(format!("{interface}_{}", place.name()))
+    fn path(&self, owner: Owner, place: &str) -> PathBuf {
+        self.0.join(owner.prefix() + place)
     }
 
-    pub(super) fn add(&self, interface: u32, place: Place, link: FdLink) -> Result<(), PinError> {
-        let path = self.path(interface, place);
+    pub(super) fn add(&self, owner: Owner, place: Place, link: FdLink) -> Result<(), PinError> {
+        let path = self.path(owner, place.name());
         let failed = |error: aya::pin::PinError| PinError::new(&path, io::Error::other(error));
         fs::create_dir_all(&self.0).map_err(|error| PinError::new(&self.0, error))?;
         // The pin holds the link from here on.
         link.pin(&path).map(drop).map_err(failed)
     }
 
-    /// The link at a place, if there is one.
-    pub(super) fn find(&self, interface: u32, place: Place) -> Option<FdLink> {
-        PinnedLink::from_pin(self.path(interface, place)).ok().map(FdLink::from)
+    /// The id of the program at a place, if there is a link.
+    pub(super) fn program(&self, owner: Owner, place: Place) -> Option<u32> {
+        let link = PinnedLink::from_pin(self.path(owner, place.name())).ok()?;
+        FdLink::from(link).info().ok().map(|info| info.program_id())
+    }
+
+    /// Puts a program in the place of the one that is at a place now: no packet finds neither.
+    pub(super) fn update(&self, owner: Owner, place: Place, program: BorrowedFd<'_>) -> io::Result<()> {
+        let link = open(&self.path(owner, place.name()))?;
+        let mut update = attributes();
+        update.link_update.link_fd = link.as_raw_fd() as u32;
+        update.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+        bpf(bpf_cmd::BPF_LINK_UPDATE, &update).map(drop)
     }
 
     /// Notes that the interface's qdisc is xvip's.
     pub(super) fn note_qdisc(&self, interface: u32) -> Result<(), PinError> {
-        let path = self.path(interface, Place::Qdisc);
+        let path = self.path(Owner::Interface(interface), QDISC);
         fs::create_dir_all(&path).map_err(|error| PinError::new(&path, error))
     }
 
-    /// The interfaces that have any, by number.
-    pub(super) fn interfaces(&self) -> BTreeSet<u32> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.split_once('_')?.0.parse().ok();
-        entries.filter_map(number).collect()
+    /// What has any.
+    pub(super) fn owners(&self) -> BTreeSet<Owner> {
+        self.entries().iter().filter_map(|path| Owner::of(path.file_name()?.to_str()?)).collect()
     }
 
-    /// Those among them whose qdisc is xvip's.
+    pub(super) fn interfaces(&self) -> BTreeSet<u32> {
+        let number = |owner| match owner {
+            Owner::Interface(index) => Some(index),
+            Owner::Cgroup(_) => None,
+        };
+        self.owners().into_iter().filter_map(number).collect()
+    }
+
+    /// Interfaces whose qdisc is xvip's.
     pub(super) fn qdiscs(&self) -> BTreeSet<u32> {
-        self.interfaces().into_iter().filter(|interface| self.path(*interface, Place::Qdisc).is_dir()).collect()
+        let has = |index: &u32| self.path(Owner::Interface(*index), QDISC).is_dir();
+        self.interfaces().into_iter().filter(has).collect()
     }
 
     pub(super) fn remove_all(&self) -> Result<(), PinError> {
-        self.interfaces().into_iter().try_for_each(|interface| self.remove(interface))
+        self.owners().into_iter().try_for_each(|owner| self.remove(owner))
     }
 
-    /// Takes the programs off an interface, and the notes about it away.
-    pub(super) fn remove(&self, interface: u32) -> Result<(), PinError> {
-        for place in Place::ALL {
-            let path = self.path(interface, place);
-            let removed = match place {
-                Place::Qdisc => fs::remove_dir(&path),
-                _ => cut(&path).and_then(|()| fs::remove_file(&path)),
-            };
-            match removed {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(PinError::new(&path, error)),
-                _ => {}
-            }
+    /// Takes the programs off, and the notes away.
+    pub(super) fn remove(&self, owner: Owner) -> Result<(), PinError> {
+        let is_its = |path: &&PathBuf| path.file_name().and_then(|name| Owner::of(name.to_str()?)) == Some(owner);
+        for path in self.entries().iter().filter(is_its) {
+            let removed =
+                if path.is_dir() { fs::remove_dir(path) } else { cut(path).and_then(|()| fs::remove_file(path)) };
+            removed.map_err(|error| PinError::new(path, error))?;
         }
         Ok(())
+    }
+
+    fn entries(&self) -> Vec<PathBuf> {
+        fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     }
 }
 
 /// Detaches the program of a pinned link at once. Without this, it would stay until the kernel comes round to freeing the link.
 fn cut(path: &Path) -> io::Result<()> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut get = attributes();
-    get.__bindgen_anon_4.pathname = name.as_ptr() as u64;
-    let link = bpf(bpf_cmd::BPF_OBJ_GET, &get)?;
-    // SAFETY: a descriptor that the kernel has just made for this call.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let link = open(path)?;
     let mut detach = attributes();
     detach.link_detach.link_fd = link.as_raw_fd() as u32;
     match bpf(bpf_cmd::BPF_LINK_DETACH, &detach) {
@@ -124,6 +162,16 @@ fn cut(path: &Path) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Opens what is pinned.
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut get = attributes();
+    get.__bindgen_anon_4.pathname = name.as_ptr() as u64;
+    let object = bpf(bpf_cmd::BPF_OBJ_GET, &get)?;
+    // SAFETY: a descriptor that the kernel has just made for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(object) })
 }
 
 fn attributes() -> bpf_attr {
@@ -144,17 +192,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interfaces_are_read_from_names() {
+    fn owners_are_read_from_names() {
         let directory = tempfile::tempdir().unwrap();
         let links = Links::new(directory.path().join("links"));
-        assert_eq!(links.interfaces(), BTreeSet::new());
+        assert_eq!(links.owners(), BTreeSet::new());
         links.note_qdisc(12).unwrap();
-        fs::write(links.path(7, Place::Xdp(Mode::Generic)), "").unwrap();
-        fs::write(links.0.join("stranger"), "").unwrap();
+        for name in ["7_xdp_generic", "cgroup4711_connect4", "stranger", "x_tc_egress"] {
+            fs::write(links.0.join(name), "").unwrap();
+        }
+        let owners = [Owner::Interface(7), Owner::Interface(12), Owner::Cgroup(4711)];
+        assert_eq!(links.owners(), BTreeSet::from(owners));
         assert_eq!(links.interfaces(), BTreeSet::from([7, 12]));
         assert_eq!(links.qdiscs(), BTreeSet::from([12]));
-        links.remove(12).unwrap();
-        assert_eq!(links.interfaces(), BTreeSet::from([7]));
-        links.remove(12).unwrap();
+        for _ in 0..2 {
+            links.remove(Owner::Interface(12)).unwrap();
+            assert_eq!(links.interfaces(), BTreeSet::from([7]));
+        }
+    }
+
+    #[test]
+    fn names_lead_back_to_their_owners() {
+        let links = Links::new(PathBuf::new());
+        for owner in [Owner::Interface(1), Owner::Interface(u32::MAX), Owner::Cgroup(u64::MAX)] {
+            let path = links.path(owner, Place::Xdp(Mode::Native).name());
+            assert_eq!(Owner::of(path.to_str().unwrap()), Some(owner));
+        }
     }
 }

@@ -5,6 +5,7 @@ mod attach;
 mod detach;
 mod fence;
 mod links;
+mod local;
 mod maps;
 mod pins;
 mod records;
@@ -13,7 +14,7 @@ mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, io,
     path::PathBuf,
 };
 
@@ -28,9 +29,12 @@ use lb_common::{
     maglev::SLOTS,
 };
 
+use crate::host::namespace;
+
 pub use attach::{AttachError, Mode};
 pub use detach::Left;
 pub use fence::Fence;
+pub use local::{HookError, Locals};
 pub use pins::PinError;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
@@ -66,6 +70,8 @@ pub enum LoadError {
     Map { name: &'static str, source: MapError },
     #[error("reading the kernel's clock: {0}")]
     Clock(ProgramError),
+    #[error("asking for the number of this network namespace: {0}. xvip needs Linux 5.15 or newer.")]
+    Home(io::Error),
     #[error(transparent)]
     Pins(#[from] PinError),
 }
@@ -103,6 +109,7 @@ pub struct Dataplane {
     former: adopt::Former,
     /// By the number of the interface.
     attached: BTreeMap<u32, attach::Attachment>,
+    hooked: Option<local::Hooked>,
     stage: Stage,
     max_connections: u32,
     /// Whether classifiers attach by links (Linux 6.6) and need no qdisc.
@@ -135,9 +142,14 @@ impl Dataplane {
         let sizes = [(names::FLOWS4, entries), (names::FLOWS6, entries), (names::TABLES, tables)];
         let pins = options.bpffs.as_deref().map(pins::Pins::claim).transpose()?;
         let former = pins.as_ref().map(|pins| adopt::Former::find(pins, &sizes)).transpose()?.unwrap_or_default();
-        let level = records::level();
+        let home = namespace::cookie().map_err(LoadError::Home)?;
+        let (level, chooses_errors) = (records::level(), u32::from(local::chooses_errors()));
         let mut loader = EbpfLoader::new();
-        loader.override_global(aya_log::LEVEL, &level, true);
+        loader.override_global(aya_log::LEVEL, &level, true).override_global(names::HOME, &home, true).override_global(
+            names::CHOOSES_ERRORS,
+            &chooses_errors,
+            true,
+        );
         for (name, entries) in sizes {
             loader.map_max_entries(name, entries);
         }
@@ -152,6 +164,7 @@ impl Dataplane {
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
+        local::load(&mut ebpf)?;
         if let Some(pins) = &pins {
             pins.stage(&ebpf, &former.kept)?;
         }
@@ -165,6 +178,7 @@ impl Dataplane {
             pins,
             former,
             attached: BTreeMap::new(),
+            hooked: None,
             stage: Stage::Preparing,
             max_connections: options.max_connections,
             has_tcx,
@@ -204,6 +218,12 @@ impl Dataplane {
     /// Connections that fit, of both families together.
     pub fn capacity(&self) -> u64 {
         u64::from(self.max_connections) * 2
+    }
+
+    /// The id of `xdp_ingress`, by which an interface tells what is on it.
+    pub fn ingress_id(&self) -> Result<u32, ProgramError> {
+        let program = self.ebpf.program(names::XDP_INGRESS).expect("the object has the programs it was built with");
+        program.info().map(|info| info.id())
     }
 
     /// Name and verified instructions of each program; `None` where the kernel (before 5.16) does not tell.

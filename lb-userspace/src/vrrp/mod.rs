@@ -7,13 +7,17 @@ pub use router::Router;
 pub use settings::{Condition, Settings};
 
 mod announcing;
+pub mod hooks;
 mod machine;
 pub mod packet;
+mod program;
 pub mod reception;
 mod router;
 mod settings;
 #[cfg(test)]
 mod simulation;
+pub mod tracking;
+pub mod wire;
 
 use std::{
     fmt,
