@@ -39,6 +39,13 @@ impl Delta {
         self
     }
 
+    /// Adds another change.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The change as one word, to be kept and applied to many packets.
     #[inline(always)]
     pub fn folded(self) -> u16 {

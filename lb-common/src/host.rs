@@ -9,15 +9,23 @@ use std::{
 };
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic},
     address::{Address, V4, V6},
     checksum::adjust,
     conntrack::Sender,
-    datapath::{Family, Outgoing, Refused, Route, Tables},
+    datapath::{self, Family, Outgoing, Refused, Route, Tables, Verdict, local::Locals},
     flow::{Draft, Flow, Hop, Key},
     frame::Frame,
     wire::{Segment, Tags, Tcp},
 };
+
+/// What becomes of a frame that arrives, by whichever of the programs decides.
+pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> Verdict {
+    match datapath::ingress(frame, tables, interface, now) {
+        Verdict::Icmp => datapath::icmp(frame, tables, interface, now),
+        verdict => verdict,
+    }
+}
 
 /// Connections of one family.
 type Flows<A> = RefCell<HashMap<Key<A>, Rc<Flow<A>>>>;
@@ -33,10 +41,16 @@ pub struct Memory {
     pub routes: HashMap<[u8; 16], Route>,
     /// VLAN interfaces, by what carries them.
     pub vlans: HashMap<Port, u32>,
+    /// Leases by VIP, IPv4 as `::ffff:a.b.c.d`.
+    pub leases: HashMap<[u8; 16], Lease>,
+    pub fence: Fence,
+    /// What leases are measured against.
+    pub uptime: u64,
     /// Entries per family; 0 is no limit.
     pub capacity: usize,
     pub flows4: Flows<V4>,
     pub flows6: Flows<V6>,
+    locals: RefCell<HashMap<u64, Local>>,
     counters: RefCell<HashMap<Counter, u64>>,
     traffic: RefCell<HashMap<BackendId, Traffic>>,
     lookups: Cell<u64>,
@@ -109,6 +123,32 @@ impl Tables for Memory {
 
     fn connected(&self, id: BackendId) {
         self.traffic.borrow_mut().entry(id).or_default().connections += 1;
+    }
+
+    fn fence(&self) -> Fence {
+        self.fence
+    }
+
+    fn lease(&self, vip: &[u8; 16]) -> Option<Lease> {
+        self.leases.get(vip).copied()
+    }
+
+    fn uptime(&self) -> u64 {
+        self.uptime
+    }
+}
+
+impl Locals for Memory {
+    fn local(&self, cookie: u64) -> Option<Local> {
+        self.locals.borrow().get(&cookie).copied()
+    }
+
+    fn remember(&self, cookie: u64, local: &Local) {
+        self.locals.borrow_mut().insert(cookie, *local);
+    }
+
+    fn forget(&self, cookie: u64) {
+        self.locals.borrow_mut().remove(&cookie);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod logging;
+mod vrrp;
 
 use std::{
     io::{self, Write as _},
@@ -14,7 +15,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
 use crate::{
-    admin::{Status, client, exposition, table},
+    admin::{self, Status, client, exposition, table},
     config, supervisor,
 };
 
@@ -47,6 +48,9 @@ enum Verb {
     },
     /// Print the daemon's metrics, as OpenMetrics
     Metrics(Daemon),
+    /// Ask for something of VRRP
+    #[command(subcommand)]
+    Vrrp(vrrp::Verb),
     /// Print a shell's completion script
     Completions { shell: clap_complete::Shell },
 }
@@ -107,11 +111,15 @@ fn execute(verb: Verb) -> Result<(), Failure> {
                 serde_json::to_string_pretty(&status)? + "\n"
             } else {
                 let now = SystemTime::now();
-                format!("{}\n{}", table::summary(&status, now), table::backends(&status, now))
+                let (summary, backends) = (table::summary(&status, now), table::backends(&status, now));
+                let vrrp = admin::vrrp::table(&status, now);
+                let gap = if vrrp.is_empty() { "" } else { "\n" };
+                format!("{summary}\n{vrrp}{gap}{backends}")
             };
             print(&text)
         }
         Verb::Metrics(daemon) => print(&exposition::render(&ask(&daemon)?)),
+        Verb::Vrrp(verb) => vrrp::run(&verb),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "xvip", &mut io::stdout());
             Ok(())

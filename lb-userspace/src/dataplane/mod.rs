@@ -1,26 +1,32 @@
 //! The kernel side as the daemon sees it: loading, attaching, and keeping the maps. The only room that knows aya.
 
 mod attach;
+mod fence;
+mod local;
 mod maps;
 mod records;
 mod run;
 mod shown;
 mod sweep;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapError,
+    maps::{MapData, MapError, ProgramArray},
     programs::{Program, ProgramError, SchedClassifier, Xdp},
     util::KernelVersion,
 };
 use lb_common::{
-    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
+    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names, programs},
     maglev::SLOTS,
 };
 
+use crate::host::namespace;
+
 pub use attach::{AttachError, Mode};
+pub use fence::Fence;
+pub use local::{HookError, Locals};
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
 pub use shown::ShowError;
@@ -57,6 +63,8 @@ pub enum LoadError {
     Map { name: &'static str, source: MapError },
     #[error("reading the kernel's clock: {0}")]
     Clock(ProgramError),
+    #[error("asking for the number of this network namespace: {0}. xvip needs Linux 5.15 or newer.")]
+    Home(io::Error),
     #[error(transparent)]
     Show(#[from] ShowError),
 }
@@ -87,6 +95,8 @@ pub struct ApplyError {
 pub struct Dataplane {
     ebpf: Ebpf,
     maps: maps::Maps,
+    /// Kept, so that it is not emptied.
+    _handed_on: ProgramArray<MapData>,
     /// Kept for its end, which takes the maps out of the BPF filesystem.
     _shown: Option<Shown>,
     max_connections: u32,
@@ -105,21 +115,29 @@ impl Dataplane {
     pub fn load(options: &Options) -> Result<Self, LoadError> {
         // Each connection has two halves.
         let entries = options.max_connections.saturating_mul(2);
+        let home = namespace::cookie().map_err(LoadError::Home)?;
+        let chooses_errors = u32::from(local::chooses_errors());
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::FLOWS4, entries)
             .map_max_entries(names::FLOWS6, entries)
             .map_max_entries(names::TABLES, options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS))
             .override_global(aya_log::LEVEL, &records::level(), true)
+            .override_global(names::HOME, &home, true)
+            .override_global(names::CHOOSES_ERRORS, &chooses_errors, true)
             .load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
-        clock(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_CLOCK, source })?;
+        for name in [names::XDP_ICMP, names::XDP_CLOCK] {
+            program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
+        }
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
+        local::load(&mut ebpf)?;
         let shown = options.bpffs.as_deref().map(|path| Shown::new(&ebpf, path)).transpose()?;
         let maps = maps::Maps::take(&mut ebpf)?;
+        let handed_on = hand_on(&mut ebpf)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
-        Ok(Self { ebpf, maps, _shown: shown, max_connections: options.max_connections, has_tcx })
+        Ok(Self { ebpf, maps, _handed_on: handed_on, _shown: shown, max_connections: options.max_connections, has_tcx })
     }
 
     /// Applies changes in order; the first that fails ends it.
@@ -142,6 +160,12 @@ impl Dataplane {
         u64::from(self.max_connections) * 2
     }
 
+    /// The id of `xdp_ingress`, by which an interface tells what is on it.
+    pub fn ingress_id(&self) -> Result<u32, ProgramError> {
+        let program = self.ebpf.program(names::XDP_INGRESS).expect("the object has the programs it was built with");
+        program.info().map(|info| info.id())
+    }
+
     /// Name and verified instructions of each program; `None` where the kernel (before 5.16) does not tell.
     pub fn programs(&self) -> Result<Vec<(String, Option<u32>)>, ProgramError> {
         let told = self.ebpf.programs().map(|(name, program)| {
@@ -150,6 +174,17 @@ impl Dataplane {
         });
         told.collect()
     }
+}
+
+/// Puts the programs that `xdp_ingress` hands packets on to in their places. The kernel empties the map when nobody holds it.
+fn hand_on(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
+    let failed = |source| LoadError::Map { name: names::PROGRAMS, source };
+    let map = ebpf.take_map(names::PROGRAMS).expect("the object has the maps it was built with");
+    let mut places = ProgramArray::try_from(map).map_err(failed)?;
+    let icmp = program::<Xdp>(ebpf, names::XDP_ICMP);
+    let icmp = icmp.fd().map_err(|source| LoadError::Program { name: names::XDP_ICMP, source })?;
+    places.set(programs::ICMP, icmp, 0).map_err(failed)?;
+    Ok(places)
 }
 
 /// The program that handles received frames.

@@ -185,7 +185,7 @@ impl Interfaces {
 
 /// The interface's own address and prefix length. On a point-to-point link IFA_ADDRESS is the peer and IFA_LOCAL is ours;
 /// IPv6 gives IFA_ADDRESS alone where there is no peer.
-pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
+pub(crate) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     let local = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -58,7 +58,7 @@ impl Vip {
     /// Puts the address back if something took it away; true if it did. Call it when the addresses changed.
     pub async fn ensure(&mut self) -> Result<bool, NetlinkError> {
         match self.present().await? {
-            Some(message) if is_ours(&message) => {
+            Some(message) if is_marked(&message, ADDRESS_PROTOCOL) => {
                 if !self.added {
                     info!("VIP {} on {} was left by a former xvip: adopted", self.address, self.interface);
                 }
@@ -125,25 +125,7 @@ impl Vip {
     }
 
     fn message(&self) -> AddressMessage {
-        let host = IpNet::from(self.address);
-        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
-        let mut message = AddressMessage::default();
-        message.header.family = if self.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        message.header.index = self.index;
-        message.header.prefix_len = host.max_prefix_len();
-        // Duplicate detection would keep the address unusable for a second, and for good where the former holder still answers.
-        message.header.flags = AddressHeaderFlags::Nodad;
-        let mut lifetime = CacheInfo::default();
-        lifetime.ifa_valid = FOREVER;
-        lifetime.ifa_preferred = 0;
-        message.attributes = vec![
-            AddressAttribute::Local(self.address),
-            AddressAttribute::Address(self.address),
-            AddressAttribute::Flags(flags),
-            AddressAttribute::CacheInfo(lifetime),
-            AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)),
-        ];
-        message
+        address_message(self.index, IpNet::from(self.address), None, ADDRESS_PROTOCOL)
     }
 
     fn error(&self, verb: &str, source: rtnetlink::Error) -> NetlinkError {
@@ -151,6 +133,37 @@ impl Vip {
     }
 }
 
-fn is_ours(message: &AddressMessage) -> bool {
-    message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)))
+/// The request that puts `net` on an interface, or takes it away: no source of the host's own connections, usable at once, `mark`ed.
+/// A label is IPv4's only.
+pub(crate) fn address_message(index: u32, net: IpNet, label: Option<&str>, mark: u8) -> AddressMessage {
+    let address = net.addr();
+    let mut flags = AddressFlags::Nodad;
+    if net.prefix_len() == net.max_prefix_len() {
+        flags |= AddressFlags::Noprefixroute;
+    }
+    let mut message = AddressMessage::default();
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.index = index;
+    message.header.prefix_len = net.prefix_len();
+    // Duplicate detection would keep the address unusable for a second, and for good where the former holder still answers.
+    message.header.flags = AddressHeaderFlags::Nodad;
+    let mut lifetime = CacheInfo::default();
+    lifetime.ifa_valid = FOREVER;
+    lifetime.ifa_preferred = 0;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::Flags(flags),
+        AddressAttribute::CacheInfo(lifetime),
+        AddressAttribute::Protocol(AddressProtocol::Other(mark)),
+    ];
+    message
+        .attributes
+        .extend(label.filter(|_| address.is_ipv4()).map(|label| AddressAttribute::Label(label.to_owned())));
+    message
+}
+
+/// Whether the address bears this mark.
+pub(crate) fn is_marked(message: &AddressMessage, mark: u8) -> bool {
+    message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(mark)))
 }

@@ -1,38 +1,53 @@
 //! The daemon from start to end: the order in which things come up, the one loop that keeps the tables true, and the order in
 //! which everything is taken away again.
 
+mod closing;
+mod placement;
 mod sweeping;
 mod view;
+mod vips;
+mod vrrp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
-use lb_common::{
-    abi::{BackendId, Port},
-    wire::Tags,
-};
+use anyhow::Context as _;
+use lb_common::abi::{Backend, BackendId};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
+pub(crate) use self::placement::carriers;
+use self::{
+    closing::Closer,
+    placement::{carried, moves, ports},
+    vips::Vips,
+    vrrp::{Seen, Vrrp},
+};
 use crate::{
-    admin::{ControlSocket, Status, metrics::MetricsServer},
-    config::model::{Config, XdpMode},
-    dataplane::{Dataplane, Mode, Options},
+    admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command},
+    config::{
+        hints,
+        model::{Cgroup, Config, VirtualServer, XdpMode},
+    },
+    dataplane::{Change, Dataplane, Mode, Options},
     health::{Checkers, Reports, State},
-    host::{self, Announcer, Changes, Forwarding, Handle, Interface, Interfaces, Vip, forwarding::Families, preflight},
+    host::{self, Changes, Forwarding, Handle, Interface, Interfaces, cgroup, forwarding::Families, preflight},
     reconcile::{Applied, Inputs, desired, plan},
 };
 
 /// How often the counters in the published status are refreshed.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Requests that wait for the loop, which takes them at once; who finds no room is told to try again.
+const COMMANDS: usize = 4;
 
 /// Connections that are alive, by backend.
 type Alive = BTreeMap<BackendId, u64>;
@@ -52,6 +67,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         Ok(signal) => log::info!("{signal}: leaving"),
         Err(error) => log::error!("{error:#}: leaving"),
     }
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    node.resign(again).await;
     node.stop().await;
     ended.map(drop)
 }
@@ -61,9 +83,10 @@ struct Node<'a> {
     config: &'a Config,
     started: SystemTime,
     handle: Handle,
-    /// VIPs by virtual server; several virtual servers may share one.
-    vips: Vec<Vip>,
-    announcements: JoinSet<()>,
+    /// Those that do not move.
+    vips: Vips,
+    vrrp: Vrrp<'a>,
+    commands: mpsc::Receiver<Command>,
     servers: JoinSet<()>,
     checkers: Checkers,
     reports: watch::Receiver<Reports>,
@@ -72,10 +95,15 @@ struct Node<'a> {
     changes: Changes,
     dataplane: Dataplane,
     attached: BTreeMap<String, Mode>,
+    /// Its id, by which the kernel tells what an interface has.
+    program: Option<u32>,
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
     alive: watch::Receiver<Alive>,
+    /// The same of this host's own sockets.
+    own: watch::Receiver<Alive>,
+    closer: Closer,
     status: watch::Sender<Arc<Status>>,
     _forwarding: Forwarding,
 }
@@ -83,11 +111,16 @@ struct Node<'a> {
 impl<'a> Node<'a> {
     /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
     async fn start(config: &'a Config) -> anyhow::Result<Self> {
+        hints(config).iter().for_each(|hint| log::warn!("{hint}"));
         let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
         preflight::check(parent)?;
         let socket = ControlSocket::bind(&config.admin.control_socket)?;
         let metrics = match config.admin.metrics {
             Some(address) => Some(MetricsServer::bind(address).await?),
+            None => None,
+        };
+        let probes = match config.admin.healthz {
+            Some(address) => Some(ProbeServer::bind(address).await?),
             None => None,
         };
 
@@ -97,12 +130,15 @@ impl<'a> Node<'a> {
         let carriers = carriers(config, &host)?;
 
         let mut dataplane = Dataplane::load(&Options {
-            max_connections: config.dataplane.max_connections.get(),
+            max_connections: tracked(config),
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
         let counts = watch::Sender::new(Alive::new());
         let sweeper = dataplane.sweeper()?;
+        let own = watch::Sender::new(Alive::new());
+        let own_counts = own.subscribe();
+        let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let families = Families {
@@ -112,12 +148,14 @@ impl<'a> Node<'a> {
         let forwarding = Forwarding::enable(carried(config, &host), families)?;
 
         let started = SystemTime::now();
+        let (ask, commands) = mpsc::channel(COMMANDS);
         let mut node = Self {
             config,
             started,
+            vips: Vips::new(handle.clone()),
             handle,
-            vips: Vec::new(),
-            announcements: JoinSet::new(),
+            vrrp: Vrrp::new(&config.vrrp),
+            commands,
             servers: JoinSet::new(),
             checkers,
             reports,
@@ -125,10 +163,13 @@ impl<'a> Node<'a> {
             changes,
             dataplane,
             attached: BTreeMap::new(),
+            program: None,
             carriers,
             host,
             applied: Applied::default(),
             alive: counts.subscribe(),
+            own: own_counts,
+            closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
@@ -139,15 +180,18 @@ impl<'a> Node<'a> {
         }
 
         // Answered from here on: who asks sees a node that is up.
-        node.servers.spawn(socket.serve(node.status.subscribe()));
+        node.servers.spawn(socket.serve(node.status.subscribe(), ask));
         if let Some(metrics) = metrics {
             node.servers.spawn(metrics.serve(node.status.subscribe()));
         }
-        log::info!(
-            "carrying {} virtual servers on {}",
-            config.virtual_servers.len(),
-            config.dataplane.interfaces.join(", ")
-        );
+        if let Some(probes) = probes {
+            node.servers.spawn(probes.serve(node.status.subscribe()));
+        }
+        let interfaces = match &config.dataplane.interfaces[..] {
+            [] => "no interface".to_owned(),
+            names => names.join(", "),
+        };
+        log::info!("carrying {} virtual servers on {interfaces}", config.virtual_servers.len());
         Ok(node)
     }
 
@@ -156,8 +200,14 @@ impl<'a> Node<'a> {
     async fn bring_up(&mut self) -> anyhow::Result<()> {
         self.servers.spawn(self.dataplane.log()?.pass_on());
         self.attach()?;
+        self.attach_hooks()?;
         self.await_health().await?;
         self.hold().await?;
+        self.vrrp.settle().await;
+        let broken = self.broken();
+        let states = states(self.config, &self.followed);
+        let seen = Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken };
+        self.vrrp.start(&seen, &mut self.dataplane)?;
         self.publish()
     }
 
@@ -167,10 +217,20 @@ impl<'a> Node<'a> {
             XdpMode::Native => Some(Mode::Native),
             XdpMode::Generic => Some(Mode::Generic),
         };
+        self.program = Some(self.dataplane.ingress_id()?);
         for name in &self.config.dataplane.interfaces {
             let interface = self.host.named(name)?;
             let mode = self.dataplane.attach(name, interface.index, wanted, interface.xdp)?;
             self.attached.insert(name.clone(), mode);
+        }
+        Ok(())
+    }
+
+    /// Puts the hooks on the cgroup, so that this node's own processes need no VIP.
+    fn attach_hooks(&mut self) -> anyhow::Result<()> {
+        if let Some((path, cgroup)) = hooked(self.config)? {
+            self.dataplane.attach_hooks(&cgroup).with_context(|| format!("cgroup {}", path.display()))?;
+            log::info!("connections of processes in cgroup {} go straight to backends", path.display());
         }
         Ok(())
     }
@@ -186,16 +246,13 @@ impl<'a> Node<'a> {
         self.reconcile(false)
     }
 
-    /// Puts the VIPs on their interfaces and announces them.
+    /// Puts the VIPs that do not move on their interfaces and announces them.
     async fn hold(&mut self) -> anyhow::Result<()> {
-        for (server, carrier) in self.config.virtual_servers.iter().zip(&self.carriers) {
-            let held = |vip: &Vip| vip.address() == server.address && vip.interface() == carrier;
-            if self.vips.iter().any(held) {
-                continue;
-            }
-            let interface = self.host.named(carrier)?;
-            self.vips.push(Vip::hold(&self.handle, server.address, interface).await?);
-            announce(&mut self.announcements, interface, server.address);
+        let config = self.config;
+        let stays = |server: &VirtualServer| !server.address.is_loopback() && !moves(config, server);
+        let all = config.virtual_servers.iter().zip(&self.carriers);
+        for (server, carrier) in all.filter(|(server, _)| stays(server)) {
+            self.vips.hold(server.address, self.host.named(carrier)?).await?;
         }
         self.host = host::interfaces(&self.handle).await?;
         Ok(())
@@ -213,6 +270,11 @@ impl<'a> Node<'a> {
                 },
                 error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
+                changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
+                Some(Command::Release) = self.commands.recv() => {
+                    self.vrrp.release();
+                    Ok(())
+                }
                 _ = refresh.tick() => self.publish(),
             };
             if let Err(error) = done {
@@ -228,7 +290,29 @@ impl<'a> Node<'a> {
             return Ok(());
         }
         self.reconcile(false)?;
+        self.follow()
+    }
+
+    /// Tells VRRP what its conditions depend on, and everybody what it says.
+    fn follow(&mut self) -> anyhow::Result<()> {
+        let broken = self.broken();
+        let states = states(self.config, &self.followed);
+        self.vrrp.follow(&Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken });
         self.publish()
+    }
+
+    /// Interfaces that have lost the program, and so carry nothing.
+    fn broken(&self) -> BTreeMap<String, String> {
+        let lost = |name: &String| {
+            let why = match self.host.named(name) {
+                Err(_) => "the interface is gone",
+                Ok(interface) if interface.xdp.is_none() => "the XDP program is gone from it",
+                Ok(interface) if interface.xdp != self.program => "another XDP program has taken its place",
+                Ok(_) => return None,
+            };
+            Some((name.clone(), why.to_owned()))
+        };
+        self.attached.keys().filter_map(lost).collect()
     }
 
     /// Looks at the host again: what was cached about ways is void, and a VIP may be gone.
@@ -237,21 +321,9 @@ impl<'a> Node<'a> {
             self.changes = Changes::subscribe(&self.handle).await?;
         }
         self.host = host::interfaces(&self.handle).await?;
-        for vip in &mut self.vips {
-            match vip.ensure().await {
-                Ok(true) => {
-                    log::warn!("VIP {} was taken from {}: put back", vip.address(), vip.interface());
-                    if let Ok(interface) = self.host.named(vip.interface()) {
-                        announce(&mut self.announcements, interface, vip.address());
-                    }
-                }
-                Ok(false) => {}
-                // The interface may be gone for the moment; the next change brings another try.
-                Err(error) => log::warn!("VIP {}: {error}", vip.address()),
-            }
-        }
+        self.vips.ensure(&self.host).await;
         self.reconcile(true)?;
-        self.publish()
+        self.follow()
     }
 
     /// Brings the tables to what configuration, health and host ask for.
@@ -265,6 +337,10 @@ impl<'a> Node<'a> {
             desired(&Inputs { servers: &config.virtual_servers, states: &states, local: &local, ports: &ports })?;
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
+        let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
+        if !lost.is_empty() {
+            self.closer.close(lost);
+        }
         self.applied = applied;
         self.followed = reports;
         Ok(())
@@ -276,16 +352,19 @@ impl<'a> Node<'a> {
         for server in &self.config.virtual_servers {
             local.remove(&server.address);
         }
+        for net in self.config.vrrp.iter().flat_map(|instance| &instance.addresses) {
+            local.remove(&net.addr());
+        }
         local
     }
 
     fn publish(&mut self) -> anyhow::Result<()> {
         let held = self.config.virtual_servers.iter().zip(&self.carriers).map(|(server, carrier)| {
             let on = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == server.address);
-            self.host.named(carrier).is_ok_and(on)
+            server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
-        let status = view::status(&view::Sources {
+        let status = view::status(view::Sources {
             config: self.config,
             started: self.started,
             reports: &self.followed,
@@ -294,100 +373,75 @@ impl<'a> Node<'a> {
             held: &held,
             dataplane: &self.dataplane,
             alive: &self.alive.borrow(),
+            own: &self.own.borrow(),
+            vrrp: self.vrrp.status(),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())
     }
 
-    async fn release(&mut self) {
-        for vip in self.vips.drain(..) {
-            let address = vip.address();
-            if let Err(error) = vip.release().await {
-                log::error!("removing VIP {address}: {error}");
+    /// Gives the VIPs that move to another node, and carries what is still on its way for as long as configured, or until `enough`.
+    async fn resign(&mut self, enough: impl Future<Output = ()>) {
+        let had_vips = self.vrrp.stop().await;
+        self.vips.release().await;
+        if let Err(error) = self.publish() {
+            log::warn!("{error:#}");
+        }
+        let drain = self.config.dataplane.drain;
+        if !drain.is_zero() && (had_vips || self.config.vrrp.is_empty()) {
+            log::info!("carrying on for {}", humantime::format_duration(drain));
+            tokio::select! {
+                () = sleep(drain) => {}
+                () = enough => {}
             }
         }
     }
 
     /// Gives the VIPs back first: nobody should be drawn to a node that no longer forwards. The rest goes by being dropped.
     async fn stop(mut self) {
-        self.announcements.shutdown().await;
-        self.release().await;
+        self.vrrp.stop().await;
+        self.vips.release().await;
         self.servers.shutdown().await;
         self.checkers.stop().await;
     }
 }
 
-/// The interface that each virtual server's VIP is put on.
-pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec<String>> {
-    let carrier = |server: &crate::config::model::VirtualServer| {
-        let named = server.interface.as_ref().map(std::slice::from_ref);
-        let candidates = named.unwrap_or(&config.dataplane.interfaces);
-        let found = host.carrier(server.address, candidates);
-        let found = found.with_context(|| format!("virtual server \"{}\"", server.name))?;
-        if !carried(config, host).any(|name| name == found.name) {
-            bail!(
-                "virtual server \"{}\": interface {} does not get the XDP program, so nothing would carry its traffic. Add {} (or, if it is a VLAN, \
-                 the interface below it) to dataplane.interfaces.",
-                server.name,
-                found.name,
-                found.name
-            );
-        }
-        Ok(found.name.clone())
-    };
-    for name in &config.dataplane.interfaces {
-        host.named(name)?;
-    }
-    config.virtual_servers.iter().map(carrier).collect()
+/// The cgroup whose processes need no VIP. Where others ask for the virtual servers too, it may be out of sight.
+pub(crate) fn hooked(config: &Config) -> anyhow::Result<Option<(PathBuf, File)>> {
+    let needed = config.virtual_servers.iter().any(|server| server.address.is_loopback());
+    Ok(match &config.dataplane.cgroup {
+        Cgroup::Off => None,
+        Cgroup::At(path) => Some((path.clone(), cgroup::open(path)?)),
+        Cgroup::Auto => match cgroup::root() {
+            Err(error) if !needed => {
+                log::warn!("this node's own processes go through the VIP: {error}");
+                None
+            }
+            found => Some(found?),
+        },
+    })
 }
 
-/// The interfaces with the program, and the VLANs on them.
-fn carried<'a>(config: &'a Config, host: &'a Interfaces) -> impl Iterator<Item = &'a str> {
-    let below = config.dataplane.interfaces.iter().filter_map(|name| host.named(name).ok());
-    below.flat_map(|interface| {
-        let vlans = host.vlans_on(interface.index).map(|vlan| vlan.name.as_str());
-        std::iter::once(interface.name.as_str()).chain(vlans)
-    })
+/// A backend whose connections are lost by a change.
+fn lost(change: &Change) -> Option<BackendId> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
+        _ => None,
+    }
+}
+
+/// Connections to keep track of: none of packets where no packet is seen.
+fn tracked(config: &Config) -> u32 {
+    if config.dataplane.interfaces.is_empty() { 1 } else { config.dataplane.max_connections.get() }
 }
 
 /// Health in the order of the configuration.
 fn states(config: &Config, reports: &Reports) -> Vec<Vec<State>> {
-    let of = |server: &crate::config::model::VirtualServer| {
+    let of = |server: &VirtualServer| {
         let state = |backend: &crate::config::model::Backend| {
             reports.get(&view::key(server, backend)).map_or(State::Down, |report| report.state)
         };
         server.backends.iter().map(state).collect()
     };
     config.virtual_servers.iter().map(of).collect()
-}
-
-/// The interfaces that the data plane may send from, and the VLANs on them.
-fn ports(attached: &BTreeMap<String, Mode>, host: &Interfaces) -> BTreeMap<Port, Port> {
-    let mut ports = BTreeMap::new();
-    let plain = |interface: u32| Port { interface, tags: Tags(0) };
-    // A driver cannot be sent to from another driver's receive path unless it has native XDP itself: the kernel sends there.
-    let mixed = attached.values().any(|mode| *mode == Mode::Native);
-    let reachable = attached.iter().filter(|(_, mode)| !mixed || **mode == Mode::Native);
-    for interface in reachable.filter_map(|(name, _)| host.named(name).ok()) {
-        ports.insert(plain(interface.index), plain(interface.index));
-        for vlan in host.vlans_on(interface.index) {
-            if let Some(tag) = &vlan.vlan {
-                let tagged = Port { interface: interface.index, tags: Tags::single(tag.id) };
-                ports.insert(tagged, plain(vlan.index));
-                ports.insert(plain(vlan.index), tagged);
-            }
-        }
-    }
-    ports
-}
-
-/// Tells the segment that the VIP is here now.
-fn announce(tasks: &mut JoinSet<()>, interface: &Interface, vip: std::net::IpAddr) {
-    match Announcer::new(interface, vip) {
-        Ok(Some(announcer)) => {
-            tasks.spawn(async move { announcer.burst().await });
-        }
-        Ok(None) => {}
-        Err(error) => log::warn!("announcing VIP {vip} on {}: {error}", interface.name),
-    }
 }

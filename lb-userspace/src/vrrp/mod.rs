@@ -1,9 +1,24 @@
 //! Who holds a VIP among several nodes: the Virtual Router Redundancy Protocol, version 2 (RFC 3768) and 3 (RFC 9568).
 //!
-//! `packet` and `reception` know no socket and no clock: time is a parameter.
+//! `packet`, `reception`, `machine`, `router` and `announcing` know no socket, no clock and no task: time is a parameter.
 
+pub use action::{Action, State, View};
+pub use router::Router;
+pub use settings::{Condition, Settings};
+
+mod action;
+mod announcing;
+pub mod hooks;
+mod machine;
 pub mod packet;
+mod program;
 pub mod reception;
+mod router;
+mod settings;
+#[cfg(test)]
+mod simulation;
+pub mod tracking;
+pub mod wire;
 
 use std::{
     fmt,
