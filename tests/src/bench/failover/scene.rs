@@ -191,7 +191,7 @@ impl Scene {
     fn owners(&self, transition: SystemTime) -> usize {
         let from = transition + GRACE;
         thread::sleep((GRACE + WINDOW).saturating_sub(between(transition, SystemTime::now())));
-        self.prober.owners(from, WINDOW).len()
+        self.prober.at_once(from, WINDOW)
     }
 
     /// When somebody else than the master answered first.
