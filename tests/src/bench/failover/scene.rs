@@ -153,7 +153,11 @@ impl Scene {
                 thread::scope(|scope| {
                     // Twice as many as there are CPUs, so that none of them is ever idle.
                     for _ in 0..2 * thread::available_parallelism().map_or(1, usize::from) {
-                        scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+                        scope.spawn(|| {
+                            while !over.load(Ordering::Relaxed) {
+                                std::hint::spin_loop();
+                            }
+                        });
                     }
                     let sample = self.watch(mac, begin, options.busy);
                     over.store(true, Ordering::Relaxed);
