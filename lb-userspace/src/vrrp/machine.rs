@@ -96,8 +96,8 @@ pub(super) struct Machine {
     has_siblings: bool,
     phase: Phase,
     since: Moment,
-    /// When time was last looked at as backup.
-    awake: Moment,
+    /// When a backup looks at the clock next.
+    alarm: Moment,
     transitions: u64,
     /// Of the master that is followed, or the own.
     master_interval: Duration,
@@ -118,7 +118,7 @@ impl Machine {
             has_siblings,
             phase: Phase::Fault,
             since: now,
-            awake: now,
+            alarm: now,
             transitions: 0,
             master_interval: settings.interval,
             master: None,
@@ -145,11 +145,7 @@ impl Machine {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.phase {
             Phase::Fault | Phase::Stopped => None,
-            // Not later than an interval from now: only who looks at the clock that often knows that it has not slept.
-            Phase::Backup(wait) => {
-                let end = wait.deadline(&self.settings, self.master_interval);
-                end.map(|end| end.min(self.awake + self.master_interval))
-            }
+            Phase::Backup(wait) => wait.deadline(&self.settings, self.master_interval).map(|end| end.min(self.alarm)),
             Phase::Master(reign) => Some(reign.next.min(reign.announcing.deadline())),
         }
     }
@@ -210,8 +206,9 @@ impl Machine {
                 self.phase = Phase::Backup(self.hear_as_backup(wait, heard));
             }
             (Phase::Backup(wait), Event::Due) => {
-                self.phase = Phase::Backup(wait.after(now, self.awake, &self.settings, self.master_interval));
-                self.awake = now;
+                let wait = wait.after(now, self.alarm, &self.settings, self.master_interval);
+                self.alarm = wait.alarm(now, &self.settings, self.master_interval);
+                self.phase = Phase::Backup(wait);
             }
             (Phase::Backup(Wait { kind: Kind::Ready, .. }), Event::Elected) => self.promote(now, actions),
             (Phase::Backup(wait), Event::Changed) => self.phase = Phase::Backup(self.compare_again(wait)),
@@ -393,9 +390,11 @@ impl Machine {
 
     fn enter(&mut self, phase: Phase, now: Moment, actions: &mut Actions) {
         self.phase = phase;
-        (self.since, self.awake) = (now, now);
+        self.since = now;
         self.transitions += 1;
-        if !matches!(phase, Phase::Backup(_)) {
+        if let Phase::Backup(wait) = phase {
+            self.alarm = wait.alarm(now, &self.settings, self.master_interval);
+        } else {
             self.master = None;
             self.master_interval = self.settings.interval;
             self.lower_since = None;

@@ -28,7 +28,8 @@ fn machine(letter: char) -> Machine {
         'X' => Phase::Stopped,
         letter => Phase::Backup(kind(letter).since(at(100))),
     };
-    if matches!(machine.phase, Phase::Backup(_)) {
+    if let Phase::Backup(wait) = machine.phase {
+        machine.alarm = wait.alarm(at(100), &machine.settings, machine.master_interval);
         machine.master = Some(heard(HIGHER, 100, 100));
     }
     machine
@@ -110,7 +111,7 @@ fn transition_table() {
         ("better, lease over", Event::Heard(&better), 401, "F    D    D    D    D    D    D    yL   X"),
         ("due, 150 ms", Event::Due, 150, "F    L    D    S    K    A    R    M    X"),
         ("due, 161 ms", Event::Due, 161, "F    L    D    R    K    A    R    M    X"),
-        ("due, 200 ms", Event::Due, 200, "F    L    D    R    K    A    R    anM  X"),
+        ("due, 200 ms", Event::Due, 200, "F    L    D    K    K    A    R    anM  X"),
         ("due, 310 ms", Event::Due, 310, "F    K    K    K    R    A    R    anM  X"),
         ("due, 400 ms", Event::Due, 400, "F    K    K    K    R    A    R    anM  X"),
         ("due, 401 ms", Event::Due, 401, "F    K    K    K    K    A    R    yL   X"),
@@ -153,7 +154,7 @@ fn deadlines() {
     for (letter, nanoseconds) in [('L', 460_937_500), ('D', 460_937_500), ('K', 260_937_500), ('A', 821_875_000)] {
         let end = Moment(Duration::from_nanos(nanoseconds));
         let mut machine = machine(letter);
-        machine.awake = at(240);
+        machine.alarm = at(241);
         let looks = u64::try_from(end.0.as_millis()).unwrap();
         for moment in (241..=looks).step_by(100).map(at).chain([Moment(end.0 - Duration::from_nanos(1)), end]) {
             assert!(!machine.is_ready(), "{letter} at {moment:?}");
@@ -214,7 +215,7 @@ fn the_interval_of_the_master_counts_for_who_follows_it() {
     let mut machine = machine('D');
     let slow = Heard { interval: Duration::from_secs(1), ..heard(HIGHER, 200, 150) };
     machine.on(Event::Heard(&slow), at(150), &mut Actions::new());
-    machine.awake = at(3700);
+    machine.alarm = at(4000);
     assert_eq!(machine.deadline(), Some(Moment(Duration::from_nanos(3_759_375_000))));
     // Zero would make us master at once.
     let nonsense = Heard { interval: Duration::ZERO, ..heard(HIGHER, 200, 150) };
@@ -231,12 +232,13 @@ fn the_interval_of_the_master_counts_for_who_follows_it() {
 #[test]
 fn a_change_of_priority_moves_a_running_timer() {
     let mut machine = machine('S');
+    machine.alarm = at(200);
     for (priority, nanoseconds) in [(100, 60_937_500), (200, 21_875_000), (1, 99_609_375)] {
         machine.settings.priority = priority;
         assert_eq!(machine.deadline(), Some(at(100) + Duration::from_nanos(nanoseconds)));
     }
     machine.settings.version = Version::V2;
-    machine.awake = at(1000);
+    machine.alarm = at(2000);
     assert_eq!(machine.deadline(), Some(at(100) + Duration::from_nanos(996_093_750)));
 }
 

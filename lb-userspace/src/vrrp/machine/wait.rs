@@ -40,24 +40,31 @@ impl Wait {
         Some(self.since + length)
     }
 
-    /// What comes of it by `now`, when the process last ran at `awake`.
-    pub(super) fn after(self, now: Moment, awake: Moment, settings: &Settings, master_interval: Duration) -> Self {
+    /// What comes of it by `now`, which may be later than the `alarm` that was set.
+    pub(super) fn after(self, now: Moment, alarm: Moment, settings: &Settings, master_interval: Duration) -> Self {
         let Some(end) = self.deadline(settings, master_interval) else {
             return self;
         };
         // While we slept, the socket may have run over, or the whole machine stood still and nothing could arrive. One
         // look is enough; only who could not keep a lease either has to look again.
         let patience = match self.kind {
-            Kind::Look => settings.lease_length(),
-            Kind::Listen | Kind::Down | Kind::Skew | Kind::Away | Kind::Ready => master_interval * 5 / 4,
+            Kind::Look => master_interval * u32::from(settings.down_factor).saturating_sub(1).max(1),
+            Kind::Listen | Kind::Down | Kind::Skew | Kind::Away | Kind::Ready => master_interval / 4,
         };
         let look = Kind::Look.since(now);
-        if now - awake > patience && look.deadline(settings, master_interval) > Some(end) {
+        if now - alarm > patience && look.deadline(settings, master_interval) > Some(end) {
             look
         } else if end <= now {
             Kind::Ready.since(self.since)
         } else {
             self
         }
+    }
+
+    /// When to look at the clock next: not later than an interval from now, since only who looks that often knows that it
+    /// has not slept.
+    pub(super) fn alarm(self, now: Moment, settings: &Settings, master_interval: Duration) -> Moment {
+        let tick = now + master_interval;
+        self.deadline(settings, master_interval).map_or(tick, |end| end.min(tick))
     }
 }
