@@ -21,7 +21,7 @@
 //!
 //! From each state a shutdown leads to `Stopped`, from `Master` with priority 0.
 //!
-//! What a backup waits for (`Wait`) differs; `+` is the interval of the master, or its own while it knows none:
+//! What a backup waits for differs; intervals are those of the master that it follows, or its own while it knows none:
 //!
 //! | wait | begins with | ends after |
 //! |---|---|---|
@@ -32,47 +32,23 @@
 //! | `Away` | release; loss of the sync group | twice the down interval |
 //! | `Ready` | end of any other | election, once all members of the group are ready |
 
-use std::{collections::VecDeque, net::IpAddr, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use wait::{Kind, Wait};
 
 use super::{
     Heard, InstanceId, Moment,
+    action::{Action, State, View},
     announcing::Announcing,
     settings::{OWNER, Settings},
 };
 
+#[cfg(test)]
+mod tests;
 mod wait;
 
 /// Between two advertisements, whatever is heard: hostile ones must not make us flood the network.
 const ANSWER_SPACING: Duration = Duration::from_millis(1);
-
-/// Where a virtual router stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// May not be master: the interface is down or has no address, a condition or another member of the group forbids it.
-    Fault,
-    Backup,
-    Master,
-    /// After shutdown, for ever.
-    Stopped,
-}
-
-/// What the driver does, in this order and at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send one advertisement. With `lease`: send it, and then let the kernel claim the VIPs until that moment. Without:
-    /// first end the claim in the kernel, and then send.
-    Advertise { priority: u8, lease: Option<Moment> },
-    /// Put the VIPs on the interface.
-    Hold,
-    /// Tell the neighbours of every VIP, once.
-    Announce,
-    /// End the claim in the kernel and take the VIPs off the interface.
-    Yield,
-    /// For those who watch.
-    Became(State),
-}
 
 pub(super) type Actions = VecDeque<(InstanceId, Action)>;
 
@@ -129,6 +105,8 @@ pub(super) struct Machine {
     master: Option<Heard>,
     /// When a lower master was first heard: the preempt delay runs from here.
     lower_since: Option<Moment>,
+    /// Gave way, and lets a peer take over until then.
+    away_until: Moment,
     /// Handed over on purpose: no preemption until the successor is gone.
     released: bool,
 }
@@ -145,6 +123,7 @@ impl Machine {
             master_interval: settings.interval,
             master: None,
             lower_since: None,
+            away_until: now,
             released: false,
             settings,
         }
@@ -253,11 +232,14 @@ impl Machine {
                 self.reign_on(reign, now, actions);
             }
             (Phase::Master(_), Event::Lost { stay_away }) => {
-                let kind = if stay_away { Kind::Away } else { Kind::Down };
-                self.resign(Phase::Backup(kind.since(now)), now, actions);
+                if stay_away {
+                    self.give_way(now, actions);
+                } else {
+                    self.resign(Phase::Backup(Kind::Down.since(now)), now, actions);
+                }
             }
             (Phase::Master(_), Event::Release) => {
-                self.resign(Phase::Backup(Kind::Away.since(now)), now, actions);
+                self.give_way(now, actions);
                 self.released = true;
             }
             (Phase::Master(_), Event::Unable) => self.resign(Phase::Fault, now, actions),
@@ -301,8 +283,11 @@ impl Machine {
             }
             self.master = None;
             return match wait.kind {
-                Kind::Listen | Kind::Down | Kind::Look => Kind::Skew.since(heard.received),
-                Kind::Skew | Kind::Away | Kind::Ready => wait,
+                // Who gave way does not hurry back.
+                Kind::Listen | Kind::Down | Kind::Look if heard.received >= self.away_until => {
+                    Kind::Skew.since(heard.received)
+                }
+                Kind::Listen | Kind::Down | Kind::Look | Kind::Skew | Kind::Away | Kind::Ready => wait,
             };
         }
         if heard.priority >= priority {
@@ -394,6 +379,12 @@ impl Machine {
         }
     }
 
+    fn give_way(&mut self, now: Moment, actions: &mut Actions) {
+        let wait = Kind::Away.since(now);
+        self.away_until = wait.deadline(&self.settings, self.settings.interval).unwrap_or(now);
+        self.resign(Phase::Backup(wait), now, actions);
+    }
+
     fn resign(&mut self, to: Phase, now: Moment, actions: &mut Actions) {
         actions.push_back((self.id, Action::Advertise { priority: 0, lease: None }));
         actions.push_back((self.id, Action::Yield));
@@ -412,21 +403,4 @@ impl Machine {
         }
         actions.push_back((self.id, Action::Became(self.state())));
     }
-}
-
-/// What is told of an instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    pub state: State,
-    pub since: Moment,
-    /// The effective one; 0 in a state that takes no part.
-    pub priority: u8,
-    /// Who is known to be master, and with what priority.
-    pub master: Option<(IpAddr, u8)>,
-    /// Until when this node claims the VIPs unless it advertises again.
-    pub lease: Option<Moment>,
-    /// Handed over on purpose: it does not preempt its successor.
-    pub released: bool,
-    /// Changes of state, the first one after the start included.
-    pub transitions: u64,
 }
