@@ -311,6 +311,27 @@ fn a_daemon_that_hangs_does_not_claim_the_vips_and_listens_first_when_it_goes_on
 }
 
 #[test]
+fn a_daemon_that_was_killed_claims_nothing_and_the_next_one_comes_back_in_order() {
+    let mut pair = Pair::up("kill");
+    let first = pair.daemons.remove(A).unwrap();
+    first.process().kill();
+    pair.wait_for(B, State::Master);
+    // The address and the programs stayed behind, and the lease has ended.
+    assert!(pair.has(A, "192.168.2.100"));
+    let theirs = pair.mac(B);
+    for _ in 0..10 {
+        assert_eq!(pair.claimant("192.168.2.100"), theirs);
+    }
+    pair.assert_serves();
+
+    pair.start(A);
+    pair.wait_for(A, State::Master);
+    pair.wait_for(B, State::Backup);
+    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+    pair.assert_serves();
+}
+
+#[test]
 fn programs_are_told_of_each_change() {
     let mut pair = Pair::up("notify");
     let daemon = pair.daemons.remove(A).unwrap();
