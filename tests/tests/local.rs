@@ -356,7 +356,16 @@ fn nothing_stays_attached() {
     assert_eq!(cgroup.programs().unwrap(), 0);
     let site = Site { xvip: restart(&deployment, &cgroup), apiservers, deployment };
     site.xvip.process().kill();
-    assert_eq!(cgroup.programs().unwrap(), 0, "a killed daemon's hooks end with it");
+    let goes_on = |what: &str| {
+        assert_eq!(cgroup.programs().unwrap(), 5, "{what}");
+        let report = requests(&site, ELSEWHERE, &cgroup, false, Load::sequential(5));
+        assert_eq!(report.good(), 5, "{what}: {report}");
+    };
+    goes_on("a killed daemon's hooks");
+    let next = restart(&site.deployment, &cgroup);
+    goes_on("taken over by the next");
+    assert!(next.stop().unwrap().success());
+    assert_eq!(cgroup.programs().unwrap(), 0);
     // The next connect goes where it is meant to.
     let target = Topology::C.endpoint(false);
     let failed = inside(site.host(ELSEWHERE), &cgroup, || {
