@@ -105,9 +105,10 @@ fn survive(name: &str, edit: fn(&str) -> String, end: impl Fn(&Xvip) + Sync) {
     });
     assert_whole(&four, &last);
     assert_whole(&six, &last);
-    let status = last.status().unwrap();
     // Counts go on, and no connection had to be guessed from its packets.
-    assert!(status.counters.events["connected"] >= 40 + 20 * ROUNDS as u64, "{status:#?}");
+    let all = 40 + 20 * ROUNDS as u64;
+    let counted = last.wait_for("all connections to be counted", END_LIMIT, |s| s.counters.events["connected"] >= all);
+    let status = counted.unwrap();
     assert_eq!(status.counters.events["rebuilt"], 0, "{status:#?}");
     deployment.lab.assert_checksums_clean();
 }

@@ -50,7 +50,12 @@ impl Pair {
     }
 
     fn start(&mut self, node: &'static str) {
-        let configuration = quick(&self.deployment.xvip_config(node).unwrap()) + &self.vrrp(node);
+        self.start_with(node, "");
+    }
+
+    /// With something more in the last `[[vrrp]]` section.
+    fn start_with(&mut self, node: &'static str, more: &str) {
+        let configuration = quick(&self.deployment.xvip_config(node).unwrap()) + &self.vrrp(node) + more;
         let xvip = Xvip::start_with(&self.deployment, node, &configuration).unwrap();
         self.daemons.insert(node, xvip);
     }
@@ -217,6 +222,47 @@ fn if_nobody_reaches_a_backend_the_vips_stay() {
 }
 
 #[test]
+fn a_script_that_fails_lowers_the_priority_by_its_weight() {
+    let mut pair = Pair::up("script");
+    let (flag, first) = (pair.deployment.host(A).unwrap().directory().join("good"), pair.daemons.remove(A).unwrap());
+    assert!(first.stop().unwrap().success());
+    fs::write(&flag, "").unwrap();
+    let script = format!(
+        "[[vrrp.script]]\nname = \"uplink\"\ncommand = [\"/usr/bin/test\", \"-e\", {flag:?}]\ninterval = \"200ms\"\ntimeout = \"200ms\"\n\
+         fall = 2\nweight = -10\n"
+    );
+    pair.start_with(A, &script);
+    pair.wait_for(A, State::Master);
+    fs::remove_file(&flag).unwrap();
+    pair.wait_for(B, State::Master);
+    let status = pair.wait_for(A, State::Backup);
+    // One instance has the script, and it counts for the group.
+    assert_eq!((instance(&status, 51).priority, instance(&status, 52).priority), (90, 90));
+    let script = instance(&status, 52).tracked.iter().find(|tracked| tracked.name == "script uplink").unwrap();
+    assert_eq!((script.good, script.weight, &*script.text), (false, -10, "exit code 1"));
+    fs::write(&flag, "").unwrap();
+    pair.wait_for(A, State::Master);
+    pair.assert_serves();
+}
+
+#[test]
+fn the_file_of_another_node_is_refused() {
+    let deployment = Topology::C.build("copied").unwrap();
+    let vrrp = "\n[[vrrp]]\nname = \"apiserver\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"192.168.2.100\"]\n\
+                peers = [\"192.168.2.20\", \"192.168.2.10\"]\n";
+    let configuration = deployment.xvip_config(A).unwrap() + vrrp;
+    for verb in ["check", "run"] {
+        let output = Xvip::refuse(deployment.host(A).unwrap(), verb, &configuration).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(
+            said.contains("[[vrrp]] \"apiserver\": 192.168.2.10 in `peers` is this host's own address. Leave it out"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_release_moves_the_vips_and_they_stay_there() {
     let pair = Pair::up("release");
     let output = pair.xvip(A).command(&["vrrp", "release"]).unwrap();
@@ -259,6 +305,27 @@ fn a_daemon_that_hangs_does_not_claim_the_vips_and_listens_first_when_it_goes_on
         instance.state == State::Master && instance.transitions == before + 2
     };
     pair.xvip(A).wait_for("A to have given up and come back", LIMIT, back).unwrap();
+    pair.wait_for(B, State::Backup);
+    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+    pair.assert_serves();
+}
+
+#[test]
+fn a_daemon_that_was_killed_claims_nothing_and_the_next_one_comes_back_in_order() {
+    let mut pair = Pair::up("kill");
+    let first = pair.daemons.remove(A).unwrap();
+    first.process().kill();
+    pair.wait_for(B, State::Master);
+    // The address and the programs stayed behind, and the lease has ended.
+    assert!(pair.has(A, "192.168.2.100"));
+    let theirs = pair.mac(B);
+    for _ in 0..10 {
+        assert_eq!(pair.claimant("192.168.2.100"), theirs);
+    }
+    pair.assert_serves();
+
+    pair.start(A);
+    pair.wait_for(A, State::Master);
     pair.wait_for(B, State::Backup);
     assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
     pair.assert_serves();

@@ -320,6 +320,27 @@ fn sockets_of_a_dead_backend_are_closed_at_once_and_no_others() {
 }
 
 #[test]
+fn sockets_of_a_killed_daemon_are_closed_by_the_next() {
+    let cgroup = Cgroup::new("former").unwrap();
+    let Site { xvip, apiservers, deployment } = site("former", &cgroup);
+    let target = Topology::C.endpoint(false);
+    let dead = master(Topology::C, "master-2", false);
+    let host = deployment.host(ELSEWHERE).unwrap();
+    let sockets: Vec<Socket> = inside(host, &cgroup, || (0..30).map(|_| connected(target)).collect());
+    let truth = truth(host);
+    let doomed: Vec<bool> = sockets.iter().map(|socket| truth[&plain(shown(socket.local_addr()))] == dead).collect();
+    assert!(doomed.iter().filter(|doomed| **doomed).count() >= 3, "{doomed:?}");
+    xvip.process().kill();
+    deployment.host("master-2").unwrap().unplug().unwrap();
+    // It finds the backend dead at its first check.
+    let site = Site { xvip: restart(&deployment, &cgroup), apiservers, deployment };
+    site.wait_for_state("master-2", State::Down).unwrap();
+    let closed = || sockets.iter().zip(&doomed).all(|(socket, doomed)| ended(socket) == *doomed).then_some(());
+    wait::until("the dead backend's sockets to be closed, and no others", LIMIT, closed).unwrap();
+    assert!(sockets.iter().all(|socket| ended(socket) || shown(socket.peer_addr()) == target));
+}
+
+#[test]
 fn a_draining_backend_keeps_its_sockets_and_gets_no_new_ones() {
     let cgroup = Cgroup::new("draining").unwrap();
     let site = site("draining", &cgroup);
@@ -356,7 +377,16 @@ fn nothing_stays_attached() {
     assert_eq!(cgroup.programs().unwrap(), 0);
     let site = Site { xvip: restart(&deployment, &cgroup), apiservers, deployment };
     site.xvip.process().kill();
-    assert_eq!(cgroup.programs().unwrap(), 0, "a killed daemon's hooks end with it");
+    let goes_on = |what: &str| {
+        assert_eq!(cgroup.programs().unwrap(), 5, "{what}");
+        let report = requests(&site, ELSEWHERE, &cgroup, false, Load::sequential(5));
+        assert_eq!(report.good(), 5, "{what}: {report}");
+    };
+    goes_on("a killed daemon's hooks");
+    let next = restart(&site.deployment, &cgroup);
+    goes_on("taken over by the next");
+    assert!(next.stop().unwrap().success());
+    assert_eq!(cgroup.programs().unwrap(), 0);
     // The next connect goes where it is meant to.
     let target = Topology::C.endpoint(false);
     let failed = inside(site.host(ELSEWHERE), &cgroup, || {

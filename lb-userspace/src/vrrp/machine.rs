@@ -29,12 +29,14 @@
 //! | `Down` | an advertisement that it follows | down interval |
 //! | `Skew` | priority 0, or its master below itself | skew time |
 //! | `Look` | a sleep so long that something may have been missed | one interval and skew time |
-//! | `Away` | release; loss of the sync group | twice the down interval |
 //! | `Ready` | end of any other | election, once all members of the group are ready |
+//!
+//! After a release, and in a group that was beaten, none of them ends before twice the down interval: a peer is to take
+//! over, or to show that it will not.
 
 use std::{collections::VecDeque, time::Duration};
 
-use wait::{Kind, Wait};
+use wait::{Kind, Pace, Wait};
 
 use super::{
     Heard, InstanceId, Moment,
@@ -96,8 +98,8 @@ pub(super) struct Machine {
     has_siblings: bool,
     phase: Phase,
     since: Moment,
-    /// When time was last looked at as backup.
-    awake: Moment,
+    /// When a backup looks at the clock next.
+    alarm: Moment,
     transitions: u64,
     /// Of the master that is followed, or the own.
     master_interval: Duration,
@@ -118,7 +120,7 @@ impl Machine {
             has_siblings,
             phase: Phase::Fault,
             since: now,
-            awake: now,
+            alarm: now,
             transitions: 0,
             master_interval: settings.interval,
             master: None,
@@ -142,14 +144,14 @@ impl Machine {
         matches!(self.phase, Phase::Backup(Wait { kind: Kind::Ready, .. }))
     }
 
+    fn pace(&self) -> Pace<'_> {
+        Pace { settings: &self.settings, master_interval: self.master_interval, away_until: self.away_until }
+    }
+
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.phase {
             Phase::Fault | Phase::Stopped => None,
-            // Not later than an interval from now: only who looks at the clock that often knows that it has not slept.
-            Phase::Backup(wait) => {
-                let end = wait.deadline(&self.settings, self.master_interval);
-                end.map(|end| end.min(self.awake + self.master_interval))
-            }
+            Phase::Backup(wait) => wait.deadline(self.pace()).map(|end| end.min(self.alarm)),
             Phase::Master(reign) => Some(reign.next.min(reign.announcing.deadline())),
         }
     }
@@ -210,8 +212,9 @@ impl Machine {
                 self.phase = Phase::Backup(self.hear_as_backup(wait, heard));
             }
             (Phase::Backup(wait), Event::Due) => {
-                self.phase = Phase::Backup(wait.after(now, self.awake, &self.settings, self.master_interval));
-                self.awake = now;
+                let wait = wait.after(now, self.alarm, self.pace());
+                self.alarm = wait.alarm(now, self.pace());
+                self.phase = Phase::Backup(wait);
             }
             (Phase::Backup(Wait { kind: Kind::Ready, .. }), Event::Elected) => self.promote(now, actions),
             (Phase::Backup(wait), Event::Changed) => self.phase = Phase::Backup(self.compare_again(wait)),
@@ -283,11 +286,8 @@ impl Machine {
             }
             self.master = None;
             return match wait.kind {
-                // Who gave way does not hurry back.
-                Kind::Listen | Kind::Down | Kind::Look if heard.received >= self.away_until => {
-                    Kind::Skew.since(heard.received)
-                }
-                Kind::Listen | Kind::Down | Kind::Look | Kind::Skew | Kind::Away | Kind::Ready => wait,
+                Kind::Listen | Kind::Down | Kind::Look => Kind::Skew.since(heard.received),
+                Kind::Skew | Kind::Ready => wait,
             };
         }
         if heard.priority >= priority {
@@ -297,7 +297,7 @@ impl Machine {
         let lower_since = *self.lower_since.get_or_insert(heard.received);
         let delay_is_over = heard.received - lower_since >= self.settings.preempt_delay;
         let preempts = priority == OWNER || self.settings.preempt && !self.released && delay_is_over;
-        if !preempts || wait.kind == Kind::Away {
+        if !preempts {
             return self.follow(heard);
         }
         if from_master || self.master.is_none() {
@@ -306,8 +306,11 @@ impl Machine {
         // Not in the RFC, and nothing of it is seen on the wire: a master that says itself that it is the lesser one
         // need not be waited for.
         let skewed = Kind::Skew.since(heard.received);
-        let end = |wait: Wait| wait.deadline(&self.settings, self.master_interval);
-        if from_master && wait.kind == Kind::Down && end(skewed) < end(wait) { skewed } else { wait }
+        if from_master && wait.kind == Kind::Down && skewed.deadline(self.pace()) < wait.deadline(self.pace()) {
+            skewed
+        } else {
+            wait
+        }
     }
 
     /// The own priority has changed, and the master may no longer be below it: if every node loses its backends, the VIP
@@ -379,10 +382,10 @@ impl Machine {
         }
     }
 
+    /// A peer that lost our priority 0 is through with its own down interval by the end of this.
     fn give_way(&mut self, now: Moment, actions: &mut Actions) {
-        let wait = Kind::Away.since(now);
-        self.away_until = wait.deadline(&self.settings, self.settings.interval).unwrap_or(now);
-        self.resign(Phase::Backup(wait), now, actions);
+        self.away_until = now + self.settings.down_interval(self.settings.interval) * 2;
+        self.resign(Phase::Backup(Kind::Down.since(now)), now, actions);
     }
 
     fn resign(&mut self, to: Phase, now: Moment, actions: &mut Actions) {
@@ -393,12 +396,15 @@ impl Machine {
 
     fn enter(&mut self, phase: Phase, now: Moment, actions: &mut Actions) {
         self.phase = phase;
-        (self.since, self.awake) = (now, now);
+        self.since = now;
         self.transitions += 1;
-        if !matches!(phase, Phase::Backup(_)) {
+        if let Phase::Backup(wait) = phase {
+            self.alarm = wait.alarm(now, self.pace());
+        } else {
             self.master = None;
             self.master_interval = self.settings.interval;
             self.lower_since = None;
+            self.away_until = now;
             self.released = false;
         }
         actions.push_back((self.id, Action::Became(self.state())));

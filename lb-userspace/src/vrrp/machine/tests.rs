@@ -28,7 +28,8 @@ fn machine(letter: char) -> Machine {
         'X' => Phase::Stopped,
         letter => Phase::Backup(kind(letter).since(at(100))),
     };
-    if matches!(machine.phase, Phase::Backup(_)) {
+    if let Phase::Backup(wait) = machine.phase {
+        machine.alarm = wait.alarm(at(100), machine.pace());
         machine.master = Some(heard(HIGHER, 100, 100));
     }
     machine
@@ -40,7 +41,6 @@ fn kind(letter: char) -> Kind {
         'D' => Kind::Down,
         'S' => Kind::Skew,
         'K' => Kind::Look,
-        'A' => Kind::Away,
         'R' => Kind::Ready,
         other => panic!("no wait is called {other}"),
     }
@@ -51,7 +51,7 @@ fn letter(machine: &Machine) -> char {
         Phase::Fault => 'F',
         Phase::Master(_) => 'M',
         Phase::Stopped => 'X',
-        Phase::Backup(wait) => "LDSKAR".chars().find(|letter| kind(*letter) == wait.kind).expect("one of them"),
+        Phase::Backup(wait) => "LDSKR".chars().find(|letter| kind(*letter) == wait.kind).expect("one of them"),
     }
 }
 
@@ -84,7 +84,7 @@ fn outcome(mut machine: Machine, event: Event<'_>, now: Moment) -> String {
 
 #[test]
 fn transition_table() {
-    let states = ['F', 'L', 'D', 'S', 'K', 'A', 'R', 'M', 'X'];
+    let states = ['F', 'L', 'D', 'S', 'K', 'R', 'M', 'X'];
     let resigns = heard(HIGHER, 0, 150);
     let stranger_resigns = heard(LOWER, 0, 150);
     let lesser = heard(HIGHER, 50, 150);
@@ -97,33 +97,33 @@ fn transition_table() {
     // What is in the first column happens at the time in the third, 50 ms or more after the state began.
     #[rustfmt::skip]
     let rows = [
-        //                                                              fault list down skew look away redy mast stopped
-        ("master resigns", Event::Heard(&resigns), 150, "F    S    S    S    S    A    R    anM  X"),
-        ("another resigns", Event::Heard(&stranger_resigns), 150, "F    L    D    S    K    A    R    anM  X"),
-        ("master is lesser", Event::Heard(&lesser), 150, "F    L    S    S    K    D    R    anM  X"),
-        ("another is lesser", Event::Heard(&other_lesser), 150, "F    L    D    S    K    D    R    anM  X"),
-        ("equal, lower address", Event::Heard(&equal_below), 150, "F    D    D    D    D    D    D    anM  X"),
-        ("equal, higher address", Event::Heard(&equal_above), 150, "F    D    D    D    D    D    D    ywD  X"),
-        ("better", Event::Heard(&better), 150, "F    D    D    D    D    D    D    ywD  X"),
-        ("better, long ago", Event::Heard(&history), 150, "F    L    D    S    K    A    R    ywD  X"),
-        ("own packet", Event::Heard(&own), 150, "F    L    D    S    K    A    R    M    X"),
-        ("better, lease over", Event::Heard(&better), 401, "F    D    D    D    D    D    D    yL   X"),
-        ("due, 150 ms", Event::Due, 150, "F    L    D    S    K    A    R    M    X"),
-        ("due, 161 ms", Event::Due, 161, "F    L    D    R    K    A    R    M    X"),
-        ("due, 200 ms", Event::Due, 200, "F    L    D    R    K    A    R    anM  X"),
-        ("due, 310 ms", Event::Due, 310, "F    K    K    K    R    A    R    anM  X"),
-        ("due, 400 ms", Event::Due, 400, "F    K    K    K    R    A    R    anM  X"),
-        ("due, 401 ms", Event::Due, 401, "F    K    K    K    K    A    R    yL   X"),
-        ("elected", Event::Elected, 150, "F    L    D    S    K    A    ahnM M    X"),
-        ("sibling lost", Event::Lost { stay_away: false }, 150, "F    L    D    S    K    A    R    0yD  X"),
-        ("sibling lost for long", Event::Lost { stay_away: true }, 150, "F    L    D    S    K    A    R    0yA  X"),
-        ("able", Event::Able, 150, "L    L    D    S    K    A    R    M    X"),
-        ("unable", Event::Unable, 150, "F    F    F    F    F    F    F    0yF  X"),
-        ("changed", Event::Changed, 150, "F    D    D    D    D    D    D    aM   X"),
-        ("contested", Event::Contested, 150, "F    L    D    S    K    A    R    nM   X"),
-        ("release", Event::Release, 150, "F    L    D    S    K    A    R    0yA  X"),
-        ("shutdown", Event::Shutdown, 150, "X    X    X    X    X    X    X    0yX  X"),
-        ("shutdown, lease over", Event::Shutdown, 401, "X    X    X    X    X    X    X    yX   X"),
+        //                                                              fault list down skew look redy mast stopped
+        ("master resigns", Event::Heard(&resigns), 150, "F    S    S    S    S    R    anM  X"),
+        ("another resigns", Event::Heard(&stranger_resigns), 150, "F    L    D    S    K    R    anM  X"),
+        ("master is lesser", Event::Heard(&lesser), 150, "F    L    S    S    K    R    anM  X"),
+        ("another is lesser", Event::Heard(&other_lesser), 150, "F    L    D    S    K    R    anM  X"),
+        ("equal, lower address", Event::Heard(&equal_below), 150, "F    D    D    D    D    D    anM  X"),
+        ("equal, higher address", Event::Heard(&equal_above), 150, "F    D    D    D    D    D    ywD  X"),
+        ("better", Event::Heard(&better), 150, "F    D    D    D    D    D    ywD  X"),
+        ("better, long ago", Event::Heard(&history), 150, "F    L    D    S    K    R    ywD  X"),
+        ("own packet", Event::Heard(&own), 150, "F    L    D    S    K    R    M    X"),
+        ("better, lease over", Event::Heard(&better), 401, "F    D    D    D    D    D    yL   X"),
+        ("due, 150 ms", Event::Due, 150, "F    L    D    S    K    R    M    X"),
+        ("due, 161 ms", Event::Due, 161, "F    L    D    R    K    R    M    X"),
+        ("due, 200 ms", Event::Due, 200, "F    L    D    K    K    R    anM  X"),
+        ("due, 310 ms", Event::Due, 310, "F    K    K    K    R    R    anM  X"),
+        ("due, 400 ms", Event::Due, 400, "F    K    K    K    R    R    anM  X"),
+        ("due, 401 ms", Event::Due, 401, "F    K    K    K    K    R    yL   X"),
+        ("elected", Event::Elected, 150, "F    L    D    S    K    ahnM M    X"),
+        ("sibling lost", Event::Lost { stay_away: false }, 150, "F    L    D    S    K    R    0yD  X"),
+        ("sibling lost for long", Event::Lost { stay_away: true }, 150, "F    L    D    S    K    R    0yD  X"),
+        ("able", Event::Able, 150, "L    L    D    S    K    R    M    X"),
+        ("unable", Event::Unable, 150, "F    F    F    F    F    F    0yF  X"),
+        ("changed", Event::Changed, 150, "F    D    D    D    D    D    aM   X"),
+        ("contested", Event::Contested, 150, "F    L    D    S    K    R    nM   X"),
+        ("release", Event::Release, 150, "F    L    D    S    K    R    0yD  X"),
+        ("shutdown", Event::Shutdown, 150, "X    X    X    X    X    X    0yX  X"),
+        ("shutdown, lease over", Event::Shutdown, 401, "X    X    X    X    X    X    yX   X"),
     ];
     for (name, event, now, expected) in rows {
         let cells: Vec<&str> = expected.split_whitespace().collect();
@@ -142,7 +142,6 @@ fn deadlines() {
         ('D', Some(200_000_000)),
         ('S', Some(160_937_500)),
         ('K', Some(200_000_000)),
-        ('A', Some(200_000_000)),
         ('R', None),
         ('F', None),
         ('M', Some(200_000_000)),
@@ -150,10 +149,10 @@ fn deadlines() {
     ] {
         assert_eq!(machine(letter).deadline(), nanoseconds.map(|n| Moment(Duration::from_nanos(n))), "{letter}");
     }
-    for (letter, nanoseconds) in [('L', 460_937_500), ('D', 460_937_500), ('K', 260_937_500), ('A', 821_875_000)] {
+    for (letter, nanoseconds) in [('L', 460_937_500), ('D', 460_937_500), ('K', 260_937_500)] {
         let end = Moment(Duration::from_nanos(nanoseconds));
         let mut machine = machine(letter);
-        machine.awake = at(240);
+        machine.alarm = at(241);
         let looks = u64::try_from(end.0.as_millis()).unwrap();
         for moment in (241..=looks).step_by(100).map(at).chain([Moment(end.0 - Duration::from_nanos(1)), end]) {
             assert!(!machine.is_ready(), "{letter} at {moment:?}");
@@ -161,6 +160,25 @@ fn deadlines() {
         }
         assert!(machine.is_ready(), "{letter}");
     }
+}
+
+#[test]
+fn who_gave_way_does_not_hurry_back() {
+    for (event, released) in [(Event::Lost { stay_away: true }, false), (Event::Release, true)] {
+        let mut machine = machine('M');
+        machine.on(event, at(150), &mut Actions::new());
+        let back = Moment(Duration::from_nanos(150_000_000 + 2 * 360_937_500));
+        // The peer was master already, and resigns, too; or it is a lesser one.
+        for priority in [100, 50, 0] {
+            machine.on(Event::Heard(&heard(HIGHER, priority, 160)), at(160), &mut Actions::new());
+            machine.alarm = at(10_000);
+            assert_eq!((machine.deadline(), machine.released), (Some(back), released), "{event:?}, {priority}");
+        }
+    }
+    let mut machine = machine('M');
+    machine.on(Event::Lost { stay_away: false }, at(150), &mut Actions::new());
+    machine.alarm = at(10_000);
+    assert_eq!(machine.deadline(), Some(Moment(Duration::from_nanos(150_000_000 + 360_937_500))));
 }
 
 /// What becomes of `D` when its master turns lesser.
@@ -214,7 +232,7 @@ fn the_interval_of_the_master_counts_for_who_follows_it() {
     let mut machine = machine('D');
     let slow = Heard { interval: Duration::from_secs(1), ..heard(HIGHER, 200, 150) };
     machine.on(Event::Heard(&slow), at(150), &mut Actions::new());
-    machine.awake = at(3700);
+    machine.alarm = at(4000);
     assert_eq!(machine.deadline(), Some(Moment(Duration::from_nanos(3_759_375_000))));
     // Zero would make us master at once.
     let nonsense = Heard { interval: Duration::ZERO, ..heard(HIGHER, 200, 150) };
@@ -231,12 +249,13 @@ fn the_interval_of_the_master_counts_for_who_follows_it() {
 #[test]
 fn a_change_of_priority_moves_a_running_timer() {
     let mut machine = machine('S');
+    machine.alarm = at(200);
     for (priority, nanoseconds) in [(100, 60_937_500), (200, 21_875_000), (1, 99_609_375)] {
         machine.settings.priority = priority;
         assert_eq!(machine.deadline(), Some(at(100) + Duration::from_nanos(nanoseconds)));
     }
     machine.settings.version = Version::V2;
-    machine.awake = at(1000);
+    machine.alarm = at(2000);
     assert_eq!(machine.deadline(), Some(at(100) + Duration::from_nanos(996_093_750)));
 }
 

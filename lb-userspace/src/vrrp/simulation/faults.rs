@@ -122,7 +122,7 @@ impl World {
         match relief {
             Relief::Resume(node) => {
                 if self.nodes[node].standstill.take().is_some() {
-                    self.nodes[node].is_drowsy = self.now - self.nodes[node].resumed < self.plan.down;
+                    self.nodes[node].is_drowsy = self.now - self.nodes[node].resumed < self.plan.down * 2;
                     self.nodes[node].resumed = self.now;
                     self.wake_within(node, self.now);
                 }
