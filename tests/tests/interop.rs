@@ -94,7 +94,8 @@ fn wait_for_vip(deployment: &Deployment, node: &str, vip: IpAddr) {
     let host = deployment.host(node).unwrap();
     wait::until(&format!("{node} to hold {vip}"), LIMIT, || host.addresses().unwrap().contains(&vip).then_some(()))
         .unwrap();
-    deployment.client_host().ping(vip).unwrap();
+    // The first question may have come before the address was good.
+    wait::until(&format!("an answer of {vip}"), LIMIT, || deployment.client_host().ping(vip).ok()).unwrap();
 }
 
 /// Nothing that it has heard was wrong, and it has heard something.
