@@ -40,7 +40,14 @@ pub mod names {
     pub const MAPS: [&str; 13] = [
         SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES, FENCE, LOCALS,
     ];
+    /// The tables of connections, which mean something only together.
+    pub const FLOWS: &[&str] = &[FLOWS4, FLOWS6];
+    /// What a new daemon takes over from the one before it, each group as a whole or not at all.
+    pub const KEPT: [&[&str]; 6] = [FLOWS, &[TRAFFIC], &[COUNTERS], &[LEASES], &[FENCE], &[LOCALS]];
 }
+
+/// Version of what the maps in [`names::KEPT`] mean. Raise it when that changes while the sizes of keys and values stay.
+pub const LAYOUT: u32 = 1;
 
 /// Virtual servers at once.
 pub const MAX_SERVICES: usize = 256;
@@ -106,6 +113,10 @@ impl ServiceKey {
     pub const fn on_host(address: [u8; 16], port: [u8; 2]) -> Self {
         Self { address, port, scope: [1, 0] }
     }
+
+    pub const fn address(&self) -> [u8; 16] {
+        self.address
+    }
 }
 
 /// One backend.
@@ -148,6 +159,11 @@ impl Backend {
     #[inline(always)]
     pub const fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether both are about the same address and port.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.address, self.port) == (other.address, other.port)
     }
 
     /// Its address, IPv4 as `::ffff:a.b.c.d`.

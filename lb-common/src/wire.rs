@@ -90,6 +90,32 @@ pub struct Checksum(pub [u8; 2]);
 // SAFETY: two bytes.
 unsafe impl Header for Checksum {}
 
+/// An ARP packet (RFC 826) for IPv4 on Ethernet.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Arp {
+    /// Hardware and protocol, the lengths of their addresses, and the operation.
+    pub kind: [u8; 8],
+    _sender_hardware: [u8; 6],
+    pub sender: [u8; 4],
+    _target_hardware: [u8; 6],
+    pub target: [u8; 4],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Arp {}
+
+/// A neighbour solicitation (RFC 4861 §4.3) without its options.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Solicitation {
+    pub kind: u8,
+    _code_and_checksum: [u8; 3],
+    _reserved: [u8; 4],
+    pub target: [u8; 16],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Solicitation {}
+
 /// TCP control bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]

@@ -76,6 +76,7 @@ fn the_pure_rooms_know_no_clock_and_no_task() {
             "vrrp/machine",
             "vrrp/machine.rs",
             "vrrp/packet",
+            "vrrp/reception",
             "vrrp/reception.rs",
             "vrrp/router",
             "vrrp/router.rs",

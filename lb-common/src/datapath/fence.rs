@@ -7,34 +7,9 @@ use super::{Arrival, Stop, Tables, Verdict};
 use crate::{
     abi::{Counter, Settings},
     address::{Address, V4, V6},
-    frame::{Frame, Header},
+    frame::Frame,
+    wire::{Arp, Solicitation},
 };
-
-/// An ARP packet (RFC 826) for IPv4 on Ethernet.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Arp {
-    /// Hardware and protocol, the lengths of their addresses, and the operation.
-    kind: [u8; 8],
-    _sender_hardware: [u8; 6],
-    sender: [u8; 4],
-    _target_hardware: [u8; 6],
-    target: [u8; 4],
-}
-// SAFETY: bytes only.
-unsafe impl Header for Arp {}
-
-/// A neighbour solicitation (RFC 4861 §4.3) without its options.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Solicitation {
-    kind: u8,
-    _code_and_checksum: [u8; 3],
-    _reserved: [u8; 4],
-    target: [u8; 16],
-}
-// SAFETY: bytes only.
-unsafe impl Header for Solicitation {}
 
 /// A request for an IPv4 address on Ethernet.
 const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];

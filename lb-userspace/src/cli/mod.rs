@@ -1,6 +1,7 @@
 //! The command line: arguments in, tables and exit codes out.
 
 mod check;
+mod detach;
 mod logging;
 mod vrrp;
 
@@ -46,6 +47,8 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Remove what a daemon that runs no more has left: programs, maps and VIPs
+    Detach(detach::Arguments),
     /// Print the daemon's metrics, as OpenMetrics
     Metrics(Daemon),
     /// Ask for something of VRRP
@@ -118,6 +121,7 @@ fn execute(verb: Verb) -> Result<(), Failure> {
             };
             print(&text)
         }
+        Verb::Detach(arguments) => detach::run(&arguments),
         Verb::Metrics(daemon) => print(&exposition::render(&ask(&daemon)?)),
         Verb::Vrrp(verb) => vrrp::run(&verb),
         Verb::Completions { shell } => {

@@ -61,6 +61,7 @@ impl Checker<'_> {
         Some(model::Dataplane {
             interfaces: optional(&raw.interfaces).map(|_| names)?,
             mode: *raw.mode.value()?,
+            on_stop: *raw.on_stop.value()?,
             max_connections: *raw.max_connections.value()?,
             timeouts: timeouts?,
             bpffs: raw.bpffs.value()?.0.clone(),

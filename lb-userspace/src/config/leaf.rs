@@ -17,7 +17,7 @@ use toml::{
 };
 
 use super::{
-    model::{Cgroup, ChecksumForm, HmacMode, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, OnStop, Password, Version, XdpMode},
     report::Span,
 };
 
@@ -198,6 +198,7 @@ strings! {
     XdpMode: "\"auto\", \"native\" or \"generic\"" by |text| {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
+    OnStop: "\"detach\" or \"keep\"" by |text| choice(text, &[("detach", OnStop::Detach), ("keep", OnStop::Keep)]);
     CheckType: "\"https\", \"http\" or \"tcp\"" by |text| {
         choice(text, &[("https", CheckType::Https), ("http", CheckType::Http), ("tcp", CheckType::Tcp)])
     };

@@ -29,6 +29,7 @@ pub struct Dataplane {
     /// Interfaces that get the XDP program; no duplicates, and at least one unless every virtual server is on loopback.
     pub interfaces: Vec<String>,
     pub mode: XdpMode,
+    pub on_stop: OnStop,
     /// Connections tracked at once, per address family.
     pub max_connections: NonZeroU32,
     pub timeouts: Timeouts,
@@ -57,6 +58,16 @@ pub enum XdpMode {
     Auto,
     Native,
     Generic,
+}
+
+/// What becomes of the traffic when the daemon ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStop {
+    /// Nothing of the daemon's stays on the host.
+    #[default]
+    Detach,
+    /// It is carried on for the next daemon.
+    Keep,
 }
 
 /// Idle times after which a connection is forgotten, by TCP phase.

@@ -11,7 +11,7 @@ use super::{
         AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
         Name, ProbeListener, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName, VipAddress,
     },
-    model::{Cgroup, ChecksumForm, HmacMode, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, OnStop, Password, Version, XdpMode},
 };
 
 section! {
@@ -33,6 +33,9 @@ section! {
         interfaces: Vec<Spanned<InterfaceName>> = conditional(["eth0"]),
         /// Which XDP hook to use. "auto" takes native where the driver has it, and generic with a warning where not.
         mode: XdpMode = default("auto"),
+        /// What becomes of the traffic when the daemon ends: "detach" takes everything off the interfaces; "keep" leaves the VIPs and
+        /// everything that carries them, for the next daemon to take over without a lost packet (`xvip detach` removes it).
+        on_stop: OnStop = default("detach"),
         /// Connections tracked at once, for each address family. The kernel sets memory aside for all of them at the start.
         max_connections: NonZeroU32 = default(262144) from 256 to 16777216,
         /// A directory for this instance's maps; it must be in a BPF filesystem.
@@ -183,7 +186,7 @@ section! {
         checksum: ChecksumForm = default("pseudo-header"),
         /// What `ip address` shows IPv4 VIPs by; it begins with the interface's name.
         label: AddressLabel = optional("eth0:vip"),
-        /// Sections with the same one are master together, and in fault together.
+        /// Sections with the same one are master together, and in fault together. What counts for the priority of one counts for all.
         sync_group: Name = optional("both-families"),
         /// A program that is told of every change, as by keepalived: INSTANCE or GROUP, its name, MASTER, BACKUP, FAULT or STOP, the priority.
         notify: AbsolutePath = optional("/etc/xvip/notify.sh"),

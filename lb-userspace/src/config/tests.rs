@@ -251,7 +251,11 @@ fn unknown_keys_come_with_the_best_guess() {
         (3, "max-connections-", "did you mean `max_connections`?"),
         (3, "rise", "`rise` belongs below `[virtual_server.check]`"),
         (3, "weight", "`weight` belongs below `[[virtual_server.backend]]`"),
-        (3, "virtual_ipaddress", "known here: interfaces, mode, max_connections, bpffs, cgroup, drain, timeouts"),
+        (
+            3,
+            "virtual_ipaddress",
+            "known here: interfaces, mode, on_stop, max_connections, bpffs, cgroup, drain, timeouts",
+        ),
     ] {
         let report = parse(&with_line(line, &format!("{key} = 1")), "f").expect_err("an unknown key");
         assert_eq!(report.mistakes()[0].help, help, "{key}");
@@ -294,6 +298,7 @@ fn what_is_left_out_has_the_documented_default() {
     let dataplane = model::Dataplane {
         interfaces: vec!["eth0".into()],
         mode: model::XdpMode::Auto,
+        on_stop: model::OnStop::Detach,
         max_connections: count(262_144),
         timeouts,
         bpffs: "/sys/fs/bpf/xvip".into(),

@@ -1,17 +1,26 @@
 //! The hooks at sockets of this host, and the connections they have made.
 
-use std::{collections::BTreeMap, os::fd::AsFd};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
+};
 
 use aya::{
     Ebpf,
     maps::{HashMap, MapData, MapError},
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, ProgramType},
+    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, ProgramType, links::FdLink},
     sys::{BpfHelper, is_helper_supported},
 };
 use lb_common::abi::{Local, MAX_LOCALS, names};
 
 use super::{
-    ApplyError, Dataplane, LoadError,
+    ApplyError, Dataplane, LoadError, PinError,
+    links::{Owner, Place},
     maps::{reading, taken},
     program,
 };
@@ -21,13 +30,37 @@ const HOOKS: [&str; 4] = [names::GETPEERNAME4, names::GETPEERNAME6, names::CONNE
 
 /// A hook could not be put on a cgroup.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the cgroup does not take program {program}: {source}. Another tool may hold the hook for itself alone (bpftool cgroup tree shows who); \
-     dataplane.cgroup = \"off\" does without local clients."
-)]
-pub struct HookError {
-    program: &'static str,
-    source: ProgramError,
+pub enum HookError {
+    #[error(
+        "the cgroup does not take program {program}: {source}. Another tool may hold the hook for itself alone (bpftool cgroup tree shows who); \
+         dataplane.cgroup = \"off\" does without local clients."
+    )]
+    Program { program: &'static str, source: ProgramError },
+    #[error("opening the cgroup: {0}")]
+    Cgroup(io::Error),
+    #[error(transparent)]
+    Pins(#[from] PinError),
+}
+
+/// The cgroup that has the hooks.
+#[derive(Debug)]
+pub(super) struct Hooked {
+    cgroup: File,
+    inode: u64,
+    /// Whether it still has a former daemon's.
+    former: bool,
+    /// Links that are pinned nowhere.
+    _links: Vec<FdLink>,
+}
+
+impl Hooked {
+    pub(super) fn owner(&self) -> Owner {
+        Owner::Cgroup(self.inode)
+    }
+
+    pub(super) fn is_former(&self) -> bool {
+        self.former
+    }
 }
 
 /// Whether a hook can tell a caller that the connection was refused. Kernels before 6.1 say "operation not permitted".
@@ -49,19 +82,67 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), LoadError> {
 pub struct Locals(HashMap<MapData, u64, Local>);
 
 impl Dataplane {
-    /// Puts the hooks on a cgroup: they act on every socket that is made in it from then on or was before. They end with this.
+    /// Puts the hooks on a cgroup: they act on every socket that is made in it from then on or was before. Where a former daemon has left
+    /// its hooks, they go on until [`Self::take_over`].
     pub fn attach_hooks(&mut self, cgroup: impl AsFd) -> Result<(), HookError> {
-        let cgroup = cgroup.as_fd();
-        // Links share a cgroup with other tools' programs, whatever the mode says.
-        let mode = CgroupAttachMode::Single;
-        let failed = |program| move |source| HookError { program, source };
-        let release: &mut CgroupSock = program(&mut self.ebpf, names::SOCK_RELEASE);
-        release.attach(cgroup, mode).map_err(failed(names::SOCK_RELEASE))?;
-        for name in HOOKS {
-            let hook: &mut CgroupSockAddr = program(&mut self.ebpf, name);
-            hook.attach(cgroup, mode).map_err(failed(name))?;
+        let cgroup = File::from(cgroup.as_fd().try_clone_to_owned().map_err(HookError::Cgroup)?);
+        let inode = cgroup.metadata().map_err(HookError::Cgroup)?.ino();
+        let owner = Owner::Cgroup(inode);
+        let former = self.pins.as_ref().is_some_and(|pins| pins.links().owners().contains(&owner));
+        let links = if former { Vec::new() } else { self.hook(&cgroup, owner)? };
+        self.hooked = Some(Hooked { cgroup, inode, former, _links: links });
+        Ok(())
+    }
+
+    /// Puts these hooks in the place of a former daemon's.
+    pub(super) fn take_over_hooks(&mut self) -> Result<(), HookError> {
+        if let Some(mut hooked) = self.hooked.take_if(|hooked| hooked.former) {
+            hooked._links = self.hook(&hooked.cgroup, hooked.owner())?;
+            hooked.former = false;
+            self.hooked = Some(hooked);
         }
         Ok(())
+    }
+
+    /// Attaches each hook, or updates the link that there is. Gives the links that could be pinned nowhere.
+    fn hook(&mut self, cgroup: &File, owner: Owner) -> Result<Vec<FdLink>, HookError> {
+        let mut links = Vec::new();
+        for name in [names::SOCK_RELEASE].into_iter().chain(HOOKS) {
+            let failed = |source| HookError::Program { program: name, source };
+            let pinned = self.pins.as_ref().map(|pins| pins.links());
+            let fd = self.hook_fd(name).map_err(failed)?;
+            if pinned.as_ref().is_some_and(|pinned| pinned.update(owner, Place::Hook(name), fd).is_ok()) {
+                continue;
+            }
+            let link = self.hook_link(name, cgroup).map_err(failed)?;
+            match pinned {
+                Some(pinned) => pinned.add(owner, Place::Hook(name), link)?,
+                None => links.push(link),
+            }
+        }
+        Ok(links)
+    }
+
+    fn hook_fd(&mut self, name: &'static str) -> Result<BorrowedFd<'_>, ProgramError> {
+        let fd = if name == names::SOCK_RELEASE {
+            program::<CgroupSock>(&mut self.ebpf, name).fd()?
+        } else {
+            program::<CgroupSockAddr>(&mut self.ebpf, name).fd()?
+        };
+        Ok(fd.as_fd())
+    }
+
+    fn hook_link(&mut self, name: &'static str, cgroup: &File) -> Result<FdLink, ProgramError> {
+        // Links share a cgroup with other tools' programs, whatever the mode says.
+        let mode = CgroupAttachMode::Single;
+        let link = if name == names::SOCK_RELEASE {
+            let hook: &mut CgroupSock = program(&mut self.ebpf, name);
+            hook.attach(cgroup, mode).and_then(|id| hook.take_link(id))?.try_into()
+        } else {
+            let hook: &mut CgroupSockAddr = program(&mut self.ebpf, name);
+            hook.attach(cgroup, mode).and_then(|id| hook.take_link(id))?.try_into()
+        };
+        link.map_err(|_| ProgramError::NotAttached)
     }
 
     /// Takes the table of local connections; there is one.

@@ -1,15 +1,22 @@
 //! The kernel side as the daemon sees it: loading, attaching, and keeping the maps. The only room that knows aya.
 
+mod adopt;
 mod attach;
+mod detach;
 mod fence;
+mod links;
 mod local;
 mod maps;
+mod pins;
 mod records;
 mod run;
-mod shown;
 mod sweep;
 
-use std::{collections::BTreeMap, fmt, io, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    path::PathBuf,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -25,12 +32,12 @@ use lb_common::{
 use crate::host::namespace;
 
 pub use attach::{AttachError, Mode};
+pub use detach::Left;
 pub use fence::Fence;
 pub use local::{HookError, Locals};
+pub use pins::PinError;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
-pub use shown::ShowError;
-use shown::Shown;
 pub use sweep::{Sweeper, Timeouts};
 
 /// The kernel side, as built by this package's build script.
@@ -43,7 +50,7 @@ pub struct Options {
     pub max_connections: u32,
     /// Virtual servers at most, numbered from 0; each takes 128 KiB.
     pub virtual_servers: u32,
-    /// Where in a BPF filesystem to show the maps, for `bpftool`; `None` shows them nowhere.
+    /// Where in a BPF filesystem programs and maps are pinned; `None` pins nothing, and all ends with this process.
     pub bpffs: Option<PathBuf>,
 }
 
@@ -66,7 +73,7 @@ pub enum LoadError {
     #[error("asking for the number of this network namespace: {0}. xvip needs Linux 5.15 or newer.")]
     Home(io::Error),
     #[error(transparent)]
-    Show(#[from] ShowError),
+    Pins(#[from] PinError),
 }
 
 /// One change of the tables. A packet in flight sees a selection table and a virtual server before the change or after it; settings
@@ -91,17 +98,33 @@ pub struct ApplyError {
     source: MapError,
 }
 
-/// The loaded programs and their maps. Dropping it detaches everything and frees the maps.
+/// The loaded programs and their maps. Dropping it detaches everything and frees the maps, unless it was told to [`Dataplane::keep`]
+/// them; what a former daemon has left stays as it is until [`Dataplane::take_over`].
 pub struct Dataplane {
     ebpf: Ebpf,
     maps: maps::Maps,
     /// Kept, so that it is not emptied.
     _handed_on: ProgramArray<MapData>,
-    /// Kept for its end, which takes the maps out of the BPF filesystem.
-    _shown: Option<Shown>,
+    pins: Option<pins::Pins>,
+    former: adopt::Former,
+    /// By the number of the interface.
+    attached: BTreeMap<u32, attach::Attachment>,
+    hooked: Option<local::Hooked>,
+    stage: Stage,
     max_connections: u32,
     /// Whether classifiers attach by links (Linux 6.6) and need no qdisc.
     has_tcx: bool,
+}
+
+/// How far this has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The maps are beside those of a former daemon, if there was one.
+    Preparing,
+    /// Packets are handled by these programs and no others.
+    Carrying,
+    /// Packets are handled on after this process has ended.
+    Kept,
 }
 
 impl fmt::Debug for Dataplane {
@@ -111,20 +134,29 @@ impl fmt::Debug for Dataplane {
 }
 
 impl Dataplane {
-    /// Loads the programs; nothing is attached yet.
+    /// Loads the programs, with the connections of a former daemon if it has left any; nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
         // Each connection has two halves.
         let entries = options.max_connections.saturating_mul(2);
+        let tables = options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS);
+        let sizes = [(names::FLOWS4, entries), (names::FLOWS6, entries), (names::TABLES, tables)];
+        let pins = options.bpffs.as_deref().map(pins::Pins::claim).transpose()?;
+        let former = pins.as_ref().map(|pins| adopt::Former::find(pins, &sizes)).transpose()?.unwrap_or_default();
         let home = namespace::cookie().map_err(LoadError::Home)?;
-        let chooses_errors = u32::from(local::chooses_errors());
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries(names::FLOWS4, entries)
-            .map_max_entries(names::FLOWS6, entries)
-            .map_max_entries(names::TABLES, options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS))
-            .override_global(aya_log::LEVEL, &records::level(), true)
-            .override_global(names::HOME, &home, true)
-            .override_global(names::CHOOSES_ERRORS, &chooses_errors, true)
-            .load(OBJECT)?;
+        let (level, chooses_errors) = (records::level(), u32::from(local::chooses_errors()));
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, &level, true).override_global(names::HOME, &home, true).override_global(
+            names::CHOOSES_ERRORS,
+            &chooses_errors,
+            true,
+        );
+        for (name, entries) in sizes {
+            loader.map_max_entries(name, entries);
+        }
+        for (name, pins) in former.kept.iter().zip(pins.iter().cycle()) {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
         for name in [names::XDP_ICMP, names::XDP_CLOCK] {
             program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
@@ -133,11 +165,39 @@ impl Dataplane {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
         local::load(&mut ebpf)?;
-        let shown = options.bpffs.as_deref().map(|path| Shown::new(&ebpf, path)).transpose()?;
+        if let Some(pins) = &pins {
+            pins.stage(&ebpf, &former.kept)?;
+        }
         let maps = maps::Maps::take(&mut ebpf)?;
         let handed_on = hand_on(&mut ebpf)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
-        Ok(Self { ebpf, maps, _handed_on: handed_on, _shown: shown, max_connections: options.max_connections, has_tcx })
+        Ok(Self {
+            ebpf,
+            maps,
+            _handed_on: handed_on,
+            pins,
+            former,
+            attached: BTreeMap::new(),
+            hooked: None,
+            stage: Stage::Preparing,
+            max_connections: options.max_connections,
+            has_tcx,
+        })
+    }
+
+    /// Whether these programs handle packets, and not a former daemon's or none.
+    pub fn is_carrying(&self) -> bool {
+        self.stage != Stage::Preparing
+    }
+
+    /// Interfaces, by number, that have a clsact qdisc for the programs' sake (before Linux 6.6). It stays when they go.
+    pub fn qdiscs(&self) -> BTreeSet<u32> {
+        self.pins.as_ref().map(|pins| pins.links().qdiscs()).unwrap_or_default()
+    }
+
+    /// The generation of the settings of a former daemon; 0 if there was none. Connections that were kept may be of that one.
+    pub fn former_generation(&self) -> u32 {
+        self.former.generation
     }
 
     /// Applies changes in order; the first that fails ends it.

@@ -145,6 +145,11 @@ impl Interfaces {
         self.0.iter()
     }
 
+    /// Whether there is an interface with that number.
+    pub fn has(&self, index: u32) -> bool {
+        self.0.iter().any(|interface| interface.index == index)
+    }
+
     pub fn named(&self, name: &str) -> Result<&Interface, LookupError> {
         self.0.iter().find(|i| i.name == name).ok_or_else(|| LookupError::NoSuchInterface {
             name: name.to_owned(),

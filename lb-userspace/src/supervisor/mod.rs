@@ -1,7 +1,9 @@
 //! The daemon from start to end: the order in which things come up, the one loop that keeps the tables true, and the order in
 //! which everything is taken away again.
 
+mod attaching;
 mod closing;
+mod leaving;
 mod placement;
 mod sweeping;
 mod view;
@@ -10,8 +12,6 @@ mod vrrp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,25 +22,26 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
-pub(crate) use self::placement::carriers;
 use self::{
+    attaching::families,
     closing::Closer,
     placement::{carried, moves, ports},
     vips::Vips,
     vrrp::{Seen, Vrrp},
 };
+pub(crate) use self::{attaching::hooked, leaving::vips, placement::carriers};
 use crate::{
     admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command},
     config::{
         hints,
-        model::{Cgroup, Config, VirtualServer, XdpMode},
+        model::{Config, VirtualServer},
     },
     dataplane::{Change, Dataplane, Mode, Options},
     health::{Checkers, Reports, State},
-    host::{self, Changes, Forwarding, Handle, Interface, Interfaces, cgroup, forwarding::Families, preflight},
+    host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
     reconcile::{Applied, Inputs, desired, plan},
 };
 
@@ -105,7 +106,7 @@ struct Node<'a> {
     own: watch::Receiver<Alive>,
     closer: Closer,
     status: watch::Sender<Arc<Status>>,
-    _forwarding: Forwarding,
+    forwarding: Vec<Forwarding>,
 }
 
 impl<'a> Node<'a> {
@@ -141,12 +142,10 @@ impl<'a> Node<'a> {
         let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
-        let families = Families {
-            ipv4: config.virtual_servers.iter().any(|server| server.address.is_ipv4()),
-            ipv6: config.virtual_servers.iter().any(|server| server.address.is_ipv6()),
-        };
-        let forwarding = Forwarding::enable(carried(config, &host), families)?;
+        let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
 
+        // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
+        let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
         let started = SystemTime::now();
         let (ask, commands) = mpsc::channel(COMMANDS);
         let mut node = Self {
@@ -166,12 +165,12 @@ impl<'a> Node<'a> {
             program: None,
             carriers,
             host,
-            applied: Applied::default(),
+            applied,
             alive: counts.subscribe(),
             own: own_counts,
             closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
-            _forwarding: forwarding,
+            forwarding: vec![forwarding],
         };
         node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts));
         if let Err(error) = node.bring_up().await {
@@ -195,13 +194,14 @@ impl<'a> Node<'a> {
         Ok(node)
     }
 
-    /// From the programs on the interfaces to the VIPs. Until the first tables are there, the programs let everything pass: a daemon that
-    /// takes over from another must not reset its connections because no backend is known yet.
+    /// From the programs on the interfaces to the VIPs. Until the first tables are there, a former daemon's programs go on with the old
+    /// ones, and where there are none, everything passes: connections must not be reset because no backend is known yet.
     async fn bring_up(&mut self) -> anyhow::Result<()> {
         self.servers.spawn(self.dataplane.log()?.pass_on());
         self.attach()?;
         self.attach_hooks()?;
         self.await_health().await?;
+        self.dataplane.take_over()?;
         self.hold().await?;
         self.vrrp.settle().await;
         let broken = self.broken();
@@ -209,30 +209,6 @@ impl<'a> Node<'a> {
         let seen = Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken };
         self.vrrp.start(&seen, &mut self.dataplane)?;
         self.publish()
-    }
-
-    fn attach(&mut self) -> anyhow::Result<()> {
-        let wanted = match self.config.dataplane.mode {
-            XdpMode::Auto => None,
-            XdpMode::Native => Some(Mode::Native),
-            XdpMode::Generic => Some(Mode::Generic),
-        };
-        self.program = Some(self.dataplane.ingress_id()?);
-        for name in &self.config.dataplane.interfaces {
-            let interface = self.host.named(name)?;
-            let mode = self.dataplane.attach(name, interface.index, wanted, interface.xdp)?;
-            self.attached.insert(name.clone(), mode);
-        }
-        Ok(())
-    }
-
-    /// Puts the hooks on the cgroup, so that this node's own processes need no VIP.
-    fn attach_hooks(&mut self) -> anyhow::Result<()> {
-        if let Some((path, cgroup)) = hooked(self.config)? {
-            self.dataplane.attach_hooks(&cgroup).with_context(|| format!("cgroup {}", path.display()))?;
-            log::info!("connections of processes in cgroup {} go straight to backends", path.display());
-        }
-        Ok(())
     }
 
     /// Waits until each backend was checked once, so that the VIP is not held by a node that knows of nobody to send to. A check that
@@ -289,6 +265,8 @@ impl<'a> Node<'a> {
         if now == states(self.config, &self.followed) {
             return Ok(());
         }
+        let broken = self.broken();
+        self.vrrp.warn(&Seen { servers: &self.config.virtual_servers, states: &now, broken: &broken });
         self.reconcile(false)?;
         self.follow()
     }
@@ -321,6 +299,7 @@ impl<'a> Node<'a> {
             self.changes = Changes::subscribe(&self.handle).await?;
         }
         self.host = host::interfaces(&self.handle).await?;
+        self.attach_returned()?;
         self.vips.ensure(&self.host).await;
         self.reconcile(true)?;
         self.follow()
@@ -379,47 +358,6 @@ impl<'a> Node<'a> {
         self.status.send_replace(Arc::new(status));
         Ok(())
     }
-
-    /// Gives the VIPs that move to another node, and carries what is still on its way for as long as configured, or until `enough`.
-    async fn resign(&mut self, enough: impl Future<Output = ()>) {
-        let had_vips = self.vrrp.stop().await;
-        self.vips.release().await;
-        if let Err(error) = self.publish() {
-            log::warn!("{error:#}");
-        }
-        let drain = self.config.dataplane.drain;
-        if !drain.is_zero() && (had_vips || self.config.vrrp.is_empty()) {
-            log::info!("carrying on for {}", humantime::format_duration(drain));
-            tokio::select! {
-                () = sleep(drain) => {}
-                () = enough => {}
-            }
-        }
-    }
-
-    /// Gives the VIPs back first: nobody should be drawn to a node that no longer forwards. The rest goes by being dropped.
-    async fn stop(mut self) {
-        self.vrrp.stop().await;
-        self.vips.release().await;
-        self.servers.shutdown().await;
-        self.checkers.stop().await;
-    }
-}
-
-/// The cgroup whose processes need no VIP. Where others ask for the virtual servers too, it may be out of sight.
-pub(crate) fn hooked(config: &Config) -> anyhow::Result<Option<(PathBuf, File)>> {
-    let needed = config.virtual_servers.iter().any(|server| server.address.is_loopback());
-    Ok(match &config.dataplane.cgroup {
-        Cgroup::Off => None,
-        Cgroup::At(path) => Some((path.clone(), cgroup::open(path)?)),
-        Cgroup::Auto => match cgroup::root() {
-            Err(error) if !needed => {
-                log::warn!("this node's own processes go through the VIP: {error}");
-                None
-            }
-            found => Some(found?),
-        },
-    })
 }
 
 /// A backend whose connections are lost by a change.

@@ -12,6 +12,7 @@ pub(super) const CASES: &[Case] = &[
     (2, "interfaces = [\"eth0\", \"eth1\", \"eth0\"]", &["2:31: interface `eth0` is given twice (first in line 2)"]),
     (3, "mode = \"natve\"", &["3:8: `mode`: \"natve\" is unknown; did you mean \"native\"?"]),
     (3, "mode = true", &["3:8: `mode`: expected a string, found a boolean"]),
+    (3, "on_stop = \"leave\"", &["3:11: `on_stop`: \"leave\" is unknown"]),
     (4, "max_connections = 0", &["4:19: `max_connections`: 0 is out of range"]),
     (4, "max_connections = 255", &["4:19: `max_connections`: 255 is out of range"]),
     (4, "max_connections = 99999999999999999999999999999999999999999999", &["4:19: `max_connections`: 99999999999999999999999999999999999999999999 is out of range"]),

@@ -217,14 +217,16 @@ fn config() -> impl Strategy<Value = Config> {
     let timeouts = (duration(1_000..=60_000), duration(60_000..=86_400_000), duration(1_000..=60_000))
         .prop_map(|(syn, established, closing)| Timeouts { syn, established, closing });
     let mode = prop_oneof![Just(XdpMode::Auto), Just(XdpMode::Native), Just(XdpMode::Generic)];
+    let on_stop = prop_oneof![Just(OnStop::Detach), Just(OnStop::Keep)];
     let connections = (256_u32..=16_777_216).prop_map(|count| NonZeroU32::new(count).expect("not zero"));
     let interfaces =
         prop::collection::hash_set("[a-z0-9._-]{3,15}", 1..4).prop_map(|names| names.into_iter().collect());
     let cgroup = prop_oneof![Just(Cgroup::Auto), Just(Cgroup::Off), path().prop_map(Cgroup::At)];
-    let dataplane = (interfaces, mode, connections, timeouts, path(), cgroup, duration(0..=60_000)).prop_map(
-        |(interfaces, mode, max_connections, timeouts, bpffs, cgroup, drain)| Dataplane {
+    let dataplane = (interfaces, mode, on_stop, connections, timeouts, path(), cgroup, duration(0..=60_000)).prop_map(
+        |(interfaces, mode, on_stop, max_connections, timeouts, bpffs, cgroup, drain)| Dataplane {
             interfaces,
             mode,
+            on_stop,
             max_connections,
             timeouts,
             bpffs,
@@ -272,6 +274,7 @@ fn written(config: &Config) -> String {
     let integer = |number: NonZeroU32| toml::Value::from(number.get());
     key("interfaces", dataplane.interfaces.clone().into());
     key("mode", format!("{:?}", dataplane.mode).to_lowercase().into());
+    key("on_stop", format!("{:?}", dataplane.on_stop).to_lowercase().into());
     key("max_connections", integer(dataplane.max_connections));
     key("bpffs", file(&dataplane.bpffs));
     match &dataplane.cgroup {

@@ -19,7 +19,7 @@ use crate::{
 
 /// Marks the addresses of virtual routers (attribute IFA_PROTO), so that those left by a crash are known as such, and are told from
 /// the VIPs that a node holds always ([`vip::ADDRESS_PROTOCOL`]).
-pub(super) const MARK: u8 = 0x59;
+pub(super) const MARK: u8 = vip::ROUTER_PROTOCOL;
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
