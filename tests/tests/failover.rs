@@ -20,6 +20,7 @@ use lb_userspace::admin::{
     Status,
     vrrp::{Instance, State},
 };
+use nix::sys::signal::Signal;
 
 const A: &str = "ha-lb-a";
 const B: &str = "ha-lb-b";
@@ -49,7 +50,12 @@ impl Pair {
     }
 
     fn start(&mut self, node: &'static str) {
-        let configuration = quick(&self.deployment.xvip_config(node).unwrap()) + &self.vrrp(node);
+        self.start_with(node, "");
+    }
+
+    /// With something more in the last `[[vrrp]]` section.
+    fn start_with(&mut self, node: &'static str, more: &str) {
+        let configuration = quick(&self.deployment.xvip_config(node).unwrap()) + &self.vrrp(node) + more;
         let xvip = Xvip::start_with(&self.deployment, node, &configuration).unwrap();
         self.daemons.insert(node, xvip);
     }
@@ -115,6 +121,19 @@ impl Pair {
         host.exec(&["ip", "-o", "address", "show", "dev", "eth0"]).unwrap().contains(&format!(" {vip}/"))
     }
 
+    fn mac(&self, node: &str) -> String {
+        let host = self.deployment.host(node).unwrap();
+        word_after(&host.exec(&["ip", "-o", "link", "show", "dev", "eth0"]).unwrap(), "link/ether ")
+    }
+
+    /// Whose answer a client that has forgotten everything gets.
+    fn claimant(&self, vip: &str) -> String {
+        let client = self.deployment.client_host();
+        client.exec(&["ip", "neighbour", "flush", "dev", "eth0"]).unwrap();
+        assert_eq!(self.load(false, 1).good(), 1);
+        word_after(&client.exec(&["ip", "neighbour", "show", vip, "dev", "eth0"]).unwrap(), "lladdr ")
+    }
+
     /// Makes all masters unreachable from one node, and from that alone.
     fn cut_off(&self, node: &str, verb: &str) {
         for master in self.deployment.nodes().iter().filter(|node| node.runs_apiserver) {
@@ -130,6 +149,10 @@ impl Pair {
     }
 }
 
+fn word_after(text: &str, mark: &str) -> String {
+    text.split_once(mark).and_then(|(_, rest)| rest.split(' ').next()).expect(text).to_owned()
+}
+
 fn instance(status: &Status, vrid: u8) -> &Instance {
     status.vrrp.iter().find(|instance| instance.vrid == vrid).unwrap()
 }
@@ -138,14 +161,15 @@ fn instance(status: &Status, vrid: u8) -> &Instance {
 fn an_orderly_stop_hands_the_vips_over_before_the_daemon_ends() {
     let mut pair = Pair::up("stop");
     pair.assert_serves();
-    let status = pair.xvip(B).status().unwrap();
+    let knows = |status: &Status| instance(status, 51).master.is_some();
+    let status = pair.xvip(B).wait_for("B to know its master", LIMIT, knows).unwrap();
     let master = instance(&status, 51).master.unwrap();
     assert_eq!((master.address, master.priority), (IpAddr::from(A_ADDRESS), 100));
     assert!(!pair.has(B, "192.168.2.100") && !pair.has(B, "fd00:2::100"));
 
     let first = pair.daemons.remove(A).unwrap();
     let begun = Instant::now();
-    first.process().signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    first.process().signal(Signal::SIGTERM).unwrap();
     pair.wait_for(B, State::Master);
     // It still carries what is on its way.
     assert!(first.process().exited().is_none(), "{}", first.log());
@@ -198,6 +222,47 @@ fn if_nobody_reaches_a_backend_the_vips_stay() {
 }
 
 #[test]
+fn a_script_that_fails_lowers_the_priority_by_its_weight() {
+    let mut pair = Pair::up("script");
+    let (flag, first) = (pair.deployment.host(A).unwrap().directory().join("good"), pair.daemons.remove(A).unwrap());
+    assert!(first.stop().unwrap().success());
+    fs::write(&flag, "").unwrap();
+    let script = format!(
+        "[[vrrp.script]]\nname = \"uplink\"\ncommand = [\"/usr/bin/test\", \"-e\", {flag:?}]\ninterval = \"200ms\"\ntimeout = \"200ms\"\n\
+         fall = 2\nweight = -10\n"
+    );
+    pair.start_with(A, &script);
+    pair.wait_for(A, State::Master);
+    fs::remove_file(&flag).unwrap();
+    pair.wait_for(B, State::Master);
+    let status = pair.wait_for(A, State::Backup);
+    // One instance has the script, and it counts for the group.
+    assert_eq!((instance(&status, 51).priority, instance(&status, 52).priority), (90, 90));
+    let script = instance(&status, 52).tracked.iter().find(|tracked| tracked.name == "script uplink").unwrap();
+    assert_eq!((script.good, script.weight, &*script.text), (false, -10, "exit code 1"));
+    fs::write(&flag, "").unwrap();
+    pair.wait_for(A, State::Master);
+    pair.assert_serves();
+}
+
+#[test]
+fn the_file_of_another_node_is_refused() {
+    let deployment = Topology::C.build("copied").unwrap();
+    let vrrp = "\n[[vrrp]]\nname = \"apiserver\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"192.168.2.100\"]\n\
+                peers = [\"192.168.2.20\", \"192.168.2.10\"]\n";
+    let configuration = deployment.xvip_config(A).unwrap() + vrrp;
+    for verb in ["check", "run"] {
+        let output = Xvip::refuse(deployment.host(A).unwrap(), verb, &configuration).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(
+            said.contains("[[vrrp]] \"apiserver\": 192.168.2.10 in `peers` is this host's own address. Leave it out"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_release_moves_the_vips_and_they_stay_there() {
     let pair = Pair::up("release");
     let output = pair.xvip(A).command(&["vrrp", "release"]).unwrap();
@@ -217,6 +282,53 @@ fn a_release_moves_the_vips_and_they_stay_there() {
     // A second time there is nothing to hand over.
     let output = pair.xvip(A).command(&["vrrp", "release"]).unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "this node holds no VIP of VRRP\n");
+}
+
+#[test]
+fn a_daemon_that_hangs_does_not_claim_the_vips_and_listens_first_when_it_goes_on() {
+    let pair = Pair::up("hang");
+    let before = instance(&pair.xvip(A).status().unwrap(), 51).transitions;
+    pair.xvip(A).process().signal(Signal::SIGSTOP).unwrap();
+    pair.wait_for(B, State::Master);
+    // The address is still there, and nobody but B answers for it.
+    assert!(pair.has(A, "192.168.2.100"));
+    let theirs = pair.mac(B);
+    for _ in 0..10 {
+        assert_eq!(pair.claimant("192.168.2.100"), theirs);
+    }
+    pair.assert_serves();
+
+    pair.xvip(A).process().signal(Signal::SIGCONT).unwrap();
+    // It gives up first, and comes back by its priority.
+    let back = |status: &Status| {
+        let instance = instance(status, 51);
+        instance.state == State::Master && instance.transitions == before + 2
+    };
+    pair.xvip(A).wait_for("A to have given up and come back", LIMIT, back).unwrap();
+    pair.wait_for(B, State::Backup);
+    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+    pair.assert_serves();
+}
+
+#[test]
+fn a_daemon_that_was_killed_claims_nothing_and_the_next_one_comes_back_in_order() {
+    let mut pair = Pair::up("kill");
+    let first = pair.daemons.remove(A).unwrap();
+    first.process().kill();
+    pair.wait_for(B, State::Master);
+    // The address and the programs stayed behind, and the lease has ended.
+    assert!(pair.has(A, "192.168.2.100"));
+    let theirs = pair.mac(B);
+    for _ in 0..10 {
+        assert_eq!(pair.claimant("192.168.2.100"), theirs);
+    }
+    pair.assert_serves();
+
+    pair.start(A);
+    pair.wait_for(A, State::Master);
+    pair.wait_for(B, State::Backup);
+    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+    pair.assert_serves();
 }
 
 #[test]
@@ -255,6 +367,7 @@ fn metrics_tell_the_state_and_what_was_refused() {
     let host = pair.deployment.host("worker-1").unwrap();
     let socket = host.socket(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::from(112))).unwrap();
     let discarded = |status: &Status| instance(status, 51).advertisements.discarded["truncated"];
+    host.enter(|| socket.bind_device(Some(b"eth0"))).unwrap().unwrap();
     let group = socket2::SockAddr::from(SocketAddr::from(([224, 0, 0, 18], 0)));
     let sent = wait::until("the refusal to be counted", LIMIT, || {
         host.enter(|| socket.send_to(&[0x31, 51, 0], &group)).unwrap().unwrap();

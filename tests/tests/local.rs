@@ -19,7 +19,11 @@ use lb_tests::{
     wait,
     xvip::{Xvip, backends},
 };
-use lb_userspace::{admin::Status, health::State, host::namespace};
+use lb_userspace::{
+    admin::{Status, vrrp},
+    health::State,
+    host::namespace,
+};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -28,6 +32,8 @@ const HOLDER: &str = "ha-lb-a";
 const ELSEWHERE: &str = "worker-1";
 const WORKER: &str = "worker-1";
 const LIMIT: Duration = Duration::from_secs(5);
+/// From the end of a host to the last connection that may go there: as for a process, but each check waits for its whole timeout.
+const LEFT: Duration = DETECTION.saturating_add(Duration::from_secs(1));
 
 /// Deployment C, with the hooks on a cgroup that the test's threads may join. The site ends before the cgroup: declare it last.
 fn site(name: &str, cgroup: &Cgroup) -> Site {
@@ -161,6 +167,35 @@ fn every_kind_of_connect_reaches_a_backend_and_is_shown_the_vip() {
 }
 
 #[test]
+fn a_backup_sends_its_own_straight_to_backends() {
+    const BACKUP: &str = "ha-lb-b";
+    let sections = |priority: u8| {
+        let section = |vrid, vip| {
+            format!(
+                "\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\npriority = {priority}\naddresses = [{vip:?}]\n"
+            )
+        };
+        section(51, "192.168.2.100") + &section(52, "fd00:2::100")
+    };
+    let cgroup = Cgroup::new("backup").unwrap();
+    let site = Site::up_with(Topology::C, "backup", HOLDER, |text| text + &sections(100)).unwrap();
+    let held = |status: &Status, held: bool| status.virtual_servers.iter().all(|server| server.held == held);
+    site.xvip.wait_for("the VIPs", LIMIT * 2, |status| held(status, true)).unwrap();
+    let configuration = on(&cgroup, &quick(&site.deployment.xvip_config(BACKUP).unwrap())) + &sections(98);
+    let backup = Xvip::start_with(&site.deployment, BACKUP, &configuration).unwrap();
+    let states = |status: &Status| status.vrrp.iter().all(|instance| instance.state == vrrp::State::Backup);
+    backup.wait_for("it to be a backup", LIMIT * 2, |status| held(status, false) && states(status)).unwrap();
+    for v6 in [false, true] {
+        let report = requests(&site, BACKUP, &cgroup, v6, Load::sequential(50));
+        assert_eq!((report.good(), report.backends().len()), (50, 3), "{report}");
+    }
+    backup.wait_for("all to be counted", LIMIT, |status| status.counters.events["local"] == 100).unwrap();
+    for xvip in [&site.xvip, &backup] {
+        assert_eq!(xvip.status().unwrap().counters.verdicts["forward"], 0);
+    }
+}
+
+#[test]
 fn sockets_outside_the_cgroup_and_to_other_places_are_left_alone() {
     let cgroup = Cgroup::new("others").unwrap();
     let site = site("others", &cgroup);
@@ -282,6 +317,27 @@ fn sockets_of_a_dead_backend_are_closed_at_once_and_no_others() {
         site.host("master-2").plug().unwrap();
         site.wait_for_state("master-2", State::Up).unwrap();
     }
+}
+
+#[test]
+fn sockets_of_a_killed_daemon_are_closed_by_the_next() {
+    let cgroup = Cgroup::new("former").unwrap();
+    let Site { xvip, apiservers, deployment } = site("former", &cgroup);
+    let target = Topology::C.endpoint(false);
+    let dead = master(Topology::C, "master-2", false);
+    let host = deployment.host(ELSEWHERE).unwrap();
+    let sockets: Vec<Socket> = inside(host, &cgroup, || (0..30).map(|_| connected(target)).collect());
+    let truth = truth(host);
+    let doomed: Vec<bool> = sockets.iter().map(|socket| truth[&plain(shown(socket.local_addr()))] == dead).collect();
+    assert!(doomed.iter().filter(|doomed| **doomed).count() >= 3, "{doomed:?}");
+    xvip.process().kill();
+    deployment.host("master-2").unwrap().unplug().unwrap();
+    // It finds the backend dead at its first check.
+    let site = Site { xvip: restart(&deployment, &cgroup), apiservers, deployment };
+    site.wait_for_state("master-2", State::Down).unwrap();
+    let closed = || sockets.iter().zip(&doomed).all(|(socket, doomed)| ended(socket) == *doomed).then_some(());
+    wait::until("the dead backend's sockets to be closed, and no others", LIMIT, closed).unwrap();
+    assert!(sockets.iter().all(|socket| ended(socket) || shown(socket.peer_addr()) == target));
 }
 
 #[test]
@@ -420,8 +476,7 @@ fn a_worker_leaves_a_dead_master_in_time() {
         let doomed: Vec<bool> =
             sockets.iter().map(|socket| truth[&plain(shown(socket.local_addr()))] == dead).collect();
         let (report, killed) = thread::scope(|scope| {
-            let load =
-                Load { rate: Some(50.0), concurrency: 200, time: Some(DETECTION * 2), ..Load::sequential(10_000) };
+            let load = Load { rate: Some(50.0), concurrency: 200, time: Some(LEFT * 2), ..Load::sequential(10_000) };
             let load = scope.spawn(|| requests(&site, WORKER, &cgroup, v6, load));
             let killed = Instant::now();
             site.host("master-2").unplug().unwrap();
@@ -432,9 +487,9 @@ fn a_worker_leaves_a_dead_master_in_time() {
             (load.join().unwrap(), killed)
         });
         let last = report.latest_failure().map(|last| last.duration_since(killed));
-        println!("IPv6 {v6}: last failure {last:?} after the end of its host, at most {DETECTION:?} allowed; {report}");
+        println!("IPv6 {v6}: last failure {last:?} after the end of its host, at most {LEFT:?} allowed; {report}");
         assert!(report.good() > 100, "{report}");
-        assert!(last.is_some_and(|last| last <= DETECTION), "{last:?}: {report}");
+        assert!(last.is_some_and(|last| last <= LEFT), "{last:?}: {report}");
         site.host("master-2").plug().unwrap();
         site.wait_for_state("master-2", State::Up).unwrap();
     }

@@ -23,6 +23,15 @@ pub fn hints(config: &Config) -> Vec<String> {
         ));
     }
     for instance in &config.vrrp {
+        let group =
+            config.vrrp.iter().filter(|other| instance.sync_group.is_some() && other.sync_group == instance.sync_group);
+        if let Some(first) = group.take(1).find(|first| first.priority != instance.priority) {
+            hints.push(format!(
+                "[[vrrp]] \"{}\" has priority {}, and \"{}\" of the same `sync_group` has {}. They are master together: if another node wins in \
+                 one of them only, nobody does in both. Give all members of a group the same.",
+                instance.name, instance.priority, first.name, first.priority
+            ));
+        }
         for net in &instance.addresses {
             let link_local = matches!(net.addr(), std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
             if !link_local && !config.virtual_servers.iter().any(|server| server.address == net.addr()) {
@@ -104,6 +113,13 @@ mod tests {
             (
                 format!("{head}addresses = [\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\"]\n"),
                 &["no virtual server is on the VIP 10.0.0.3 of [[vrrp]] \"v\""],
+            ),
+            (
+                format!(
+                    "{head}addresses = [\"10.0.0.1\"]\nsync_group = \"g\"\n[[vrrp]]\nname = \"w\"\ninterface = \"eth0\"\nvrid = 2\n\
+                     addresses = [\"10.0.0.2\"]\nsync_group = \"g\"\npriority = 99\n"
+                ),
+                &["[[vrrp]] \"w\" has priority 99, and \"v\" of the same `sync_group` has 100."],
             ),
             (
                 format!("{both}preempt = false\n"),

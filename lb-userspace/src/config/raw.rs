@@ -186,7 +186,7 @@ section! {
         checksum: ChecksumForm = default("pseudo-header"),
         /// What `ip address` shows IPv4 VIPs by; it begins with the interface's name.
         label: AddressLabel = optional("eth0:vip"),
-        /// Sections with the same one are master together, and in fault together.
+        /// Sections with the same one are master together, and in fault together. What counts for the priority of one counts for all.
         sync_group: Name = optional("both-families"),
         /// A program that is told of every change, as by keepalived: INSTANCE or GROUP, its name, MASTER, BACKUP, FAULT or STOP, the priority.
         notify: AbsolutePath = optional("/etc/xvip/notify.sh"),

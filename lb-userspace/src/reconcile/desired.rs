@@ -207,7 +207,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_loopback_address_is_known_to_sockets_only() {
+    fn a_loopback_address_is_known_to_this_host_only() {
         let mut server = server("a", 100, 1);
         server.address = [127, 0, 0, 1].into();
         let desired = with_states(&[server.clone()], &[vec![State::Up]], &[]);

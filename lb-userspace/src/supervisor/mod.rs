@@ -265,6 +265,8 @@ impl<'a> Node<'a> {
         if now == states(self.config, &self.followed) {
             return Ok(());
         }
+        let broken = self.broken();
+        self.vrrp.warn(&Seen { servers: &self.config.virtual_servers, states: &now, broken: &broken });
         self.reconcile(false)?;
         self.follow()
     }

@@ -21,7 +21,7 @@
 //!
 //! From each state a shutdown leads to `Stopped`, from `Master` with priority 0.
 //!
-//! What a backup waits for (`Wait`) differs; `+` is the interval of the master, or its own while it knows none:
+//! What a backup waits for differs; intervals are those of the master that it follows, or its own while it knows none:
 //!
 //! | wait | begins with | ends after |
 //! |---|---|---|
@@ -29,50 +29,28 @@
 //! | `Down` | an advertisement that it follows | down interval |
 //! | `Skew` | priority 0, or its master below itself | skew time |
 //! | `Look` | a sleep so long that something may have been missed | one interval and skew time |
-//! | `Away` | release; loss of the sync group | twice the down interval |
 //! | `Ready` | end of any other | election, once all members of the group are ready |
+//!
+//! After a release, and in a group that was beaten, none of them ends before twice the down interval: a peer is to take
+//! over, or to show that it will not.
 
-use std::{collections::VecDeque, net::IpAddr, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
-use wait::{Kind, Wait};
+use wait::{Kind, Pace, Wait};
 
 use super::{
     Heard, InstanceId, Moment,
+    action::{Action, State, View},
     announcing::Announcing,
     settings::{OWNER, Settings},
 };
 
+#[cfg(test)]
+mod tests;
 mod wait;
 
 /// Between two advertisements, whatever is heard: hostile ones must not make us flood the network.
 const ANSWER_SPACING: Duration = Duration::from_millis(1);
-
-/// Where a virtual router stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// May not be master: the interface is down or has no address, a condition or another member of the group forbids it.
-    Fault,
-    Backup,
-    Master,
-    /// After shutdown, for ever.
-    Stopped,
-}
-
-/// What the driver does, in this order and at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send one advertisement. With `lease`: send it, and then let the kernel claim the VIPs until that moment. Without:
-    /// first end the claim in the kernel, and then send.
-    Advertise { priority: u8, lease: Option<Moment> },
-    /// Put the VIPs on the interface.
-    Hold,
-    /// Tell the neighbours of every VIP, once.
-    Announce,
-    /// End the claim in the kernel and take the VIPs off the interface.
-    Yield,
-    /// For those who watch.
-    Became(State),
-}
 
 pub(super) type Actions = VecDeque<(InstanceId, Action)>;
 
@@ -120,8 +98,8 @@ pub(super) struct Machine {
     has_siblings: bool,
     phase: Phase,
     since: Moment,
-    /// When time was last looked at as backup.
-    awake: Moment,
+    /// When a backup looks at the clock next.
+    alarm: Moment,
     transitions: u64,
     /// Of the master that is followed, or the own.
     master_interval: Duration,
@@ -129,6 +107,8 @@ pub(super) struct Machine {
     master: Option<Heard>,
     /// When a lower master was first heard: the preempt delay runs from here.
     lower_since: Option<Moment>,
+    /// Gave way, and lets a peer take over until then.
+    away_until: Moment,
     /// Handed over on purpose: no preemption until the successor is gone.
     released: bool,
 }
@@ -140,11 +120,12 @@ impl Machine {
             has_siblings,
             phase: Phase::Fault,
             since: now,
-            awake: now,
+            alarm: now,
             transitions: 0,
             master_interval: settings.interval,
             master: None,
             lower_since: None,
+            away_until: now,
             released: false,
             settings,
         }
@@ -163,14 +144,14 @@ impl Machine {
         matches!(self.phase, Phase::Backup(Wait { kind: Kind::Ready, .. }))
     }
 
+    fn pace(&self) -> Pace<'_> {
+        Pace { settings: &self.settings, master_interval: self.master_interval, away_until: self.away_until }
+    }
+
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.phase {
             Phase::Fault | Phase::Stopped => None,
-            // Not later than an interval from now: only who looks at the clock that often knows that it has not slept.
-            Phase::Backup(wait) => {
-                let end = wait.deadline(&self.settings, self.master_interval);
-                end.map(|end| end.min(self.awake + self.master_interval))
-            }
+            Phase::Backup(wait) => wait.deadline(self.pace()).map(|end| end.min(self.alarm)),
             Phase::Master(reign) => Some(reign.next.min(reign.announcing.deadline())),
         }
     }
@@ -231,8 +212,9 @@ impl Machine {
                 self.phase = Phase::Backup(self.hear_as_backup(wait, heard));
             }
             (Phase::Backup(wait), Event::Due) => {
-                self.phase = Phase::Backup(wait.after(now, self.awake, &self.settings, self.master_interval));
-                self.awake = now;
+                let wait = wait.after(now, self.alarm, self.pace());
+                self.alarm = wait.alarm(now, self.pace());
+                self.phase = Phase::Backup(wait);
             }
             (Phase::Backup(Wait { kind: Kind::Ready, .. }), Event::Elected) => self.promote(now, actions),
             (Phase::Backup(wait), Event::Changed) => self.phase = Phase::Backup(self.compare_again(wait)),
@@ -253,11 +235,14 @@ impl Machine {
                 self.reign_on(reign, now, actions);
             }
             (Phase::Master(_), Event::Lost { stay_away }) => {
-                let kind = if stay_away { Kind::Away } else { Kind::Down };
-                self.resign(Phase::Backup(kind.since(now)), now, actions);
+                if stay_away {
+                    self.give_way(now, actions);
+                } else {
+                    self.resign(Phase::Backup(Kind::Down.since(now)), now, actions);
+                }
             }
             (Phase::Master(_), Event::Release) => {
-                self.resign(Phase::Backup(Kind::Away.since(now)), now, actions);
+                self.give_way(now, actions);
                 self.released = true;
             }
             (Phase::Master(_), Event::Unable) => self.resign(Phase::Fault, now, actions),
@@ -302,7 +287,7 @@ impl Machine {
             self.master = None;
             return match wait.kind {
                 Kind::Listen | Kind::Down | Kind::Look => Kind::Skew.since(heard.received),
-                Kind::Skew | Kind::Away | Kind::Ready => wait,
+                Kind::Skew | Kind::Ready => wait,
             };
         }
         if heard.priority >= priority {
@@ -312,7 +297,7 @@ impl Machine {
         let lower_since = *self.lower_since.get_or_insert(heard.received);
         let delay_is_over = heard.received - lower_since >= self.settings.preempt_delay;
         let preempts = priority == OWNER || self.settings.preempt && !self.released && delay_is_over;
-        if !preempts || wait.kind == Kind::Away {
+        if !preempts {
             return self.follow(heard);
         }
         if from_master || self.master.is_none() {
@@ -321,8 +306,11 @@ impl Machine {
         // Not in the RFC, and nothing of it is seen on the wire: a master that says itself that it is the lesser one
         // need not be waited for.
         let skewed = Kind::Skew.since(heard.received);
-        let end = |wait: Wait| wait.deadline(&self.settings, self.master_interval);
-        if from_master && wait.kind == Kind::Down && end(skewed) < end(wait) { skewed } else { wait }
+        if from_master && wait.kind == Kind::Down && skewed.deadline(self.pace()) < wait.deadline(self.pace()) {
+            skewed
+        } else {
+            wait
+        }
     }
 
     /// The own priority has changed, and the master may no longer be below it: if every node loses its backends, the VIP
@@ -394,6 +382,12 @@ impl Machine {
         }
     }
 
+    /// A peer that lost our priority 0 is through with its own down interval by the end of this.
+    fn give_way(&mut self, now: Moment, actions: &mut Actions) {
+        self.away_until = now + self.settings.down_interval(self.settings.interval) * 2;
+        self.resign(Phase::Backup(Kind::Down.since(now)), now, actions);
+    }
+
     fn resign(&mut self, to: Phase, now: Moment, actions: &mut Actions) {
         actions.push_back((self.id, Action::Advertise { priority: 0, lease: None }));
         actions.push_back((self.id, Action::Yield));
@@ -402,31 +396,17 @@ impl Machine {
 
     fn enter(&mut self, phase: Phase, now: Moment, actions: &mut Actions) {
         self.phase = phase;
-        (self.since, self.awake) = (now, now);
+        self.since = now;
         self.transitions += 1;
-        if !matches!(phase, Phase::Backup(_)) {
+        if let Phase::Backup(wait) = phase {
+            self.alarm = wait.alarm(now, self.pace());
+        } else {
             self.master = None;
             self.master_interval = self.settings.interval;
             self.lower_since = None;
+            self.away_until = now;
             self.released = false;
         }
         actions.push_back((self.id, Action::Became(self.state())));
     }
-}
-
-/// What is told of an instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    pub state: State,
-    pub since: Moment,
-    /// The effective one; 0 in a state that takes no part.
-    pub priority: u8,
-    /// Who is known to be master, and with what priority.
-    pub master: Option<(IpAddr, u8)>,
-    /// Until when this node claims the VIPs unless it advertises again.
-    pub lease: Option<Moment>,
-    /// Handed over on purpose: it does not preempt its successor.
-    pub released: bool,
-    /// Changes of state, the first one after the start included.
-    pub transitions: u64,
 }

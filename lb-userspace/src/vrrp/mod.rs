@@ -2,10 +2,11 @@
 //!
 //! `packet`, `reception`, `machine`, `router` and `announcing` know no socket, no clock and no task: time is a parameter.
 
-pub use machine::{Action, State, View};
+pub use action::{Action, State, View};
 pub use router::Router;
 pub use settings::{Condition, Settings};
 
+mod action;
 mod announcing;
 pub mod hooks;
 mod machine;

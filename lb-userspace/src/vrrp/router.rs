@@ -9,9 +9,13 @@ use std::net::IpAddr;
 
 use super::{
     Heard, InstanceId, Moment,
-    machine::{Action, Actions, Event, Machine, State, View},
+    action::{Action, State, View},
+    machine::{Actions, Event, Machine},
     settings::{Condition, Settings},
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Every instance belongs to one group, most to one of their own.
 #[derive(Debug)]
@@ -19,6 +23,8 @@ pub struct Router {
     machines: Vec<Machine>,
     groups: Vec<Vec<usize>>,
     actions: Actions,
+    /// When the sockets were last read to the end.
+    drained: Moment,
 }
 
 impl Router {
@@ -31,7 +37,7 @@ impl Router {
             .enumerate()
             .map(|(index, settings)| Machine::new(InstanceId(index), settings, has_siblings(index), now))
             .collect();
-        let mut router = Self { machines, groups, actions: Actions::new() };
+        let mut router = Self { machines, groups, actions: Actions::new(), drained: now };
         router.settle(now);
         for (index, machine) in router.machines.iter_mut().enumerate() {
             // Who could not go on at once has to listen, however long the lease.
@@ -44,8 +50,8 @@ impl Router {
     }
 
     pub fn on_advertisement(&mut self, id: InstanceId, heard: &Heard, now: Moment) {
-        // The clock that stamps packets is another one, and may be set.
-        let heard = Heard { received: heard.received.min(now), ..*heard };
+        // The clock that stamps packets is another one, and may be set. The sockets were empty at the last timeout.
+        let heard = Heard { received: heard.received.max(self.drained).min(now), ..*heard };
         self.tell(id, Event::Heard(&heard), now);
     }
 
@@ -87,7 +93,9 @@ impl Router {
         self.tell_all(Event::Shutdown, now);
     }
 
+    /// Every advertisement that had arrived has been handed in.
     pub fn on_timeout(&mut self, now: Moment) {
+        self.drained = now;
         self.tell_all(Event::Due, now);
     }
 

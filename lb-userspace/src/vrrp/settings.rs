@@ -55,8 +55,9 @@ impl Settings {
         u8::try_from(sum.clamp(1, i32::from(OWNER) - 1)).expect("clamped")
     }
 
-    /// For how long an advertisement claims the VIPs. Without the skew, so that a master that falls silent is quiet
-    /// before any backup that heard its last word takes over.
+    /// For how long an advertisement claims the VIPs: the down interval without the skew. A backup that heard the last one
+    /// takes over after the lease, by the time on the way and its own skew, which is at least 2/256 of the interval. Each
+    /// last one that was lost on the way takes an interval from that.
     pub(super) fn lease_length(&self) -> Duration {
         self.interval * u32::from(self.down_factor)
     }

@@ -54,6 +54,8 @@ pub(super) struct Vrrp<'a> {
     instances: &'a [model::Vrrp],
     scripts: Scripts,
     tracked: Vec<Vec<Tracked>>,
+    /// What the thread was told.
+    conditions: Vec<Condition>,
     /// From the start of the thread to its end.
     running: Option<(Wire, Hooks)>,
     /// From the start of the thread on; what it said last stays.
@@ -63,8 +65,8 @@ pub(super) struct Vrrp<'a> {
 impl<'a> Vrrp<'a> {
     /// Begins to run the scripts; nothing is on the wire yet.
     pub(super) fn new(instances: &'a [model::Vrrp]) -> Self {
-        let tracked = vec![Vec::new(); instances.len()];
-        Self { instances, scripts: Scripts::spawn(instances), tracked, running: None, views: None }
+        let (tracked, conditions) = (vec![Vec::new(); instances.len()], vec![Condition::default(); instances.len()]);
+        Self { instances, scripts: Scripts::spawn(instances), tracked, conditions, running: None, views: None }
     }
 
     /// Waits for the scripts' first results.
@@ -81,10 +83,10 @@ impl<'a> Vrrp<'a> {
             return Ok(());
         }
         self.tracked = self.track(seen);
-        let conditions = self.tracked.iter().map(|tracked| tracking::condition(tracked));
-        let instances = self.instances.iter().zip(conditions).map(|(instance, condition)| {
+        self.conditions = tracking::conditions(self.instances, &self.tracked);
+        let instances = self.instances.iter().zip(&self.conditions).map(|(instance, condition)| {
             let lease = fence.claimed_until(instance.addresses[0].addr())?.map(Moment);
-            instance::instance(instance, condition, lease).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))
+            instance::instance(instance, *condition, lease).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))
         });
         let instances = instances.collect::<anyhow::Result<_>>()?;
         let (events, changes) = mpsc::channel(CHANGES);
@@ -96,18 +98,27 @@ impl<'a> Vrrp<'a> {
         Ok(())
     }
 
-    /// Tells the thread what has changed in what is tracked.
+    /// Tells the thread what has changed for the worse. Before the tables follow, which takes its time: another node may be better off.
+    pub(super) fn warn(&mut self, seen: &Seen<'_>) {
+        self.tell(seen, |before, now| now.fault && !before.fault || now.adjustment < before.adjustment);
+    }
+
+    /// Tells the thread all that has changed. After the tables have followed: VIPs may come for it.
     pub(super) fn follow(&mut self, seen: &Seen<'_>) {
-        let tracked = self.track(seen);
-        let before = std::mem::replace(&mut self.tracked, tracked);
+        self.tell(seen, |before, now| now != before);
+    }
+
+    fn tell(&mut self, seen: &Seen<'_>, wanted: impl Fn(&Condition, &Condition) -> bool) {
+        self.tracked = self.track(seen);
         let Some((wire, _)) = &self.running else {
             return;
         };
-        for (index, (now, before)) in self.tracked.iter().zip(&before).enumerate() {
-            let (condition, name) = (tracking::condition(now), &self.instances[index].name);
-            if condition != tracking::condition(before) {
-                log::info!("{name}: {}", told(now, condition));
-                wire.set_condition(InstanceId(index), condition);
+        let now = tracking::conditions(self.instances, &self.tracked);
+        for (index, (before, now)) in self.conditions.iter_mut().zip(now).enumerate() {
+            if wanted(before, &now) {
+                log::info!("{}: {}", self.instances[index].name, told(&self.tracked[index], now));
+                wire.set_condition(InstanceId(index), now);
+                *before = now;
             }
         }
     }
@@ -184,7 +195,12 @@ impl Lease for Claims {
 fn told(tracked: &[Tracked], condition: Condition) -> String {
     let bad = tracked.iter().filter(|tracked| !tracked.good);
     let bad: Vec<String> = bad.map(|tracked| format!("{} ({})", tracked.what, tracked.text)).collect();
-    let why = if bad.is_empty() { "all is good".to_owned() } else { format!("not good: {}", bad.join(", ")) };
+    let why = match (&bad[..], condition == Condition::default()) {
+        ([], true) => "all is good".to_owned(),
+        // Of the sync group.
+        ([], false) => "all is good here, not in another member of the group".to_owned(),
+        _ => format!("not good: {}", bad.join(", ")),
+    };
     match condition {
         Condition { fault: true, .. } => format!("{why}; this is a fault"),
         Condition { adjustment: 0, .. } => format!("{why}; the priority is as configured"),

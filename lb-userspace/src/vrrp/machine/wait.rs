@@ -17,7 +17,6 @@ pub(super) enum Kind {
     Down,
     Skew,
     Look,
-    Away,
     Ready,
 }
 
@@ -27,37 +26,52 @@ impl Kind {
     }
 }
 
+/// What decides how long a wait is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) master_interval: Duration,
+    /// No wait ends earlier.
+    pub(super) away_until: Moment,
+}
+
 impl Wait {
-    pub(super) fn deadline(self, settings: &Settings, master_interval: Duration) -> Option<Moment> {
+    pub(super) fn deadline(self, pace: Pace<'_>) -> Option<Moment> {
+        let Pace { settings, master_interval, away_until } = pace;
         let length = match self.kind {
             Kind::Listen | Kind::Down => settings.down_interval(master_interval),
             Kind::Skew => settings.skew(master_interval),
             Kind::Look => master_interval + settings.skew(master_interval),
-            // A peer that lost our priority 0 is through with its own down interval by then.
-            Kind::Away => settings.down_interval(master_interval) * 2,
             Kind::Ready => return None,
         };
-        Some(self.since + length)
+        Some(away_until.max(self.since + length))
     }
 
-    /// What comes of it by `now`, when the process last ran at `awake`.
-    pub(super) fn after(self, now: Moment, awake: Moment, settings: &Settings, master_interval: Duration) -> Self {
-        let Some(end) = self.deadline(settings, master_interval) else {
+    /// What comes of it by `now`, which may be later than the `alarm` that was set.
+    pub(super) fn after(self, now: Moment, alarm: Moment, pace: Pace<'_>) -> Self {
+        let Some(end) = self.deadline(pace) else {
             return self;
         };
         // While we slept, the socket may have run over, or the whole machine stood still and nothing could arrive. One
         // look is enough; only who could not keep a lease either has to look again.
         let patience = match self.kind {
-            Kind::Look => settings.lease_length(),
-            Kind::Listen | Kind::Down | Kind::Skew | Kind::Away | Kind::Ready => master_interval * 5 / 4,
+            Kind::Look => pace.master_interval * u32::from(pace.settings.down_factor).saturating_sub(1).max(1),
+            Kind::Listen | Kind::Down | Kind::Skew | Kind::Ready => pace.master_interval / 4,
         };
         let look = Kind::Look.since(now);
-        if now - awake > patience && look.deadline(settings, master_interval) > Some(end) {
+        if now - alarm > patience && look.deadline(pace) > Some(end) {
             look
         } else if end <= now {
             Kind::Ready.since(self.since)
         } else {
             self
         }
+    }
+
+    /// When to look at the clock next: not later than an interval from now, since only who looks that often knows that it
+    /// has not slept.
+    pub(super) fn alarm(self, now: Moment, pace: Pace<'_>) -> Moment {
+        let tick = now + pace.master_interval;
+        self.deadline(pace).map_or(tick, |end| end.min(tick))
     }
 }

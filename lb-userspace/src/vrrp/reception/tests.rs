@@ -197,6 +197,7 @@ fn every_rule_refuses_with_its_own_reason() {
         assert_eq!(got.map(|heard| heard.priority), expected, "{name}");
         let counters = reception.counters();
         assert_eq!(counters.accepted, u64::from(expected.is_ok()), "{name}");
+        assert_eq!(counters.resigned, u64::from(expected == Ok(0)), "{name}");
         for reason in Discard::ALL {
             assert_eq!(counters.discarded(reason), u64::from(expected == Err(reason)), "{name}: {reason:?}");
         }
@@ -245,7 +246,7 @@ fn the_rules_have_an_order() {
 #[test]
 fn what_is_heard_says_who_how_often_and_when() {
     let mut reception = Reception::new(v3());
-    let heard = reception.judge(&changed(V3_MESSAGE, &[(4, 0x0f), (5, 0xff)]), &arrival(7)).unwrap();
+    let heard = reception.judge(&changed(V3_MESSAGE, &[(4, 0xff), (5, 0xff)]), &arrival(7)).unwrap();
     let interval = Duration::from_millis(40_950);
     assert_eq!(heard, Heard { source: THERE, priority: 100, interval, received: Moment(Duration::from_secs(7)) });
 }

@@ -1,6 +1,8 @@
 //! Several nodes in virtual time, under faults drawn from a seed. `XVIP_SIMULATION_SEED=7` plays one seed again and
 //! prints what happened; `XVIP_SIMULATION_SEEDS=1000000` plays more of them.
 
+mod agenda;
+mod faults;
 mod kernel;
 mod network;
 mod plan;

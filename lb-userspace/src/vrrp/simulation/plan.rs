@@ -24,13 +24,15 @@ pub(super) enum Fault {
     Forbidden,
     /// A weight moves the priority.
     Weight,
+    /// Packets are stamped by a clock that was set.
+    Clock,
     Partition,
     /// One instance's segment only.
     SegmentCut,
     Storm,
 }
 
-const ALL: [Fault; 12] = [
+const ALL: [Fault; 13] = [
     Fault::Pause,
     Fault::Suspend,
     Fault::Kill,
@@ -40,6 +42,7 @@ const ALL: [Fault; 12] = [
     Fault::LinkDown,
     Fault::Forbidden,
     Fault::Weight,
+    Fault::Clock,
     Fault::Partition,
     Fault::SegmentCut,
     Fault::Storm,

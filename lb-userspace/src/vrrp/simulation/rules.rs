@@ -186,7 +186,7 @@ impl World {
                 (from.is_fit() && !to.is_drowsy && self.now - well_since > self.plan.overlap())
                     .then_some("it did not listen")
             }
-            Fate::Arrived => Some("it did not look into its socket"),
+            Fate::Arrived => Some("it did not read what had arrived"),
             Fate::Read => {
                 // Another master was followed since, or the old one's resignation was overtaken by its return.
                 let excuse = |(from, priority)| from != old || priority == 0;
@@ -198,14 +198,9 @@ impl World {
     /// A group is master together or not at all.
     pub(super) fn judge_group(&self, index: usize) -> Result<(), String> {
         let Some(router) = &self.nodes[index].router else { return Ok(()) };
-        let masters = (0..self.nodes[index].settings.len())
-            .filter(|instance| router.view(InstanceId(*instance)).state == State::Master)
-            .count();
-        if masters == 0 || masters == self.nodes[index].settings.len() {
-            Ok(())
-        } else {
-            Err(format!("{index} is master of {masters} of its group"))
-        }
+        let of = self.nodes[index].settings.len();
+        let masters = (0..of).filter(|id| router.view(InstanceId(*id)).state == State::Master).count();
+        if masters == 0 || masters == of { Ok(()) } else { Err(format!("{index} is master of {masters} of its group")) }
     }
 
     /// Long after the last fault.

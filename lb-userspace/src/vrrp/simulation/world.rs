@@ -9,9 +9,10 @@ use std::{
 };
 
 use super::{
+    agenda::{Happening, Letter, Relief, Scheduled},
     kernel::Kernel,
     network::{Fate, Network, between},
-    plan::{Fault, Plan, SOCKET},
+    plan::{Plan, SOCKET},
     rules::Rules,
 };
 use crate::vrrp::{Action, Condition, Heard, InstanceId, Moment, Router, Settings, State};
@@ -22,61 +23,6 @@ pub(super) struct Violation {
     pub(super) at: Moment,
     pub(super) what: String,
 }
-
-#[derive(Clone, Debug)]
-pub(super) struct Letter {
-    instance: usize,
-    from: usize,
-    number: u64,
-    heard: Heard,
-}
-
-#[derive(Debug)]
-enum Happening {
-    Arrival { to: usize, letter: Letter },
-    Wake(usize),
-    Strike,
-    Relief(Relief),
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Relief {
-    Resume(usize),
-    Start(usize),
-    Link(usize),
-    Permit(usize),
-    Weight(usize),
-    Network,
-}
-
-#[derive(Debug)]
-struct Scheduled {
-    at: Moment,
-    /// Of two at the same time, the one that was planned first.
-    number: u64,
-    happening: Happening,
-}
-
-impl Ord for Scheduled {
-    /// The earliest is the greatest: the heap gives the greatest first.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.number).cmp(&(self.at, self.number))
-    }
-}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Scheduled {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standstill {
@@ -93,16 +39,18 @@ pub(super) struct Node {
     pub(super) standstill: Option<Standstill>,
     pub(super) has_link: bool,
     pub(super) condition: Condition,
+    /// The clock that stamps packets is wrong: ahead or behind by so much.
+    pub(super) clock_error: Option<(Ordering, Duration)>,
     /// The process has not been told yet of its link and its condition.
-    has_news: bool,
-    inbox: VecDeque<Letter>,
-    wake_at: Option<Moment>,
+    pub(super) has_news: bool,
+    pub(super) inbox: VecDeque<Letter>,
+    pub(super) wake_at: Option<Moment>,
     /// Since when it could be owner.
     pub(super) fit_since: Moment,
     /// Two standstills followed close on each other: the second is taken for a process that is always late, which must
     /// not wait for ever.
     pub(super) is_drowsy: bool,
-    resumed: Moment,
+    pub(super) resumed: Moment,
     /// Before this wake-up.
     pub(super) has_released: bool,
     /// By instance: the master that was followed before this wake-up's timers.
@@ -153,9 +101,9 @@ pub(super) struct World {
     pub(super) rules: Rules,
     pub(super) tally: Tally,
     pub(super) last_promotion: Moment,
-    agenda: BinaryHeap<Scheduled>,
+    pub(super) agenda: BinaryHeap<Scheduled>,
     numbers: u64,
-    strikes_left: u32,
+    pub(super) strikes_left: u32,
     trace: Option<Vec<String>>,
 }
 
@@ -172,6 +120,7 @@ impl World {
             standstill: None,
             has_link: true,
             condition: Condition::default(),
+            clock_error: None,
             has_news: false,
             inbox: VecDeque::new(),
             wake_at: None,
@@ -247,7 +196,7 @@ impl World {
         rule(self).map_err(|what| Violation { at: self.now, what })
     }
 
-    fn schedule(&mut self, after: Duration, happening: Happening) {
+    pub(super) fn schedule(&mut self, after: Duration, happening: Happening) {
         self.numbers += 1;
         self.agenda.push(Scheduled { at: self.now + after, number: self.numbers, happening });
     }
@@ -277,14 +226,22 @@ impl World {
             path.fate = if heard { Fate::Arrived } else { Fate::Unheard };
         }
         if heard {
-            letter.heard.received = self.now;
+            letter.heard.received = match node.clock_error {
+                Some((Ordering::Greater, ahead)) => self.now + ahead,
+                Some((_, behind)) => Moment(self.now - Moment(behind)),
+                None => self.now,
+            };
+            if letter.heard.received < self.now {
+                // It counts from the last wake-up, up to an interval too early.
+                path.fate = Fate::Lost;
+            }
             node.inbox.push_back(letter);
             self.wake_within(to, self.now);
         }
     }
 
     /// A process that is well wakes up soon after `due`.
-    fn wake_within(&mut self, node: usize, due: Moment) {
+    pub(super) fn wake_within(&mut self, node: usize, due: Moment) {
         let at = due.max(self.now) + between(&mut self.rng, Duration::ZERO, self.plan.latency);
         if self.nodes[node].wake_at.is_none_or(|planned| at < planned) {
             self.nodes[node].wake_at = Some(at);
@@ -292,7 +249,7 @@ impl World {
         }
     }
 
-    fn tell(&mut self, node: usize) {
+    pub(super) fn tell(&mut self, node: usize) {
         self.nodes[node].has_news = true;
         self.wake_within(node, self.now);
     }
@@ -335,7 +292,7 @@ impl World {
     fn read(&mut self, to: usize, letter: &Letter) {
         let priority = self.nodes[to].priority(letter.instance);
         let path = self.network.path(letter.instance, letter.from, to);
-        if path.latest == letter.number {
+        if path.latest == letter.number && path.fate == Fate::Arrived {
             path.fate = Fate::Read;
         }
         if letter.heard.priority > 0 {
@@ -344,14 +301,14 @@ impl World {
             if letter.heard.priority >= priority {
                 *lower_since = None;
             } else {
-                lower_since.get_or_insert(letter.heard.received);
+                lower_since.get_or_insert(letter.heard.received.min(self.now));
             }
         }
         self.rules.last_read(letter.instance, to, letter.from, letter.heard.priority);
         self.note(|_| format!("  {to} hears {} of {}: {}", letter.instance, letter.from, letter.heard.priority));
     }
 
-    fn act(&mut self, index: usize) -> Result<(), Violation> {
+    pub(super) fn act(&mut self, index: usize) -> Result<(), Violation> {
         while let Some((InstanceId(instance), action)) = self.nodes[index].router.as_mut().and_then(Router::next_action)
         {
             self.note(|_| format!("  {index} does {action:?} for {instance}"));
@@ -401,172 +358,5 @@ impl World {
                 self.schedule(after, Happening::Arrival { to, letter: letter.clone() });
             }
         }
-    }
-
-    fn strike(&mut self) -> Result<(), Violation> {
-        self.strikes_left = self.strikes_left.saturating_sub(1);
-        let fault = *self.rng.choice(&self.plan.faults).expect("some");
-        let node = self.rng.usize(0..self.nodes.len());
-        let lasts = self.some_time();
-        self.note(|_| format!("{fault:?} strikes {node} for {lasts:?}"));
-        let running = self.nodes[node].router.is_some() && self.nodes[node].standstill.is_none();
-        let relief = match fault {
-            Fault::Pause | Fault::Suspend if running => {
-                let whole = fault == Fault::Suspend;
-                self.nodes[node].standstill = Some(if whole { Standstill::Machine } else { Standstill::Process });
-                Some(Relief::Resume(node))
-            }
-            Fault::Kill | Fault::PowerOff | Fault::Shutdown if running => {
-                if fault == Fault::Shutdown {
-                    self.nodes[node].router.as_mut().expect("runs").on_shutdown(self.now);
-                    self.act(node)?;
-                }
-                if fault == Fault::PowerOff {
-                    self.nodes[node].kernels.fill(Kernel::default());
-                }
-                self.nodes[node].router = None;
-                self.nodes[node].inbox.clear();
-                Some(Relief::Start(node))
-            }
-            Fault::Release if running => {
-                self.nodes[node].router.as_mut().expect("runs").on_release(self.now);
-                self.act(node)?;
-                self.nodes[node].fit_since = self.now;
-                self.wake_within(node, self.now);
-                None
-            }
-            Fault::LinkDown if self.nodes[node].has_link => {
-                self.nodes[node].has_link = false;
-                self.tell(node);
-                Some(Relief::Link(node))
-            }
-            Fault::Forbidden if !self.nodes[node].condition.fault => {
-                self.nodes[node].condition.fault = true;
-                self.tell(node);
-                Some(Relief::Permit(node))
-            }
-            Fault::Weight if self.nodes[node].condition.adjustment == 0 => {
-                let adjustment = *self.rng.choice(&[-253, -50, -10, 10, 50]).expect("some");
-                self.nodes[node].condition.adjustment = adjustment;
-                self.tell(node);
-                Some(Relief::Weight(node))
-            }
-            Fault::Partition => {
-                let side = (0..self.nodes.len()).map(|_| self.rng.bool()).collect();
-                self.network.side = side;
-                Some(Relief::Network)
-            }
-            Fault::SegmentCut if self.plan.is_grouped() => {
-                let side = (0..self.nodes.len()).map(|_| self.rng.bool()).collect();
-                self.network.segment_cut = Some((self.rng.usize(0..2), side));
-                Some(Relief::Network)
-            }
-            Fault::Storm => {
-                self.network.storm = *self.rng.choice(&[100, 400, 1000]).expect("some");
-                Some(Relief::Network)
-            }
-            _ => None,
-        };
-        // A change of priority excuses nothing: it must neither make a gap nor two owners.
-        if fault != Fault::Weight {
-            self.quiet_since = self.now;
-        }
-        if let Some(relief) = relief {
-            self.schedule(lasts, Happening::Relief(relief));
-        }
-        let gap = self.some_time();
-        self.schedule(gap, Happening::Strike);
-        Ok(())
-    }
-
-    /// From much less than an interval to more than a takeover.
-    fn some_time(&mut self) -> Duration {
-        let (interval, down) = (self.plan.interval, self.plan.down);
-        let most = *self.rng.choice(&[interval / 4, interval * 2, down, down, down * 4]).expect("some");
-        between(&mut self.rng, Duration::ZERO, most)
-    }
-
-    fn relieve_all(&mut self) -> Result<(), Violation> {
-        self.note(|_| "the faults are over".to_owned());
-        for node in 0..self.nodes.len() {
-            for relief in [Relief::Resume, Relief::Start, Relief::Link, Relief::Permit, Relief::Weight] {
-                self.relieve(relief(node))?;
-            }
-        }
-        self.relieve(Relief::Network)?;
-        self.network.conditions.loss = 0;
-        self.agenda = std::mem::take(&mut self.agenda)
-            .into_iter()
-            .filter(|planned| !matches!(planned.happening, Happening::Strike | Happening::Relief(_)))
-            .collect();
-        Ok(())
-    }
-
-    fn relieve(&mut self, relief: Relief) -> Result<(), Violation> {
-        self.note(|_| format!("{relief:?}"));
-        let was_fit: Vec<bool> = self.nodes.iter().map(Node::is_fit).collect();
-        match relief {
-            Relief::Resume(node) => {
-                if self.nodes[node].standstill.take().is_some() {
-                    self.nodes[node].is_drowsy = self.now - self.nodes[node].resumed < self.plan.down;
-                    self.nodes[node].resumed = self.now;
-                    self.wake_within(node, self.now);
-                }
-            }
-            Relief::Start(node) => {
-                if self.nodes[node].router.is_none() {
-                    self.start(node)?;
-                }
-            }
-            Relief::Link(node) => {
-                self.nodes[node].has_link = true;
-                self.tell(node);
-            }
-            Relief::Permit(node) => {
-                self.nodes[node].condition.fault = false;
-                self.tell(node);
-            }
-            Relief::Weight(node) => {
-                self.nodes[node].condition.adjustment = 0;
-                self.tell(node);
-            }
-            Relief::Network => {
-                self.network.heal();
-                self.quiet_since = self.now;
-            }
-        }
-        for (node, was_fit) in self.nodes.iter_mut().zip(was_fit) {
-            if !was_fit && node.is_fit() {
-                node.fit_since = self.now;
-            }
-        }
-        Ok(())
-    }
-
-    /// A new process goes on where the old one was while its lease runs, or takes away what that one left.
-    fn start(&mut self, index: usize) -> Result<(), Violation> {
-        let node = &mut self.nodes[index];
-        let inherits = self.rng.bool() && node.kernels.iter().all(|kernel| kernel.claims(self.now));
-        let mut instances = node.settings.clone();
-        for (settings, kernel) in instances.iter_mut().zip(&mut node.kernels) {
-            if inherits {
-                settings.lease = kernel.lease;
-                kernel.inherit();
-            } else {
-                *kernel = Kernel::default();
-            }
-            settings.condition = node.condition;
-            settings.source = settings.source.filter(|_| node.has_link);
-        }
-        node.lower_since.fill(None);
-        node.has_inherited = inherits;
-        node.has_released = false;
-        node.standstill = None;
-        node.router = Some(Router::new(instances, self.now));
-        self.act(index)?;
-        self.nodes[index].has_inherited = false;
-        self.nodes[index].kernels.iter_mut().for_each(Kernel::clean_up);
-        self.wake_within(index, self.now);
-        Ok(())
     }
 }

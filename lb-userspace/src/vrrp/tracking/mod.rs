@@ -49,13 +49,30 @@ pub fn tracked(instance: &model::Vrrp, position: usize, inputs: &Inputs<'_>) -> 
     tracked
 }
 
+/// What follows for each instance. Members of a sync group are master together, so what counts for one counts for all, and once: if
+/// each advertised what is its own, one could keep the others from going where it cannot follow.
+pub fn conditions(instances: &[model::Vrrp], tracked: &[Vec<Tracked>]) -> Vec<Condition> {
+    let of = |(index, instance): (usize, &model::Vrrp)| {
+        let counts = |(other, candidate): &(usize, &model::Vrrp)| {
+            *other == index || instance.sync_group.is_some() && candidate.sync_group == instance.sync_group
+        };
+        let members = instances.iter().enumerate().filter(counts).map(|(other, _)| other);
+        let mut all: BTreeMap<(&str, i16), bool> = BTreeMap::new();
+        for Tracked { what, weight, good, .. } in members.filter_map(|member| tracked.get(member)).flatten() {
+            *all.entry((what, *weight)).or_insert(true) &= good;
+        }
+        all.into_iter().fold(Condition::default(), |so_far, ((_, weight), good)| counted(so_far, weight, good))
+    };
+    instances.iter().enumerate().map(of).collect()
+}
+
 /// A negative weight counts on failure, a positive one on success, and zero means that failure is a fault.
-pub fn condition(tracked: &[Tracked]) -> Condition {
-    tracked.iter().fold(Condition::default(), |so_far, Tracked { weight, good, .. }| match (weight, good) {
+fn counted(so_far: Condition, weight: i16, good: bool) -> Condition {
+    match (weight, good) {
         (0, false) => Condition { fault: true, ..so_far },
-        (1.., true) | (..0, false) => Condition { adjustment: so_far.adjustment.saturating_add(*weight), ..so_far },
+        (1.., true) | (..0, false) => Condition { adjustment: so_far.adjustment.saturating_add(weight), ..so_far },
         _ => so_far,
-    })
+    }
 }
 
 fn data_plane(instance: &model::Vrrp, broken: &BTreeMap<String, String>) -> Tracked {
@@ -90,19 +107,23 @@ mod tests {
     use super::{script::Report, *};
     use crate::config::parse;
 
-    fn counted(tracked: &[(i16, bool)]) -> Condition {
-        let named = |(weight, good): &(i16, bool)| Tracked {
-            what: "any".to_owned(),
+    /// Of an instance that tracks these, each something of its own.
+    fn named(tracked: &[(i16, bool)]) -> Vec<Tracked> {
+        let one = |(index, (weight, good)): (usize, &(i16, bool))| Tracked {
+            what: format!("number {index}"),
             weight: *weight,
             good: *good,
             text: String::new(),
         };
-        condition(&tracked.iter().map(named).collect::<Vec<_>>())
+        tracked.iter().enumerate().map(one).collect()
+    }
+
+    fn of(adjustment: i16, fault: bool) -> Condition {
+        Condition { adjustment, fault }
     }
 
     #[test]
     fn weights_count_as_keepalived_counts_them() {
-        let of = |adjustment, fault| Condition { adjustment, fault };
         let table: &[(&[(i16, bool)], Condition)] = &[
             (&[], of(0, false)),
             // The three kinds, good and bad.
@@ -118,9 +139,26 @@ mod tests {
             (&[(253, true); 200], of(i16::MAX, false)),
             (&[(-253, false); 200], of(i16::MIN, false)),
         ];
+        let instance = config().vrrp.remove(0);
         for (tracked, expected) in table {
-            assert_eq!(counted(tracked), *expected, "{tracked:?}");
+            assert_eq!(conditions(std::slice::from_ref(&instance), &[named(tracked)]), [*expected], "{tracked:?}");
         }
+    }
+
+    #[test]
+    fn what_counts_for_one_member_of_a_sync_group_counts_for_all_and_once() {
+        let mut instances = config().vrrp;
+        let all = [
+            named(&[(-10, false), (11, true), (5, true)]),
+            named(&[(-10, false), (11, true), (5, false), (0, false)]),
+            named(&[(-3, false), (-30, false)]),
+        ];
+        assert_eq!(conditions(&instances, &all), [of(6, false), of(1, true), of(-33, false)]);
+        for index in [0, 1] {
+            instances[index].sync_group = Some("group".to_owned());
+        }
+        // The third is good in one member only, and so not good.
+        assert_eq!(conditions(&instances, &all), [of(1, true), of(1, true), of(-33, false)]);
     }
 
     /// Two virtual servers on one instance's VIPs, one on another's, one on none.
@@ -145,36 +183,33 @@ mod tests {
         parse(&text.concat(), "test").unwrap_or_else(|report| panic!("{report}"))
     }
 
-    fn conditions(states: &[Vec<State>], broken: &[&str], script: bool) -> Vec<(i16, bool)> {
+    fn found(states: &[Vec<State>], broken: &[&str], script: bool) -> Vec<Condition> {
         let config = config();
         let scripts = vec![vec![Report { good: Some(script), text: String::new() }], Vec::new(), Vec::new()];
         let broken = broken.iter().map(|name| ((*name).to_owned(), "gone".to_owned())).collect();
         let inputs = Inputs { servers: &config.virtual_servers, states, broken: &broken, scripts: &scripts };
-        let of = |(position, instance)| {
-            let Condition { adjustment, fault } = condition(&tracked(instance, position, &inputs));
-            (adjustment, fault)
-        };
-        config.vrrp.iter().enumerate().map(of).collect()
+        let of = |(position, instance)| tracked(instance, position, &inputs);
+        conditions(&config.vrrp, &config.vrrp.iter().enumerate().map(of).collect::<Vec<_>>())
     }
 
     #[test]
     fn each_instance_depends_on_the_backends_of_its_own_vips() {
         let (up, down, draining) = (State::Up, State::Down, State::Draining);
         let good = vec![vec![up, up], vec![up], vec![up], vec![up]];
-        assert_eq!(conditions(&good, &[], false), [(0, false), (0, false), (0, false)]);
+        assert_eq!(found(&good, &[], false), [of(0, false), of(0, false), of(0, false)]);
         // The first is still good for the instance's other VIP; the fourth is nobody's.
         let some = vec![vec![down, down], vec![up], vec![up], vec![down]];
-        assert_eq!(conditions(&some, &[], false), [(0, false), (0, false), (0, false)]);
+        assert_eq!(found(&some, &[], false), [of(0, false), of(0, false), of(0, false)]);
         let none = vec![vec![down, draining], vec![down], vec![down], vec![up]];
-        assert_eq!(conditions(&none, &[], true), [(-253 + 7, false), (0, true), (0, false)]);
+        assert_eq!(found(&none, &[], true), [of(-253 + 7, false), of(0, true), of(0, false)]);
         // Nothing is known yet.
-        assert_eq!(conditions(&[], &[], false), [(-253, false), (0, true), (0, false)]);
+        assert_eq!(found(&[], &[], false), [of(-253, false), of(0, true), of(0, false)]);
     }
 
     #[test]
     fn a_data_plane_that_is_gone_concerns_all() {
         let good = vec![vec![State::Up; 2], vec![State::Up], vec![State::Up], vec![State::Up]];
-        assert_eq!(conditions(&good, &["eth0"], true), [(7, true), (0, true), (0, true)]);
+        assert_eq!(found(&good, &["eth0"], true), [of(7, true), of(0, true), of(0, true)]);
     }
 
     #[test]

@@ -253,6 +253,7 @@ impl Driver {
                         self.leases.renew(running, until, &mut self.journal);
                     }
                     running.note("sending an advert", sent, &mut self.journal);
+                    self.publisher.touch();
                 }
                 Action::Advertise { priority, lease: None } => {
                     self.leases.revoke(running, &mut self.journal);

@@ -49,7 +49,11 @@ pub(super) fn settle(realtime: bool) -> Scheduling {
 /// Locking without `MCL_ONFAULT` would fill in every stack of the process to its full size.
 fn lock_memory() -> io::Result<()> {
     let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
-    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault)?;
+    // Under a limit that cannot be lifted, what is mapped later would be refused once the limit is reached.
+    let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK)?.0 == RLIM_INFINITY
+        || setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_ok();
+    let future = if unlimited { MlockAllFlags::MCL_FUTURE } else { MlockAllFlags::empty() };
+    mlockall(MlockAllFlags::MCL_CURRENT | future | on_fault)?;
     let maps = fs::read_to_string("/proc/self/maps")?;
     for (start, length) in maps.lines().filter_map(program_part) {
         // SAFETY: MADV_POPULATE_READ changes no page and unmaps none; it only brings in what is mapped.

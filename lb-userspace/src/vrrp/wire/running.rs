@@ -26,6 +26,9 @@ const PROBE_AFTER: Duration = Duration::from_millis(1_200);
 /// Between two answers to a claim: both sides may believe that they are right.
 const DEFENCE: Duration = Duration::from_secs(1);
 
+/// A conflict that nobody has renewed for this long is over.
+const RETAINED: Duration = Duration::from_secs(300);
+
 /// Somebody else said that a VIP is theirs while this node held it: another machine has the address, or the nodes do not
 /// hear each other's adverts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +239,7 @@ impl Running {
             sent: self.sent,
             counters: self.reception.counters().clone(),
             reports: self.reception.reports(now),
-            conflicts: self.conflicts.values().copied().collect(),
+            conflicts: self.conflicts.values().filter(|conflict| now - conflict.last < RETAINED).copied().collect(),
         }
     }
 }
