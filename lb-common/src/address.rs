@@ -106,7 +106,7 @@ impl Address for V4 {
     /// Destination unreachable, time exceeded, parameter problem (RFC 792).
     #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
-        kind == 3 || kind == 11 || kind == 12
+        matches!(kind, 3 | 11 | 12)
     }
 
     #[inline(always)]
@@ -231,7 +231,7 @@ impl Address for V6 {
     /// RFC 4443 §2.1: messages up to 127 are errors; four of them are defined.
     #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
-        kind >= 1 && kind <= 4
+        matches!(kind, 1..=4)
     }
 
     #[inline(always)]

@@ -403,9 +403,12 @@ fn what_leaves_is_what_the_protocol_says() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A renewal with its end, or an end at once.
+type Asked = (IpAddr, Option<Moment>);
+
 /// What was asked of the data plane, in its order.
 #[derive(Clone, Debug, Default)]
-struct Ledger(Arc<Mutex<Vec<(IpAddr, Option<Moment>)>>>);
+struct Ledger(Arc<Mutex<Vec<Asked>>>);
 
 impl Lease for Ledger {
     fn renew(&self, vip: IpAddr, until: Moment) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
