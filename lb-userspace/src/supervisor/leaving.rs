@@ -55,7 +55,7 @@ impl Node<'_> {
             return;
         }
         if self.dataplane.is_carrying()
-            && let Err(error) = vip::remove_left(&self.handle, &vips(self.config)).await
+            && let Err(error) = vip::remove_left(&self.handle, &vips(&self.config)).await
         {
             log::error!("{error}");
         }

@@ -21,11 +21,12 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Sweeps for ever, publishing what is alive. Cancel-safe: a walk under way ends by itself.
 pub(super) async fn run(
     mut sweeper: Sweeper,
-    timeouts: model::Timeouts,
+    configured: watch::Receiver<model::Timeouts>,
     counts: watch::Sender<BTreeMap<BackendId, u64>>,
 ) {
-    let timeouts = Timeouts { syn: timeouts.syn, established: timeouts.established, closing: timeouts.closing };
     loop {
+        let model::Timeouts { syn, established, closing } = *configured.borrow();
+        let timeouts = Timeouts { syn, established, closing };
         let start = Instant::now();
         let walk = spawn_blocking(move || {
             let outcome = sweeper.sweep(&timeouts);
