@@ -92,7 +92,9 @@ struct Twins {
 
 impl Twins {
     fn new(stage: Stage, generation: u32) -> anyhow::Result<Self> {
-        let mut twins = Self { dataplane: load()?, memory: Memory::default() };
+        let dataplane = load()?;
+        let memory = Memory::with(dataplane.hashing());
+        let mut twins = Self { dataplane, memory };
         twins.apply(&stage.tables())?;
         twins.apply(&[settings(generation)])?;
         let trunk = Port { interface: LOOPBACK, tags: Tags(0x8000 | u32::from(TRUNK_TAG)) };

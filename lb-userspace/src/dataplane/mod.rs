@@ -1,13 +1,20 @@
 //! The kernel side as the daemon sees it: loading, attaching, and keeping the maps. The only room that knows aya.
 
 mod attach;
+mod flows;
 mod maps;
 mod records;
 mod run;
 mod shown;
 mod sweep;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    path::PathBuf,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -18,6 +25,7 @@ use aya::{
 use lb_common::{
     abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
     maglev::SLOTS,
+    table::{self, Hashing, SECRET_WORDS},
 };
 
 pub use attach::{AttachError, Mode};
@@ -25,7 +33,7 @@ pub use records::Log;
 pub use run::{Run, ticks_per_second};
 pub use shown::ShowError;
 use shown::Shown;
-pub use sweep::{Sweeper, Timeouts};
+pub use sweep::{Sweeper, Swept, Timeouts};
 
 /// The kernel side, as built by this package's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xvip-ebpf"));
@@ -55,6 +63,8 @@ pub enum LoadError {
     Program { name: &'static str, source: ProgramError },
     #[error("map {name}: {source}")]
     Map { name: &'static str, source: MapError },
+    #[error("reading /dev/urandom: {0}")]
+    Secret(io::Error),
     #[error("reading the kernel's clock: {0}")]
     Clock(ProgramError),
     #[error(transparent)]
@@ -90,6 +100,7 @@ pub struct Dataplane {
     /// Kept for its end, which takes the maps out of the BPF filesystem.
     _shown: Option<Shown>,
     max_connections: u32,
+    hashing: Hashing,
     /// Whether classifiers attach by links (Linux 6.6) and need no qdisc.
     has_tcx: bool,
 }
@@ -103,11 +114,10 @@ impl fmt::Debug for Dataplane {
 impl Dataplane {
     /// Loads the programs; nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        // Each connection has two halves.
-        let entries = options.max_connections.saturating_mul(2);
+        let sets = table::sets_for(options.max_connections);
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries(names::FLOWS4, entries)
-            .map_max_entries(names::FLOWS6, entries)
+            .map_max_entries(names::FLOWS4, sets)
+            .map_max_entries(names::FLOWS6, sets)
             .map_max_entries(names::TABLES, options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS))
             .override_global(aya_log::LEVEL, &records::level(), true)
             .load(OBJECT)?;
@@ -117,9 +127,10 @@ impl Dataplane {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
         let shown = options.bpffs.as_deref().map(|path| Shown::new(&ebpf, path)).transpose()?;
-        let maps = maps::Maps::take(&mut ebpf)?;
+        let mut maps = maps::Maps::take(&mut ebpf)?;
+        let hashing = maps.hash(secret(sets).map_err(LoadError::Secret)?)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
-        Ok(Self { ebpf, maps, _shown: shown, max_connections: options.max_connections, has_tcx })
+        Ok(Self { ebpf, maps, _shown: shown, max_connections: options.max_connections, hashing, has_tcx })
     }
 
     /// Applies changes in order; the first that fails ends it.
@@ -142,6 +153,11 @@ impl Dataplane {
         u64::from(self.max_connections) * 2
     }
 
+    /// Where in the tables of connections a key belongs.
+    pub fn hashing(&self) -> Hashing {
+        self.hashing
+    }
+
     /// Name and verified instructions of each program; `None` where the kernel (before 5.16) does not tell.
     pub fn programs(&self) -> Result<Vec<(String, Option<u32>)>, ProgramError> {
         let told = self.ebpf.programs().map(|(name, program)| {
@@ -150,6 +166,20 @@ impl Dataplane {
         });
         told.collect()
     }
+}
+
+/// A new secret for tables of that many sets.
+fn secret(sets: u32) -> io::Result<Hashing> {
+    let mut urandom = File::open("/dev/urandom")?;
+    let mut words = [0; SECRET_WORDS];
+    for word in &mut words {
+        let mut bytes = [0; 4];
+        urandom.read_exact(&mut bytes)?;
+        *word = u32::from_ne_bytes(bytes);
+    }
+    let mut factor = [0; 8];
+    urandom.read_exact(&mut factor)?;
+    Ok(Hashing::new(words, u64::from_ne_bytes(factor), sets))
 }
 
 /// The program that handles received frames.

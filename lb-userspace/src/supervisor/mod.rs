@@ -11,10 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use lb_common::{
-    abi::{BackendId, Port},
-    wire::Tags,
-};
+use lb_common::{abi::Port, wire::Tags};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -25,7 +22,7 @@ use tokio::{
 use crate::{
     admin::{ControlSocket, Status, metrics::MetricsServer},
     config::model::{Config, XdpMode},
-    dataplane::{Dataplane, Mode, Options},
+    dataplane::{Dataplane, Mode, Options, Swept},
     health::{Checkers, Reports, State},
     host::{self, Announcer, Changes, Forwarding, Handle, Interface, Interfaces, Vip, forwarding::Families, preflight},
     reconcile::{Applied, Inputs, desired, plan},
@@ -33,9 +30,6 @@ use crate::{
 
 /// How often the counters in the published status are refreshed.
 const REFRESH: Duration = Duration::from_secs(1);
-
-/// Connections that are alive, by backend.
-type Alive = BTreeMap<BackendId, u64>;
 
 /// Runs until SIGTERM or SIGINT. Whatever was added to the host is removed before it returns, on failure too.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
@@ -75,7 +69,7 @@ struct Node<'a> {
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
-    alive: watch::Receiver<Alive>,
+    swept: watch::Receiver<Swept>,
     status: watch::Sender<Arc<Status>>,
     _forwarding: Forwarding,
 }
@@ -101,7 +95,7 @@ impl<'a> Node<'a> {
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
-        let counts = watch::Sender::new(Alive::new());
+        let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
@@ -128,7 +122,7 @@ impl<'a> Node<'a> {
             carriers,
             host,
             applied: Applied::default(),
-            alive: counts.subscribe(),
+            swept: counts.subscribe(),
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             _forwarding: forwarding,
         };
@@ -293,7 +287,7 @@ impl<'a> Node<'a> {
             carriers: &self.carriers,
             held: &held,
             dataplane: &self.dataplane,
-            alive: &self.alive.borrow(),
+            swept: &self.swept.borrow(),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())

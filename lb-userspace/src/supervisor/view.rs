@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, time::SystemTime};
 use lb_common::abi::{BackendId, Counter};
 
 use crate::{
-    admin::status::{self, Connections, Counters, Status},
+    admin::status::{self, Connections, Counters, Status, Table},
     config::model::{Backend, Config, VirtualServer},
-    dataplane::{ApplyError, Dataplane, Mode},
+    dataplane::{ApplyError, Dataplane, Mode, Swept},
     health::{BackendKey, Reports, State},
 };
 
@@ -21,8 +21,8 @@ pub(super) struct Sources<'a> {
     pub(super) carriers: &'a [String],
     pub(super) held: &'a [bool],
     pub(super) dataplane: &'a Dataplane,
-    /// Connections that are alive, by backend.
-    pub(super) alive: &'a BTreeMap<BackendId, u64>,
+    /// The connections, as they were found last.
+    pub(super) swept: &'a Swept,
 }
 
 pub(super) fn key(server: &VirtualServer, backend: &Backend) -> BackendKey {
@@ -58,7 +58,16 @@ pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
     Ok(Status {
         interfaces: interfaces.map(|(name, at)| status::Interface { name: name.clone(), mode: mode(at) }).collect(),
         virtual_servers,
-        connections: Connections { tracked: sources.alive.values().sum(), capacity: sources.dataplane.capacity() },
+        connections: Connections {
+            tracked: sources.swept.alive.values().sum(),
+            capacity: sources.dataplane.capacity(),
+            table: Table {
+                entries: sources.swept.entries,
+                half_open: sources.swept.half_open,
+                room: sources.swept.room,
+                full_sets: sources.swept.full_sets,
+            },
+        },
         counters: counters(&sources.dataplane.counters()?, forwarded),
         ..Status::starting(sources.started)
     })
@@ -84,7 +93,7 @@ fn view(
             .map(|check| status::LastCheck { text: check.text.clone(), latency: check.latency }),
         checks: report.map_or(0, |report| report.checks),
         check_failures: report.map_or(0, |report| report.failures),
-        active_connections: Some(sources.alive.get(&id).copied().unwrap_or_default()),
+        active_connections: Some(sources.swept.alive.get(&id).copied().unwrap_or_default()),
         connections: traffic.connections,
         packets: traffic.packets_in + traffic.packets_out,
         bytes: traffic.bytes_in + traffic.bytes_out,
@@ -98,7 +107,12 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
     for (counter, count) in counts {
         let label = counter.label().to_owned();
         match counter {
-            Counter::Connected | Counter::Rebuilt | Counter::Unresolved => sorted.events.insert(label, *count),
+            Counter::Connected
+            | Counter::Rebuilt
+            | Counter::Unresolved
+            | Counter::EvictedHalfOpen
+            | Counter::EvictedClosing
+            | Counter::EvictedIdle => sorted.events.insert(label, *count),
             Counter::NoService | Counter::Fragment | Counter::Malformed => {
                 *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)
