@@ -6,13 +6,13 @@
 #![no_main]
 
 use lb_common::{
-    abi::{Backend, BackendId, Filter, ServiceId, ServiceKey, Settings},
-    address::{Address, V4, V6},
+    abi::{Backend, BackendId, Fence, Filter, Lease, ServiceId, ServiceKey, Settings},
+    address::{Address, MAX_EXTENSIONS, V4, V6},
     checksum::{fold, sum},
     datapath::{self, Route, Verdict},
     flow::Hop,
     frame::Frame,
-    host::Memory,
+    host::{Memory, received},
     maglev::SLOTS,
     table::Hashing,
     wire::{self, Tags},
@@ -25,6 +25,12 @@ const EGRESS: u8 = 1;
 const DISTURB: u8 = 2;
 /// A long time passes first.
 const LATER: u8 = 4;
+/// The leases end, or run again: first as far as claims go, then altogether.
+const LEASE: u8 = 8;
+
+/// Uptime up to which the VIPs are claimed, and carried.
+const CLAIMED: u64 = 0;
+const CARRIED: u64 = 1;
 
 const INTERFACE: u32 = 2;
 const VIP: u8 = 100;
@@ -43,6 +49,9 @@ fuzz_target!(|data: &[u8]| {
             generation += 1;
             disturb(&mut memory, generation);
         }
+        if control & LEASE != 0 {
+            memory.uptime = (memory.uptime + 1) % 3;
+        }
         now += if control & LATER != 0 { 1_000 } else { 1 };
         if control & EGRESS != 0 {
             leaves(&memory, frame, now);
@@ -54,13 +63,15 @@ fuzz_target!(|data: &[u8]| {
 
 fn arrives(memory: &Memory, frame: &[u8], now: u64) {
     let mut out = frame.to_vec();
-    let verdict = datapath::ingress(&mut out[..], memory, INTERFACE, now);
+    let verdict = received(&mut out, memory, INTERFACE, now);
     let Some((v4, segment)) = to_vip(frame) else {
-        assert_eq!((verdict, &out[..]), (Verdict::Pass, frame));
+        assert_eq!(&out[..], frame);
+        assert!(verdict == Verdict::Pass || verdict == Verdict::Drop && memory.uptime > CLAIMED && asks(frame));
         return;
     };
     match verdict {
         Verdict::Pass if out == frame => {}
+        Verdict::Icmp => panic!("an answer that asks on"),
         Verdict::Drop => {}
         Verdict::Answer(length) => {
             out.truncate(length);
@@ -68,8 +79,12 @@ fn arrives(memory: &Memory, frame: &[u8], now: u64) {
             assert!(segment_is_right(&out, v4), "the answer's checksum is made from nothing");
         }
         Verdict::Pass | Verdict::Transmit | Verdict::Redirect(_) | Verdict::Kernel(_) => {
+            let Some(transport) = segment else {
+                assert!(icmp_is_right(&out, v4) || !icmp_is_right(frame, v4));
+                assert_eq!(out.len(), frame.len());
+                return;
+            };
             assert!(right(&out, v4) || !right(frame, v4));
-            let transport = segment.expect("a segment");
             assert_eq!(out[transport + 4..transport + 16], frame[transport + 4..transport + 16]);
             assert_eq!(out[transport + 18..], frame[transport + 18..]);
         }
@@ -106,6 +121,43 @@ fn to_vip(frame: &[u8]) -> Option<(bool, Option<usize>)> {
     }
 }
 
+/// Whether the checksums of an ICMP message are right, and that of the IPv4 header in front.
+fn icmp_is_right(frame: &[u8], v4: bool) -> bool {
+    let at = wire::link(frame).expect("a frame").at;
+    let header = usize::from(frame[at] & 15) * 4;
+    if v4 {
+        fold(sum(&frame[at..at + header])) == 0xffff && icmp_sums_up::<V4>(frame, at)
+    } else {
+        icmp_sums_up::<V6>(frame, at)
+    }
+}
+
+fn icmp_sums_up<A: Address>(frame: &[u8], at: usize) -> bool {
+    let transport = A::transport::<_, MAX_EXTENSIONS>(frame, at).expect("a packet").expect("well formed");
+    let message = &frame[transport.at..transport.end];
+    let header = Frame::get::<A::Header>(frame, at).expect("a header");
+    let covered = if size_of::<A>() == 4 {
+        0
+    } else {
+        sum(&A::source(header).mapped())
+            + sum(&A::destination(header).mapped())
+            + sum(&(message.len() as u32).to_be_bytes())
+            + sum(&[0, 58])
+    };
+    fold(covered + sum(message)) == 0xffff
+}
+
+/// Whether the frame asks for the VIP's MAC address.
+fn asks(frame: &[u8]) -> bool {
+    let link = wire::link(frame).expect("a frame");
+    let vip = mapped(link.ether_type == wire::ARP, VIP);
+    if link.ether_type == wire::ARP {
+        frame[link.at + 7] == 1 && frame[link.at + 24..link.at + 28] == vip[12..]
+    } else {
+        link.ether_type == wire::IPV6 && frame[link.at + 40] == 135 && frame[link.at + 48..link.at + 64] == vip
+    }
+}
+
 /// Whether all checksums are right.
 fn right(frame: &[u8], v4: bool) -> bool {
     let at = wire::link(frame).expect("a frame").at;
@@ -120,7 +172,7 @@ fn segment_is_right(frame: &[u8], v4: bool) -> bool {
 
 fn sums_up<A: Address>(frame: &[u8], at: usize) -> bool {
     let segment = wire::segment::<A, [u8]>(frame, at).expect("a segment");
-    let end = A::transport(frame, at).expect("a packet").expect("well formed").end;
+    let end = A::transport::<_, MAX_EXTENSIONS>(frame, at).expect("a packet").expect("well formed").end;
     let tcp = &frame[segment.transport..end];
     // A mapped IPv4 address adds 0xffff, which is zero here.
     let pseudo = sum(&segment.key.source.mapped()) + sum(&segment.key.destination.mapped());
@@ -155,6 +207,10 @@ fn tables() -> Memory {
     // So small that entries give way to each other.
     let mut memory = Memory::with(Hashing::new([7, 11, 13, 17, 19, 23, 29, 31, 37, 41], 0x9e37_79b9_7f4a_7c15, 1));
     memory.settings = Some(settings(1));
+    memory.fence = Fence::after(0);
+    for v4 in [false, true] {
+        memory.leases.insert(mapped(v4, VIP), Lease::new(CLAIMED, CARRIED));
+    }
     for v4 in [false, true] {
         for (index, (port, host)) in SERVICES.into_iter().enumerate() {
             let id = id(v4, index);

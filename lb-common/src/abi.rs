@@ -13,9 +13,18 @@ use crate::{
 /// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
+    pub const XDP_ICMP: &str = "xdp_icmp";
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
+    pub const CONNECT4: &str = "connect4";
+    pub const CONNECT6: &str = "connect6";
+    pub const GETPEERNAME4: &str = "getpeername4";
+    pub const GETPEERNAME6: &str = "getpeername6";
+    pub const SOCK_RELEASE: &str = "sock_release";
+    /// Constants that the loader sets: the daemon's network namespace, and whether the kernel lets a hook choose its error.
+    pub const HOME: &str = "HOME";
+    pub const CHOOSES_ERRORS: &str = "CHOOSES_ERRORS";
     pub const SETTINGS: &str = "SETTINGS";
     pub const FLOWS4: &str = "FLOWS4";
     pub const FLOWS6: &str = "FLOWS6";
@@ -25,10 +34,23 @@ pub mod names {
     pub const TRAFFIC: &str = "TRAFFIC";
     pub const PORTS: &str = "PORTS";
     pub const COUNTERS: &str = "COUNTERS";
+    pub const PROGRAMS: &str = "PROGRAMS";
+    pub const LEASES: &str = "LEASES";
+    pub const FENCE: &str = "FENCE";
+    pub const LOCALS: &str = "LOCALS";
     pub const HASHING: &str = "HASHING";
-    pub const MAPS: [&str; 10] =
-        [SETTINGS, HASHING, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS];
+    pub const MAPS: [&str; 14] = [
+        SETTINGS, HASHING, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES,
+        FENCE, LOCALS,
+    ];
+    /// The tables of connections, which mean something only together.
+    pub const FLOWS: &[&str] = &[HASHING, FLOWS4, FLOWS6];
+    /// What a new daemon takes over from the one before it, each group as a whole or not at all.
+    pub const KEPT: [&[&str]; 6] = [FLOWS, &[TRAFFIC], &[COUNTERS], &[LEASES], &[FENCE], &[LOCALS]];
 }
+
+/// Version of what the maps in [`names::KEPT`] mean. Raise it when that changes while the sizes of keys and values stay.
+pub const LAYOUT: u32 = 2;
 
 /// Virtual servers at once.
 pub const MAX_SERVICES: usize = 256;
@@ -38,6 +60,16 @@ pub const BANKS: u32 = 2;
 pub const MAX_BACKENDS: usize = 4096;
 /// Pairs of interface and VLAN tags at once.
 pub const MAX_PORTS: usize = 256;
+/// Connections that processes of this host have open at once. A node has a few hundred.
+pub const MAX_LOCALS: usize = 65_536;
+/// Leases at once: no more VIPs than virtual servers.
+pub const MAX_LEASES: usize = MAX_SERVICES;
+/// Places of programs that `xdp_ingress` hands packets on to.
+pub mod programs {
+    pub const ICMP: u32 = 0;
+    pub const COUNT: usize = 1;
+}
+
 /// Connections that there is room for unless something else is configured.
 pub const DEFAULT_CONNECTIONS: u32 = 262_144;
 
@@ -69,13 +101,24 @@ pub struct ServiceKey {
     /// IPv4 as `::ffff:a.b.c.d`.
     address: [u8; 16],
     port: [u8; 2],
-    reserved: [u8; 2],
+    scope: [u8; 2],
 }
 
 impl ServiceKey {
     #[inline(always)]
     pub const fn new(address: [u8; 16], port: [u8; 2]) -> Self {
-        Self { address, port, reserved: [0; 2] }
+        Self { address, port, scope: [0; 2] }
+    }
+
+    /// A virtual server that only sockets of this host may use. Packets are never looked up under it, so that nobody reaches a
+    /// loopback address from outside.
+    #[inline(always)]
+    pub const fn on_host(address: [u8; 16], port: [u8; 2]) -> Self {
+        Self { address, port, scope: [1, 0] }
+    }
+
+    pub const fn address(&self) -> [u8; 16] {
+        self.address
     }
 }
 
@@ -121,6 +164,17 @@ impl Backend {
         self.flags & flag != 0
     }
 
+    /// Whether both are about the same address and port.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.address, self.port) == (other.address, other.port)
+    }
+
+    /// Its address, IPv4 as `::ffff:a.b.c.d`.
+    #[inline(always)]
+    pub const fn mapped(&self) -> [u8; 16] {
+        self.address
+    }
+
     /// Whether this entry is the backend with that address and port, and not a successor in its place.
     #[inline(always)]
     pub fn answers<A: Address>(&self, address: &A, port: [u8; 2]) -> bool {
@@ -128,6 +182,22 @@ impl Backend {
         let same = u128::from_ne_bytes(self.address) == u128::from_ne_bytes(address.mapped());
         self.is(Self::PRESENT) && same && self.port == port
     }
+}
+
+/// A connection that a socket of this host has to a backend, while it asked for a virtual server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Local {
+    /// Number of the socket's network namespace, as `SO_NETNS_COOKIE` tells it.
+    pub netns: u64,
+    pub backend: BackendId,
+    /// Ports of the virtual server and of the backend.
+    pub asked_port: [u8; 2],
+    pub port: [u8; 2],
+    /// What was asked for, IPv4 as `::ffff:a.b.c.d`.
+    pub asked: [u8; 16],
+    /// What it got.
+    pub address: [u8; 16],
 }
 
 /// Traffic of one backend, counted on each CPU.
@@ -228,6 +298,57 @@ impl Settings {
     }
 }
 
+/// How long this node may speak for a VIP, in nanoseconds of `CLOCK_BOOTTIME`. A VIP without a lease is this node's for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Lease {
+    claimed_until: u64,
+    carried_until: u64,
+}
+
+impl Lease {
+    /// Until when the node answers who asks for the VIP's MAC address, and until when it carries the VIP's traffic.
+    pub const fn new(claimed_until: u64, carried_until: u64) -> Self {
+        Self { claimed_until, carried_until }
+    }
+
+    #[inline(always)]
+    pub const fn claimed_until(&self) -> u64 {
+        self.claimed_until
+    }
+
+    #[inline(always)]
+    pub const fn carried_until(&self) -> u64 {
+        self.carried_until
+    }
+}
+
+/// The kernel tick until which this node carries VIPs without a look at their leases.
+///
+/// Kept as the distance to the end of all ticks. So an empty map says "for ever", and an addition and a shift tell which side a tick
+/// is on: from a comparison the verifier would learn about the time, and follow all that comes after once for each outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Fence(u64);
+
+impl Fence {
+    /// More than the clock ever shows.
+    const END: u64 = 1 << 63;
+
+    /// Where there are no leases.
+    pub const NONE: Self = Self(0);
+
+    /// After that tick, leases are looked at.
+    pub const fn after(tick: u64) -> Self {
+        Self((Self::END - 1).saturating_sub(tick))
+    }
+
+    #[inline(always)]
+    pub const fn is_behind(self, now: u64) -> bool {
+        self.0.wrapping_add(now) >= Self::END
+    }
+}
+
 /// Declares the counters: their order is their place in the map.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident = $label:literal,)*) => {
@@ -258,6 +379,10 @@ counters! {
     Connected = "connected",
     /// Connections that were found again without their SYN, after a lost entry.
     Rebuilt = "rebuilt",
+    /// Connections of this host's own processes that got a backend.
+    Local = "local",
+    /// Connections of this host's own processes refused because no backend takes new ones.
+    LocalRefused = "local_refused",
     /// Packets to a VIP that no virtual server asks for, left to the host.
     NoService = "no_service",
     /// Fragments to a VIP, left to the host: ports are in the first one only.
@@ -290,6 +415,14 @@ counters! {
     Unresolved = "unresolved",
     /// Packets dropped because the kernel's own way was closed too.
     NoMetadata = "no_metadata",
+    /// ICMP errors about a connection, sent on to the end that they are for.
+    IcmpError = "icmp_error",
+    /// ICMP errors about connections that are not known here, left to the host.
+    IcmpStranger = "icmp_stranger",
+    /// ARP requests and neighbour solicitations for a VIP whose lease has ended, dropped: another node may hold it by now.
+    Fenced = "fenced",
+    /// Packets to a VIP whose lease ended longer ago than this node goes on carrying, dropped.
+    Overdue = "overdue",
 }
 
 impl Counter {
@@ -302,6 +435,12 @@ pub fn source_hash<A: Address>(address: &A) -> u32 {
     mix(address.digest())
 }
 
+/// Spreads sockets without an address of their own over a selection table.
+#[inline(always)]
+pub fn socket_hash(cookie: u64) -> u32 {
+    mix(cookie as u32 ^ mix((cookie >> 32) as u32))
+}
+
 /// Sizes are part of the contract with what is already in the kernel.
 const _: () = {
     assert!(size_of::<Key<crate::address::V4>>() == 12);
@@ -312,13 +451,16 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<Traffic>() == 40);
+    assert!(size_of::<Local>() == 48);
     assert!(size_of::<Port>() == 8);
+    assert!(size_of::<Lease>() == 16);
+    assert!(size_of::<Fence>() == 8);
     assert!(size_of::<Settings>() == 8 + 2 * 512);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Backend, BackendId, Hashing, Port, ServiceId, ServiceKey, Settings, Traffic};
+    use super::{Backend, BackendId, Fence, Hashing, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic};
 
     /// SAFETY of all: `repr(C)` or `repr(transparent)` over integers and arrays of them, no implicit padding, every bit
     /// pattern valid.
@@ -328,7 +470,7 @@ mod pod {
             unsafe impl aya::Pod for $type {}
         )* };
     }
-    pod!(BackendId, ServiceId, ServiceKey, Backend, Traffic, Port, Settings, Hashing);
+    pod!(BackendId, ServiceId, ServiceKey, Backend, Local, Traffic, Port, Settings, Lease, Fence, Hashing);
 }
 
 #[cfg(test)]
@@ -350,8 +492,25 @@ mod tests {
     }
 
     #[test]
+    fn a_fence_is_behind_whoever_is_past_its_tick() {
+        let fence = Fence::after(4_295_000_000);
+        assert!(!fence.is_behind(4_295_000_000));
+        assert!(fence.is_behind(4_295_000_001));
+        assert!(Fence::after(0).is_behind(1));
+        for never in [Fence::NONE, Fence::after(u64::MAX)] {
+            assert!(!never.is_behind(1 << 62));
+        }
+    }
+
+    #[test]
     fn kernel_names_are_short_enough() {
-        for name in names::MAPS.iter().chain(&[names::XDP_INGRESS, names::TC_INGRESS, names::TC_EGRESS]) {
+        for name in names::MAPS.iter().chain(&[
+            names::XDP_INGRESS,
+            names::TC_INGRESS,
+            names::TC_EGRESS,
+            names::GETPEERNAME4,
+            names::SOCK_RELEASE,
+        ]) {
             assert!(name.len() <= 15, "{name}");
         }
     }

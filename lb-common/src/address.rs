@@ -5,7 +5,7 @@ use core::hash::Hash;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
-    checksum::Delta,
+    checksum::{Delta, sum_pairs},
     frame::{Frame, Header, Truncated},
     table::product,
 };
@@ -55,13 +55,24 @@ pub struct Transport {
 pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
     type Header: Header;
 
+    /// Protocol number of the family's ICMP.
+    const ICMP: u8;
+
+    /// Whether an ICMP message of this type is an error, and so quotes the packet that it is about.
+    fn is_icmp_error(kind: u8) -> bool;
+    /// What another address in a header does to the checksum of an ICMP message, be it the header of the message or one quoted in
+    /// it. Nothing in IPv4: the first is not covered, and a quoted header's own checksum changes with it and evens it out.
+    fn icmp_delta(delta: Delta, old: &Self, new: &Self) -> Delta;
     /// Destination of a packet.
     fn destination(header: &Self::Header) -> Self;
     fn source(header: &Self::Header) -> Self;
     /// Time to live, or hop limit.
     fn hops(header: &Self::Header) -> u8;
-    /// Finds the transport header of the IP packet at `at`; `None` where the header is not well formed.
-    fn transport<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>;
+    /// Finds the transport header of the IP packet at `at`; `None` where the header is not well formed. In IPv6 it looks through
+    /// that many extension headers; what comes next is then the protocol.
+    fn transport<F, const EXTENSIONS: usize>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>
+    where
+        F: Frame + ?Sized;
     /// Writes both addresses, takes one hop off, and corrects the header's own checksum by `delta` if it has one.
     fn rewrite(header: &mut Self::Header, source: &Self, destination: &Self, delta: u16);
     /// Writes both addresses and nothing else, and corrects the header's own checksum.
@@ -91,11 +102,24 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
 
 /// Hops that a packet of our own making starts with.
 const OWN_HOPS: u8 = 64;
-/// Extension headers looked through before a packet is left to the kernel.
-const MAX_EXTENSIONS: usize = 4;
+/// Extension headers of a segment that are looked through before it is left to the kernel.
+pub const MAX_EXTENSIONS: usize = 4;
 
 impl Address for V4 {
     type Header = Ipv4Hdr;
+
+    const ICMP: u8 = IpProto::Icmp as u8;
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792).
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        kind == 3 || kind == 11 || kind == 12
+    }
+
+    #[inline(always)]
+    fn icmp_delta(delta: Delta, _old: &Self, _new: &Self) -> Delta {
+        delta
+    }
 
     #[inline(always)]
     fn destination(header: &Ipv4Hdr) -> Self {
@@ -113,7 +137,10 @@ impl Address for V4 {
     }
 
     #[inline(always)]
-    fn transport<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated> {
+    fn transport<F, const EXTENSIONS: usize>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>
+    where
+        F: Frame + ?Sized,
+    {
         let header = frame.get::<Ipv4Hdr>(at)?;
         let header_length = usize::from(header.vihl & 0x0f) * 4;
         if header.vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN {
@@ -174,8 +201,7 @@ impl Address for V4 {
 
     #[inline(always)]
     fn pseudo_sum(header: &Ipv4Hdr, length: u16) -> u32 {
-        crate::checksum::sum(&header.src_addr)
-            + crate::checksum::sum(&header.dst_addr)
+        sum_pairs([Self(header.src_addr).digest(), Self(header.dst_addr).digest()])
             + crate::checksum::sum(&[0, IpProto::Tcp as u8])
             + crate::checksum::sum(&length.to_be_bytes())
     }
@@ -216,6 +242,19 @@ impl Address for V4 {
 impl Address for V6 {
     type Header = Ipv6Hdr;
 
+    const ICMP: u8 = IpProto::Ipv6Icmp as u8;
+
+    /// RFC 4443 §2.1: messages up to 127 are errors; four of them are defined.
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        kind >= 1 && kind <= 4
+    }
+
+    #[inline(always)]
+    fn icmp_delta(delta: Delta, old: &Self, new: &Self) -> Delta {
+        old.delta(delta, new)
+    }
+
     #[inline(always)]
     fn destination(header: &Ipv6Hdr) -> Self {
         Self(header.dst_addr)
@@ -232,7 +271,10 @@ impl Address for V6 {
     }
 
     #[inline(always)]
-    fn transport<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated> {
+    fn transport<F, const EXTENSIONS: usize>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>
+    where
+        F: Frame + ?Sized,
+    {
         let header = frame.get::<Ipv6Hdr>(at)?;
         if header.vcf[0] >> 4 != 6 {
             return Ok(None);
@@ -241,7 +283,7 @@ impl Address for V6 {
         let mut protocol = header.next_hdr;
         let mut offset = at + Ipv6Hdr::LEN;
         let mut fragment = false;
-        for _ in 0..MAX_EXTENSIONS {
+        for _ in 0..EXTENSIONS {
             if protocol == IpProto::Ipv6Frag as u8 {
                 fragment = true;
                 break;
@@ -294,8 +336,8 @@ impl Address for V6 {
 
     #[inline(always)]
     fn pseudo_sum(header: &Ipv6Hdr, length: u16) -> u32 {
-        crate::checksum::sum(&header.src_addr)
-            + crate::checksum::sum(&header.dst_addr)
+        sum_pairs(Self(header.src_addr).words())
+            + sum_pairs(Self(header.dst_addr).words())
             + crate::checksum::sum(&[0, IpProto::Tcp as u8])
             + crate::checksum::sum(&length.to_be_bytes())
     }
@@ -371,12 +413,12 @@ mod tests {
         packet[2..4].copy_from_slice(&28_u16.to_be_bytes());
         packet[6] = 0x40;
         packet[9] = 6;
-        let transport = V4::transport(&packet[..], 0).unwrap().unwrap();
+        let transport = V4::transport::<_, 0>(&packet[..], 0).unwrap().unwrap();
         assert_eq!((transport.at, transport.protocol, transport.end, transport.fragment), (28, 6, 28, false));
         packet[0] = 0x44;
-        assert!(V4::transport(&packet[..], 0).unwrap().is_none());
+        assert!(V4::transport::<_, 0>(&packet[..], 0).unwrap().is_none());
         packet[0] = 0x65;
-        assert!(V4::transport(&packet[..], 0).unwrap().is_none());
+        assert!(V4::transport::<_, 0>(&packet[..], 0).unwrap().is_none());
     }
 
     #[test]
@@ -385,7 +427,7 @@ mod tests {
             let mut packet = [0_u8; 20];
             packet[0] = 0x45;
             packet[6..8].copy_from_slice(&flags);
-            V4::transport(&packet[..], 0).unwrap().unwrap().fragment
+            V4::transport::<_, 0>(&packet[..], 0).unwrap().unwrap().fragment
         };
         assert!(!fragment([0x40, 0]));
         assert!(fragment([0x20, 0]));
@@ -402,10 +444,10 @@ mod tests {
         packet[40] = 60; // destination options …
         packet[48] = 6; // … then TCP
         packet[49] = 1;
-        let transport = V6::transport(&packet[..], 0).unwrap().unwrap();
+        let transport = V6::transport::<_, MAX_EXTENSIONS>(&packet[..], 0).unwrap().unwrap();
         assert_eq!((transport.at, transport.protocol, transport.end, transport.fragment), (64, 6, 64, false));
         packet[40] = 44;
-        assert!(V6::transport(&packet[..], 0).unwrap().unwrap().fragment);
-        assert_eq!(V6::transport(&packet[..41], 0).unwrap_err(), Truncated);
+        assert!(V6::transport::<_, MAX_EXTENSIONS>(&packet[..], 0).unwrap().unwrap().fragment);
+        assert_eq!(V6::transport::<_, MAX_EXTENSIONS>(&packet[..41], 0).unwrap_err(), Truncated);
     }
 }

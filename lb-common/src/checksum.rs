@@ -34,6 +34,13 @@ impl Delta {
         Self(self.0 + !old as u64 + new as u64)
     }
 
+    /// Adds another change.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The change as one word, to be kept and applied to many packets.
     #[inline(always)]
     pub fn folded(self) -> u16 {
@@ -57,6 +64,13 @@ pub fn adjust(checksum: [u8; 2], delta: u16) -> [u8; 2] {
 pub fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// Sum of the 16-bit words that stand side by side in at most a thousand longer ones, unfolded.
+#[inline(always)]
+pub fn sum_pairs<const N: usize>(pairs: [u32; N]) -> u32 {
+    let sum = pairs.into_iter().fold(0, |sum, pair| sum + u64::from(pair));
+    (sum & 0xffff) as u32 + (sum >> 16) as u32
 }
 
 /// Sum of the 16-bit words of `bytes`, unfolded; an odd last byte is padded with zero (RFC 1071 §4.1).
@@ -88,6 +102,14 @@ mod tests {
     #[test]
     fn rfc_1071_example() {
         assert_eq!(fold(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])).to_ne_bytes(), [0xdd, 0xf2]);
+    }
+
+    #[test]
+    fn pairs_are_summed_as_their_words_are() {
+        for words in [[0; 4], [u32::MAX; 4], [0x0001_f203, 0xf4f5_f6f7, 1 << 31, 7]] {
+            let bytes: std::vec::Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            assert_eq!(fold(sum_pairs(words)), fold(sum(&bytes)), "{words:x?}");
+        }
     }
 
     #[test]

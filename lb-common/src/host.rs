@@ -8,16 +8,24 @@ use std::{
 };
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic},
     address::{Address, V4, V6},
     checksum::adjust,
     conntrack::Sender,
-    datapath::{Draft, Family, Outgoing, Route, Tables},
+    datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
     flow::{Flow, Hop, mix},
     frame::Frame,
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Segment, Tags, Tcp},
 };
+
+/// What becomes of a frame that arrives, by whichever of the programs decides.
+pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> Verdict {
+    match datapath::ingress(frame, tables, interface, now) {
+        Verdict::Icmp => datapath::icmp(frame, tables, interface, now),
+        verdict => verdict,
+    }
+}
 
 /// All tables of a data plane.
 #[derive(Debug)]
@@ -30,9 +38,15 @@ pub struct Memory {
     pub routes: HashMap<[u8; 16], Route>,
     /// VLAN interfaces, by what carries them.
     pub vlans: HashMap<Port, u32>,
+    /// Leases by VIP, IPv4 as `::ffff:a.b.c.d`.
+    pub leases: HashMap<[u8; 16], Lease>,
+    pub fence: Fence,
+    /// What leases are measured against.
+    pub uptime: u64,
     hashing: Hashing,
     flows4: Vec<Set<V4>>,
     flows6: Vec<Set<V6>>,
+    locals: RefCell<HashMap<u64, Local>>,
     counters: RefCell<HashMap<Counter, u64>>,
     traffic: RefCell<HashMap<BackendId, Traffic>>,
     lookups: Cell<u64>,
@@ -57,6 +71,10 @@ impl Memory {
             backends: HashMap::new(),
             routes: HashMap::new(),
             vlans: HashMap::new(),
+            leases: HashMap::new(),
+            fence: Fence::default(),
+            uptime: 0,
+            locals: RefCell::default(),
             hashing,
             flows4: sets.clone().map(|_| Set::default()).collect(),
             flows6: sets.map(|_| Set::default()).collect(),
@@ -132,6 +150,32 @@ impl Tables for Memory {
 
     fn connected(&self, id: BackendId) {
         self.traffic.borrow_mut().entry(id).or_default().connections += 1;
+    }
+
+    fn fence(&self) -> Fence {
+        self.fence
+    }
+
+    fn lease(&self, vip: &[u8; 16]) -> Option<Lease> {
+        self.leases.get(vip).copied()
+    }
+
+    fn uptime(&self) -> u64 {
+        self.uptime
+    }
+}
+
+impl Locals for Memory {
+    fn local(&self, cookie: u64) -> Option<Local> {
+        self.locals.borrow().get(&cookie).copied()
+    }
+
+    fn remember(&self, cookie: u64, local: &Local) {
+        self.locals.borrow_mut().insert(cookie, *local);
+    }
+
+    fn forget(&self, cookie: u64) {
+        self.locals.borrow_mut().remove(&cookie);
     }
 }
 

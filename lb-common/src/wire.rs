@@ -1,9 +1,9 @@
-//! Ethernet and TCP headers, and what a packet says about itself before anything is known of its connection.
+//! Ethernet, TCP and ICMP headers, and what a packet says about itself before anything is known of its connection.
 
 use network_types::{eth::EtherType, ip::IpProto};
 
 use crate::{
-    address::Address,
+    address::{Address, MAX_EXTENSIONS},
     flow::Key,
     frame::{Frame, Header, Truncated},
 };
@@ -54,6 +54,67 @@ unsafe impl Header for Tcp {}
 impl Tcp {
     pub const LEN: usize = size_of::<Self>();
 }
+
+/// Head of an ICMP error (RFC 792, RFC 4443 §2.1); the quoted packet follows.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub checksum: [u8; 2],
+    /// The MTU, the pointer, or nothing.
+    pub rest: [u8; 4],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Icmp {}
+
+impl Icmp {
+    pub const LEN: usize = size_of::<Self>();
+}
+
+/// As much of a TCP header as every ICMP error quotes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct QuotedTcp {
+    pub source: [u8; 2],
+    pub destination: [u8; 2],
+    pub sequence: [u8; 4],
+}
+// SAFETY: bytes only.
+unsafe impl Header for QuotedTcp {}
+
+/// A checksum by itself.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Checksum(pub [u8; 2]);
+// SAFETY: two bytes.
+unsafe impl Header for Checksum {}
+
+/// An ARP packet (RFC 826) for IPv4 on Ethernet.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Arp {
+    /// Hardware and protocol, the lengths of their addresses, and the operation.
+    pub kind: [u8; 8],
+    _sender_hardware: [u8; 6],
+    pub sender: [u8; 4],
+    _target_hardware: [u8; 6],
+    pub target: [u8; 4],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Arp {}
+
+/// A neighbour solicitation (RFC 4861 §4.3) without its options.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Solicitation {
+    pub kind: u8,
+    _code_and_checksum: [u8; 3],
+    _reserved: [u8; 4],
+    pub target: [u8; 16],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Solicitation {}
 
 /// TCP control bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,6 +175,7 @@ const MAX_TAGS: usize = 2;
 
 pub const IPV4: [u8; 2] = (EtherType::Ipv4 as u16).to_ne_bytes();
 pub const IPV6: [u8; 2] = (EtherType::Ipv6 as u16).to_ne_bytes();
+pub const ARP: [u8; 2] = (EtherType::Arp as u16).to_ne_bytes();
 const DOT1Q: [u8; 2] = (EtherType::Ieee8021q as u16).to_ne_bytes();
 const DOT1AD: [u8; 2] = (EtherType::Ieee8021ad as u16).to_ne_bytes();
 
@@ -169,6 +231,8 @@ impl<A> Segment<A> {
 pub enum NotTcp {
     /// Another protocol.
     Other,
+    /// The family's ICMP.
+    Icmp,
     /// Part of a fragmented packet: ports are in the first part only.
     Fragment,
     /// Lengths that contradict each other.
@@ -184,12 +248,12 @@ impl From<Truncated> for NotTcp {
 /// Reads the IP packet that starts `at` bytes into the frame.
 #[inline(always)]
 pub fn segment<A: Address, F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Segment<A>, NotTcp> {
-    let transport = A::transport(frame, at)?.ok_or(NotTcp::Malformed)?;
+    let transport = A::transport::<F, MAX_EXTENSIONS>(frame, at)?.ok_or(NotTcp::Malformed)?;
     if transport.fragment {
         return Err(NotTcp::Fragment);
     }
     if transport.protocol != IpProto::Tcp as u8 {
-        return Err(NotTcp::Other);
+        return Err(if transport.protocol == A::ICMP { NotTcp::Icmp } else { NotTcp::Other });
     }
     let tcp = frame.get::<Tcp>(transport.at)?;
     let payload = transport.at + usize::from(tcp.offset >> 4) * 4;
@@ -211,6 +275,76 @@ pub fn segment<A: Address, F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Se
         transport: transport.at,
         length: (transport.end - payload) as u32 + controls,
     })
+}
+
+/// An ICMP error about a TCP segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Quote {
+    /// Of the message itself: time to live, or hop limit.
+    pub hops: u8,
+    /// Where the network header, the message, the quoted network header and the quoted transport header start.
+    pub network: usize,
+    pub message: usize,
+    pub quoted: usize,
+    pub transport: usize,
+    /// Whether the quotation reaches as far as the segment's checksum.
+    pub has_checksum: bool,
+}
+
+/// Reads the IP packet of a frame as an ICMP error about a TCP segment; `None` for anything else, also
+/// where the message did not go to who sent the segment: it is forged. Extension headers are not looked through, neither in front of
+/// the message nor in what it quotes: the two would multiply what the verifier has to follow, for a packet that nobody has seen.
+///
+/// `key` becomes the quoted segment's, turned round: the key by which its receiver's packets arrive. (In place, because it would be
+/// too much for a BPF program's stack.)
+#[inline(always)]
+pub fn quote<A, F>(frame: &F, link: &mut Link, key: &mut Key<A>, now: u64) -> Result<Option<Quote>, Truncated>
+where
+    A: Address,
+    F: Frame + ?Sized,
+{
+    // Between one header and the next, the verifier forgets how it was found (see `Segment::forget_ways`).
+    let zero = (now >> 48) as usize;
+    link.tags.0 = link.tags.0.wrapping_add(zero as u32 | (zero as u32) << 16);
+    let network = link.at.wrapping_add(zero) & 0x3f;
+    let Some(outer) = A::transport::<F, 0>(frame, network)? else {
+        return Ok(None);
+    };
+    if outer.fragment || outer.protocol != A::ICMP || outer.end > frame.len() {
+        return Ok(None);
+    }
+    if !A::is_icmp_error(frame.get::<Icmp>(outer.at)?.kind) {
+        return Ok(None);
+    }
+    let message = outer.at.wrapping_add(zero) & 0x3fff;
+    let end = outer.end.wrapping_add(zero) & 0xffff;
+    // (So must LLVM, which would leave out the check of the message that this one implies.)
+    let quoted = (message + Icmp::LEN).wrapping_add(zero) & 0x3fff;
+    let Some(inner) = A::transport::<F, 0>(frame, quoted)? else {
+        return Ok(None);
+    };
+    if inner.fragment || inner.protocol != IpProto::Tcp as u8 {
+        return Ok(None);
+    }
+    let transport = inner.at.wrapping_add(zero) & 0x7fff;
+    let about = frame.get::<A::Header>(quoted)?;
+    key.source = A::destination(about);
+    key.destination = A::source(about);
+    let tcp = frame.get::<QuotedTcp>(transport)?;
+    key.source_port = tcp.destination;
+    key.destination_port = tcp.source;
+    let header = frame.get::<A::Header>(network)?;
+    if key.destination.difference(&A::destination(header)) != 0 {
+        return Ok(None);
+    }
+    Ok(Some(Quote {
+        hops: A::hops(header),
+        network,
+        message,
+        quoted,
+        transport,
+        has_checksum: transport + core::mem::offset_of!(Tcp, checksum) + size_of::<Checksum>() <= end,
+    }))
 }
 
 #[cfg(test)]

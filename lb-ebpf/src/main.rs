@@ -7,6 +7,8 @@ mod frame;
 #[cfg(target_arch = "bpf")]
 mod functions;
 #[cfg(target_arch = "bpf")]
+mod local;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod programs;

@@ -2,13 +2,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Backend, BackendId, Counter, DEFAULT_CONNECTIONS, MAX_BACKENDS, MAX_PORTS, MAX_SERVICES, Port, ServiceId,
-        ServiceKey, Settings, Traffic,
+        Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES, MAX_LOCALS,
+        MAX_PORTS, MAX_SERVICES, Port, ServiceId, ServiceKey, Settings, Traffic, programs,
     },
     address::{V4, V6},
     datapath::Draft,
@@ -67,3 +67,19 @@ pub(crate) static PORTS: HashMap<Port, Port, MAX_PORTS> = HashMap::new();
 
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+
+/// Programs that `xdp_ingress` hands packets on to, by [`programs`].
+#[btf_map]
+pub(crate) static PROGRAMS: ProgramArray<{ programs::COUNT }> = ProgramArray::new();
+
+/// How long this node may speak for each VIP, and the tick until which that need not be looked up. The fence is not in `SETTINGS`, which
+/// another thread writes.
+#[btf_map]
+pub(crate) static LEASES: HashMap<[u8; 16], Lease, MAX_LEASES> = HashMap::new();
+
+#[btf_map]
+pub(crate) static FENCE: Array<Fence, 1> = Array::new();
+
+/// Connections of this host's own processes, by the cookie of the socket. Each goes when its socket is closed.
+#[btf_map]
+pub(crate) static LOCALS: LruHashMap<u64, Local, MAX_LOCALS> = LruHashMap::new();

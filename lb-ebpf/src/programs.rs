@@ -11,13 +11,14 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use lb_common::{
-    abi::Counter,
+    abi::{Counter, programs},
     datapath::{self, Tables as _, Verdict},
     shared::opaque,
 };
 
 use crate::{
     frame::{Buffer, Packet},
+    maps::PROGRAMS,
     tables::Maps,
 };
 
@@ -40,14 +41,37 @@ fn xdp_ingress(ctx: XdpContext) -> u32 {
     let interface = ctx.ingress_ifindex() as u32;
     // SAFETY: a plain helper call. Ticks cost half a nanosecond, nanoseconds cost 36.
     let now = unsafe { bpf_jiffies64() };
-    match datapath::ingress(&mut Packet::received(&ctx), &tables, interface, now) {
-        Verdict::Pass => xdp_action::XDP_PASS,
+    let verdict = datapath::ingress(&mut Packet::received(&ctx), &tables, interface, now);
+    if verdict == Verdict::Icmp {
+        // SAFETY: a plain helper call, which returns only if there is no such program; then the message is the host's.
+        let _ = unsafe { PROGRAMS.tail_call(&ctx, programs::ICMP) };
+        return xdp_action::XDP_PASS;
+    }
+    carry_out(&ctx, &tables, verdict)
+}
+
+/// ICMP messages to a VIP, handed on by `xdp_ingress`.
+#[xdp]
+#[inline(always)]
+fn xdp_icmp(ctx: XdpContext) -> u32 {
+    let tables = Maps::new(ctx.as_ptr());
+    let interface = ctx.ingress_ifindex() as u32;
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_jiffies64() };
+    let verdict = datapath::icmp(&mut Packet::received(&ctx), &tables, interface, now);
+    carry_out(&ctx, &tables, verdict)
+}
+
+#[inline(always)]
+fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Pass | Verdict::Icmp => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Transmit => xdp_action::XDP_TX,
         // SAFETY: a plain helper call.
         Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
-        Verdict::Answer(length) => answer(&ctx, length),
-        Verdict::Kernel(interface) => hand_over(&ctx, &tables, interface),
+        Verdict::Answer(length) => answer(ctx, length),
+        Verdict::Kernel(interface) => hand_over(ctx, tables, interface),
     }
 }
 

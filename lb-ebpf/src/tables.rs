@@ -10,10 +10,10 @@ use aya_ebpf::{
     helpers,
 };
 use lb_common::{
-    abi::{Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::Sender,
-    datapath::{Draft, Family, Route, Tables},
+    datapath::{Draft, Family, Route, Tables, local::Locals},
     flow::{Flow, Hop, Key},
     maglev::SLOTS,
     table::{Existing, Hashing, Set, Sets},
@@ -79,6 +79,42 @@ impl Tables for Maps {
             // SAFETY: as in `count`.
             unsafe { (*traffic).connections += 1 }
         }
+    }
+
+    #[inline(always)]
+    fn fence(&self) -> Fence {
+        maps::FENCE.get(0).copied().unwrap_or(Fence::NONE)
+    }
+
+    #[inline(always)]
+    fn lease(&self, vip: &[u8; 16]) -> Option<Lease> {
+        // SAFETY: copied out at once; the daemon never changes an entry's value in place.
+        unsafe { maps::LEASES.get(vip) }.copied()
+    }
+
+    #[inline(always)]
+    fn uptime(&self) -> u64 {
+        // SAFETY: a plain helper call.
+        unsafe { helpers::bpf_ktime_get_boot_ns() }
+    }
+}
+
+impl Locals for Maps {
+    #[inline(always)]
+    fn local(&self, cookie: u64) -> Option<Local> {
+        // SAFETY: copied out at once. An entry that is given to another socket meanwhile does not name this one's peer.
+        unsafe { maps::LOCALS.get(cookie) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(&self, cookie: u64, local: &Local) {
+        // A full table gives up its oldest entry; without its note a socket sees the backend's address, and works.
+        let _ = maps::LOCALS.insert(cookie, local, 0);
+    }
+
+    #[inline(always)]
+    fn forget(&self, cookie: u64) {
+        let _ = maps::LOCALS.remove(cookie);
     }
 }
 

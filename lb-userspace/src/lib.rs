@@ -8,3 +8,4 @@ pub mod health;
 pub mod host;
 pub mod reconcile;
 pub mod supervisor;
+pub mod vrrp;

@@ -3,13 +3,16 @@
 
 pub mod apiserver;
 pub mod bench;
+pub mod carrier;
 pub mod client;
 pub mod demo;
 pub mod guest;
 pub mod lab;
 pub mod packets;
+pub mod peer;
 pub mod site;
 pub mod topology;
 pub mod traces;
 pub mod wait;
+pub mod watch;
 pub mod xvip;

@@ -4,18 +4,19 @@
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
-    abi::{Backend, BackendId, Counter, Port},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Port},
     datapath::{self, Route, Verdict},
     flow::Hop,
-    host::Memory,
+    host::{Memory, received},
     wire::Tags,
 };
 use lb_tests::packets::{
-    frames::{ACK, Extra, FIN, PSH, RST, SYN, Segment},
+    discovery::{Question, answer},
+    frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     load,
     stage::{
-        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, NEAR_MAC, SERVICES, STRANGER, Service, Stage, TRUNK_MAC,
-        TRUNK_TAG, VIP, mac, settings,
+        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, SERVICES, STRANGER, Service, Stage,
+        TRUNK_MAC, TRUNK_TAG, Tenure, VIP, mac, settings,
     },
 };
 use lb_userspace::dataplane::{Change, Dataplane, Run};
@@ -25,6 +26,8 @@ const FRAMES: u32 = 100_000;
 const CALM: u32 = 400;
 /// The clock moved while a source port was chosen by it: rarer than this, or the test says little.
 const MOST_RESYNCS: u32 = 60;
+/// Uptime on the host's side, in which leases end just before or just after.
+const NOW: u64 = 1_000;
 /// The shortest frame that the kernel runs a classifier over, with some room.
 const LEAST_LEAVING: usize = 64;
 
@@ -57,6 +60,7 @@ fn compare(stage: Stage, mut rng: Rng) -> anyhow::Result<u32> {
             twins.settle()?;
             let changes = disturb(&mut rng, number);
             twins.apply(&changes)?;
+            twins.lease(&mut rng)?;
         }
         let sent = frame(&mut rng);
         let agreed = twins.run(&sent).with_context(|| format!("frame {number}: {}", hex(&sent.bytes)))?;
@@ -86,15 +90,17 @@ fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
 
 /// The data path twice.
 struct Twins {
+    landlord: Landlord,
     dataplane: Dataplane,
     memory: Memory,
 }
 
 impl Twins {
     fn new(stage: Stage, generation: u32) -> anyhow::Result<Self> {
-        let dataplane = load()?;
+        let mut dataplane = load()?;
         let memory = Memory::with(dataplane.hashing());
-        let mut twins = Self { dataplane, memory };
+        let mut twins = Self { landlord: Landlord::new(&mut dataplane)?, dataplane, memory };
+        twins.memory.uptime = NOW;
         twins.apply(&stage.tables())?;
         twins.apply(&[settings(generation)])?;
         let trunk = Port { interface: LOOPBACK, tags: Tags(0x8000 | u32::from(TRUNK_TAG)) };
@@ -130,6 +136,27 @@ impl Twins {
         Ok(())
     }
 
+    /// Gives one VIP another lease on both sides.
+    fn lease(&mut self, rng: &mut Rng) -> anyhow::Result<()> {
+        let family = rng.choice(Family::ALL).expect("two");
+        let tenures =
+            [Tenure::Unbounded, Tenure::Running, Tenure::Running, Tenure::Over, Tenure::Over, Tenure::LongOver];
+        let tenure = rng.choice(tenures).expect("six");
+        self.landlord.grant(family, tenure)?;
+        let (lease, fence) = match tenure {
+            Tenure::Unbounded => (None, self.memory.fence),
+            Tenure::Running => (Some(Lease::new(NOW + 1, NOW + 1)), Fence::after(u64::MAX)),
+            Tenure::Over => (Some(Lease::new(NOW - 1, NOW + 1)), Fence::after(u64::MAX)),
+            Tenure::LongOver => (Some(Lease::new(NOW - 1, NOW - 1)), Fence::after(1)),
+        };
+        self.memory.fence = fence;
+        match lease {
+            Some(lease) => drop(self.memory.leases.insert(family.mapped(VIP), lease)),
+            None => drop(self.memory.leases.remove(&family.mapped(VIP))),
+        }
+        Ok(())
+    }
+
     /// Runs a frame on both sides. `false` if the clock moved where that matters, so that they may be out of step.
     fn run(&mut self, sent: &Sent) -> anyhow::Result<bool> {
         let now = self.dataplane.ticks()?;
@@ -139,7 +166,7 @@ impl Twins {
             datapath::egress(&mut bytes[..], &self.memory, now);
             (Run { action: 0, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
         } else {
-            let verdict = datapath::ingress(&mut bytes[..], &self.memory, LOOPBACK, now);
+            let verdict = received(&mut bytes, &self.memory, LOOPBACK, now);
             (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
         };
         // Where the frame goes on, both sides show the port that they have chosen.
@@ -181,7 +208,7 @@ impl Twins {
 fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
     let action = match verdict {
         Verdict::Drop => DROP,
-        Verdict::Pass => 2,
+        Verdict::Pass | Verdict::Icmp => 2,
         Verdict::Transmit => 3,
         Verdict::Redirect(_) => 4,
         Verdict::Answer(length) => {
@@ -199,7 +226,11 @@ fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
 /// A frame that means something, most of the time.
 fn frame(rng: &mut Rng) -> Sent {
     let segment = segment(rng);
-    let mut bytes = segment.bytes();
+    let mut bytes = match rng.u8(..20) {
+        0 => discovery(rng),
+        1 | 2 => error(rng, &segment).bytes(),
+        _ => segment.bytes(),
+    };
     let mutated = rng.u8(..100) < 30;
     if mutated {
         for _ in 0..rng.u8(1..4) {
@@ -216,6 +247,29 @@ fn frame(rng: &mut Rng) -> Sent {
     let leaves = bytes.len() >= LEAST_LEAVING && if backend { rng.bool() } else { rng.u8(..50) == 0 };
     let shared = [segment.from.port(), segment.to.port()].contains(&SHARED_PORT);
     Sent { bytes, leaves, contended: mutated || shared }
+}
+
+/// An ICMP error about what a segment may have become: what its receiver would answer, turned round.
+fn error(rng: &mut Rng, answer: &Segment) -> Error {
+    let about = Segment { from: answer.to, to: answer.from, ..answer.clone() };
+    Error {
+        macs: answer.macs,
+        from: about.to.ip(),
+        to: if rng.u8(..10) == 0 { about.to.ip() } else { about.from.ip() },
+        hops: if rng.u8(..20) == 0 { rng.u8(..3) } else { 64 },
+        mtu: rng.u16(..),
+        about,
+        quoted: rng.usize(..80),
+    }
+}
+
+/// Who has an address, and sometimes the answer.
+fn discovery(rng: &mut Rng) -> Vec<u8> {
+    let family = rng.choice(Family::ALL).expect("two");
+    let (from, to) = (family.address(anyone(rng)), family.address(anyone(rng)));
+    let target = if rng.bool() { family.address(VIP) } else { to };
+    let tags = rng.choice([&[][..], &[TRUNK_TAG], &[7, 8]]).expect("three").to_vec();
+    if rng.u8(..5) == 0 { answer(from, to) } else { Question { from, target, tags, directed: rng.bool() }.bytes() }
 }
 
 /// A port that all clients use.

@@ -194,7 +194,7 @@ fn a_vip_on_an_interface_that_is_gone() -> anyhow::Result<()> {
         ip("link delete near")?;
         held.release().await.context("releasing")?;
         let refused = Vip::hold(&handle, VIPS[0].parse()?, &interface).await.unwrap_err();
-        assert!(refused.to_string().starts_with("adding VIP 192.0.2.100 on near: "), "{refused}");
+        assert!(refused.to_string().starts_with("looking for the interface of VIP 192.0.2.100 on near: "), "{refused}");
         Ok(())
     })
 }

@@ -126,7 +126,7 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
     let apart = elsewhere.replace(&pins, &format!("{pins}-second"));
     for (configuration, named) in [
         (same, format!("answers on {socket}")),
-        (elsewhere, format!("keeps its maps in {pins}")),
+        (elsewhere, format!("keeps its maps in {pins}: process {} (", site.xvip.process().pid())),
         (apart, "\"xdp_ingress\"".to_owned()),
     ] {
         let output = Xvip::refuse(host, "run", &configuration).unwrap();

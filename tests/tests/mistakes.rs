@@ -116,7 +116,7 @@ fn a_vip_and_port_twice_is_told_with_both_names() {
             verb,
             &twice,
             2,
-            &["xvip.toml:44:8: 192.168.2.100:16443 is taken by the virtual server in line 12", "help: "],
+            &["xvip.toml:45:8: 192.168.2.100:16443 is taken by the virtual server in line 13", "help: "],
         );
     }
 }

@@ -45,9 +45,15 @@ fn programs_are_where_loaders_look_for_them() {
         .collect();
     found.sort_unstable();
     let expected = [
+        (names::CONNECT4, "cgroup/connect4"),
+        (names::CONNECT6, "cgroup/connect6"),
+        (names::GETPEERNAME4, "cgroup/getpeername4"),
+        (names::GETPEERNAME6, "cgroup/getpeername6"),
+        (names::SOCK_RELEASE, "cgroup/sock_release"),
         (names::TC_EGRESS, "classifier"),
         (names::TC_INGRESS, "classifier"),
         (names::XDP_CLOCK, "xdp"),
+        (names::XDP_ICMP, "xdp"),
         (names::XDP_INGRESS, "xdp"),
     ];
     assert_eq!(found, expected.map(|(name, section)| (name, section.to_owned())));

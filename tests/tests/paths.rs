@@ -105,7 +105,7 @@ impl TwoArmed {
         }
         let (host, socket) = (lab.host("lb").unwrap(), lab.directory().join("lb/xvip.sock"));
         let mut text = format!(
-            "[dataplane]\ninterfaces = [\"eth0\", \"eth1\"]\nbpffs = {:?}\n[admin]\ncontrol_socket = {socket:?}\nmetrics = \"off\"\n",
+            "[dataplane]\ninterfaces = [\"eth0\", \"eth1\"]\ncgroup = \"off\"\nbpffs = {:?}\n[admin]\ncontrol_socket = {socket:?}\nmetrics = \"off\"\n",
             host.bpffs().unwrap()
         );
         for v6 in [false, true] {

@@ -13,6 +13,8 @@ use crate::{
 const PREFIX: &str = "xv-";
 const NAMESPACES: &str = "/run/netns";
 const LAB_FILES: &str = "/run/xvip-lab";
+/// Where the root of the cgroups usually is; labs of programs that are deeper are swept by the next lab there.
+const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 const WHY: &str = "to remove namespaces and pins";
 
 pub(crate) fn run() -> Result<()> {
@@ -24,6 +26,12 @@ pub(crate) fn run() -> Result<()> {
             let _ = exec(root_command("kill", WHY)?.args(["-KILL", pid]));
         }
         exec(root_command("ip", WHY)?.args(["netns", "delete", name]))?;
+    }
+    for directory in CGROUPS {
+        for name in orphans(&entries(directory)?) {
+            step(format!("removing cgroup {directory}/{name}"));
+            exec(root_command("rmdir", WHY)?.arg(Path::new(directory).join(name)))?;
+        }
     }
     for directory in [LAB_FILES, setup::BPFFS] {
         let names = entries(directory)?;

@@ -5,7 +5,7 @@ use crate::{
     abi::Counter,
     address::Address,
     checksum,
-    flow::Flow,
+    flow::{Flow, Hop},
     frame::{Frame, Truncated},
     wire::{Ethernet, Tcp},
 };
@@ -43,19 +43,27 @@ where
     if flow.role.is_local() {
         return Ok(Verdict::Pass);
     }
+    leave(frame, tables, arrival.from.interface, &flow.hop, way)
+}
+
+/// Sends a packet that was rewritten to its next hop.
+#[inline(always)]
+pub(super) fn leave<F, T>(frame: &mut F, tables: &T, arrived: u32, hop: &Hop, way: Way) -> Result<Verdict, Stop>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
     if let Way::Kernel(interface) = way {
         tables.count(Counter::Unresolved);
         return Ok(Verdict::Kernel(interface));
     }
-    let hop = &flow.hop;
     // Read whole before the packet is written: six bytes from one place in memory to another are moved by a loop, since the two
     // might overlap, and that costs a sixth of the whole way.
     let (destination, source) = (words(&hop.destination), words(&hop.source));
     let ethernet = frame.get_mut::<Ethernet>(0)?;
     ethernet.destination = bytes(destination);
     ethernet.source = bytes(source);
-    let here = hop.interface == arrival.from.interface;
-    Ok(if here { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
+    Ok(if hop.interface == arrived { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
 }
 
 /// A MAC address in registers.

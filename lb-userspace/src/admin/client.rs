@@ -7,7 +7,7 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header, http::request};
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, time::timeout};
 
@@ -29,18 +29,29 @@ pub enum ClientError {
     Forbidden { socket: PathBuf },
     #[error("the daemon on {} did not answer within {} s. Look at its log (journalctl -u xvip).", socket.display(), DEADLINE.as_secs())]
     Silent { socket: PathBuf },
+    #[error("{0}")]
+    Refused(String),
     #[error("asking the daemon on {}: {reason}. It may be of another version than this command.", socket.display())]
     Talk { socket: PathBuf, reason: String },
 }
 
 /// Asks the daemon that listens on `socket` for its status.
 pub async fn status(socket: &Path) -> Result<Status, ClientError> {
-    let silent = |_| ClientError::Silent { socket: socket.to_owned() };
-    let body = timeout(DEADLINE, exchange(socket, "/v1/status")).await.map_err(silent)??;
+    let body = ask(socket, Request::get("/v1/status")).await?;
     serde_json::from_slice(&body).map_err(|e| ClientError::Talk { socket: socket.to_owned(), reason: e.to_string() })
 }
 
-async fn exchange(socket: &Path, path: &str) -> Result<Bytes, ClientError> {
+/// Asks it to hand its VIPs over. It begins to when this returns.
+pub async fn release(socket: &Path) -> Result<(), ClientError> {
+    ask(socket, Request::post("/v1/vrrp/release")).await.map(drop)
+}
+
+async fn ask(socket: &Path, request: request::Builder) -> Result<Bytes, ClientError> {
+    let silent = |_| ClientError::Silent { socket: socket.to_owned() };
+    timeout(DEADLINE, exchange(socket, request)).await.map_err(silent)?
+}
+
+async fn exchange(socket: &Path, request: request::Builder) -> Result<Bytes, ClientError> {
     let talk = |reason: String| ClientError::Talk { socket: socket.to_owned(), reason };
     let stream = UnixStream::connect(socket).await.map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -49,7 +60,7 @@ async fn exchange(socket: &Path, path: &str) -> Result<Bytes, ClientError> {
         io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket: socket.to_owned() },
         _ => talk(e.to_string()),
     })?;
-    let request = Request::get(path).header(header::HOST, "xvip").body(Empty::<Bytes>::new());
+    let request = request.header(header::HOST, "xvip").body(Empty::<Bytes>::new());
     let request = request.map_err(|e| talk(e.to_string()))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| talk(e.to_string()))?;
     let answer = async {
@@ -58,7 +69,8 @@ async fn exchange(socket: &Path, path: &str) -> Result<Bytes, ClientError> {
         let body = Limited::new(response.into_body(), LARGEST_STATUS).collect().await;
         let body = body.map_err(|e| talk(e.to_string()))?.to_bytes();
         match status {
-            StatusCode::OK => Ok(body),
+            StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
+            StatusCode::CONFLICT => Err(ClientError::Refused(String::from_utf8_lossy(&body).trim().to_owned())),
             _ => Err(talk(format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
         }
     };

@@ -1,5 +1,7 @@
 //! The status as OpenMetrics text, made anew for each scrape.
 
+mod vrrp;
+
 use std::{collections::BTreeMap, fmt, time::UNIX_EPOCH};
 
 use prometheus_client::{
@@ -44,6 +46,7 @@ impl Collector for Snapshot {
         });
         encoder.gauges("vip_held", "Whether the VIP is on its interface", None, held)?;
         backends(status, encoder)?;
+        vrrp::families(&status.vrrp, encoder)?;
 
         let by = |label: &'static str, map: &BTreeMap<String, u64>| {
             map.iter().map(|(name, n)| ([(label, name.clone())], *n)).collect::<Vec<_>>()
@@ -87,6 +90,8 @@ fn backends(status: &Status, encoder: &mut Families<'_, '_>) -> fmt::Result {
     encoder.gauges("backend_check_duration", "How long the last check took", Some(Unit::Seconds), duration)?;
     let active = all.iter().filter_map(|(s, b)| Some((labels(s, b), b.active_connections?)));
     encoder.gauges("backend_active_connections", "Connections open now", None, active)?;
+    let own = all.iter().filter_map(|(s, b)| Some((labels(s, b), b.local_connections?)));
+    encoder.gauges("backend_local_connections", "Connections that this node's processes have open now", None, own)?;
 
     let mut count = |name, help, unit, value: fn(&Backend) -> u64| {
         encoder.counters(name, help, unit, all.iter().map(|(s, b)| (labels(s, b), value(b))))
@@ -175,6 +180,9 @@ xvip_backend_check_duration_seconds{virtual_server="apiserver",backend="master-3
 # HELP xvip_backend_active_connections Connections open now
 # TYPE xvip_backend_active_connections gauge
 xvip_backend_active_connections{virtual_server="apiserver",backend="master-3"} 0
+# HELP xvip_backend_local_connections Connections that this node's processes have open now
+# TYPE xvip_backend_local_connections gauge
+xvip_backend_local_connections{virtual_server="apiserver",backend="master-3"} 2
 # HELP xvip_backend_checks Checks made
 # TYPE xvip_backend_checks counter
 xvip_backend_checks_total{virtual_server="apiserver",backend="master-3"} 157
@@ -233,7 +241,7 @@ xvip_table_full_sets 1
     }
 
     /// What the OpenMetrics grammar asks of every line, for any status.
-    fn assert_strict(text: &str) {
+    pub(super) fn assert_strict(text: &str) {
         let body = text.strip_suffix("# EOF\n").expect("the end mark");
         let is_name = |name: &str| {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')

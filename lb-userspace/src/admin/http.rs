@@ -41,12 +41,24 @@ pub(super) enum Peer {
 pub(super) struct Answer {
     status: StatusCode,
     content_type: &'static str,
+    allowed: Option<&'static str>,
     body: String,
 }
 
+/// What to do with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// GET, and HEAD, of which hyper leaves out the body.
+    Get,
+    Post,
+}
+
+/// What [`Verb::Get`] stands for.
+pub(super) const READ_ONLY: &str = "GET, HEAD";
+
 impl Answer {
     pub(super) fn new(content_type: &'static str, body: String) -> Self {
-        Self { status: StatusCode::OK, content_type, body }
+        Self { status: StatusCode::OK, content_type, allowed: None, body }
     }
 
     pub(super) fn text(body: String) -> Self {
@@ -61,8 +73,24 @@ impl Answer {
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, ..Self::text(reason.to_owned()) }
     }
 
-    fn not_allowed() -> Self {
-        Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::text("only GET is served here\n".to_owned()) }
+    pub(super) fn unavailable(reason: String) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::text(reason) }
+    }
+
+    /// What was asked for is begun, and not done yet.
+    pub(super) fn accepted(what: &str) -> Self {
+        Self { status: StatusCode::ACCEPTED, ..Self::text(what.to_owned()) }
+    }
+
+    /// It cannot be done as things are.
+    pub(super) fn conflict(reason: &str) -> Self {
+        Self { status: StatusCode::CONFLICT, ..Self::text(reason.to_owned()) }
+    }
+
+    /// `allowed` is what may be done with this path, such as "GET, HEAD".
+    pub(super) fn not_allowed(allowed: &'static str) -> Self {
+        let text = Self::text(format!("only {allowed} is served here\n"));
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, allowed: Some(allowed), ..text }
     }
 }
 
@@ -90,11 +118,11 @@ impl Listener for UnixListener {
     }
 }
 
-/// Answers GET (and HEAD) by `respond`, and refuses all else, until it is dropped; then open connections end, too.
+/// Answers by `respond`, and refuses unknown methods, until it is dropped; then open connections end, too.
 pub(super) async fn serve<L, F>(listener: L, respond: F)
 where
     L: Listener,
-    F: Fn(Peer, &Request<Incoming>) -> Answer + Send + Sync + 'static,
+    F: Fn(Peer, Verb, &Request<Incoming>) -> Answer + Send + Sync + 'static,
 {
     let respond = Arc::new(respond);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -129,20 +157,28 @@ where
     }
 }
 
-fn answer(peer: Peer, request: &Request<Incoming>, respond: impl Fn(Peer, &Request<Incoming>) -> Answer) -> Answer {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
-        return respond(peer, request);
+fn answer(
+    peer: Peer,
+    request: &Request<Incoming>,
+    respond: impl Fn(Peer, Verb, &Request<Incoming>) -> Answer,
+) -> Answer {
+    let answer = match *request.method() {
+        Method::GET | Method::HEAD => respond(peer, Verb::Get, request),
+        Method::POST => respond(peer, Verb::Post, request),
+        _ => Answer::not_allowed(READ_ONLY),
+    };
+    if answer.status == StatusCode::METHOD_NOT_ALLOWED {
+        info!("refused {} {} of {peer:?}", request.method(), request.uri().path());
     }
-    info!("refused {} {} of {peer:?}", request.method(), request.uri().path());
-    Answer::not_allowed()
+    answer
 }
 
 fn into_response(answer: Answer) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(answer.body));
     *response.status_mut() = answer.status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(answer.content_type));
-    if answer.status == StatusCode::METHOD_NOT_ALLOWED {
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+    if let Some(allowed) = answer.allowed {
+        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
     }
     response
 }

@@ -7,15 +7,20 @@ use tokio::net::TcpListener;
 
 use super::{
     Published, exposition,
-    http::{self, Answer},
+    http::{self, Answer, READ_ONLY, Verb},
 };
 
-/// The metrics listener could not be opened.
+/// A listener could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("serving metrics on {address}: {source}. Set admin.metrics to a free address, or leave it out to serve none.")]
+#[error(
+    "serving {what} on {address}: {source}. Set admin.{key} to a free address of this host, or to \"off\" to serve none."
+)]
 pub struct ListenError {
-    address: SocketAddr,
-    source: io::Error,
+    pub(super) what: &'static str,
+    /// In the section `[admin]`.
+    pub(super) key: &'static str,
+    pub(super) address: SocketAddr,
+    pub(super) source: io::Error,
 }
 
 /// `GET /metrics` and `GET /healthz` on one address.
@@ -26,7 +31,8 @@ pub struct MetricsServer {
 
 impl MetricsServer {
     pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
+        let failed = |source| ListenError { what: "metrics", key: "metrics", address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
         info!("metrics on http://{address}/metrics");
         Ok(Self { listener })
     }
@@ -37,11 +43,12 @@ impl MetricsServer {
 
     /// Serves until it is dropped. Cancel-safe: answers under way are cut off.
     pub async fn serve(self, status: Published) {
-        http::serve(self.listener, move |_, request| {
-            match request.uri().path() {
+        http::serve(self.listener, move |_, verb, request| {
+            match (verb, request.uri().path()) {
+                (Verb::Post, _) => Answer::not_allowed(READ_ONLY),
                 // That this answers at all is the health of the daemon; that of the backends is in the metrics.
-                "/healthz" => Answer::text("ok\n".to_owned()),
-                "/metrics" => Answer::new(exposition::CONTENT_TYPE, exposition::render(&status.borrow())),
+                (_, "/healthz") => Answer::text("ok\n".to_owned()),
+                (_, "/metrics") => Answer::new(exposition::CONTENT_TYPE, exposition::render(&status.borrow())),
                 _ => Answer::not_found("GET /metrics and GET /healthz are served here\n"),
             }
         })
@@ -89,7 +96,13 @@ mod tests {
 
         assert!(request(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
         assert!(request(address, "GET /").await.starts_with("HTTP/1.1 404 "));
-        assert!(request(address, "DELETE /metrics").await.starts_with("HTTP/1.1 405 "));
+        for method in ["DELETE", "POST"] {
+            let response = request(address, &format!("{method} /metrics")).await;
+            assert!(
+                response.starts_with("HTTP/1.1 405 ") && response.contains("\r\nallow: GET, HEAD\r\n"),
+                "{response}"
+            );
+        }
         serving.abort();
     }
 

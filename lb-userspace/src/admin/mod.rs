@@ -9,9 +9,11 @@ pub mod client;
 pub mod exposition;
 mod http;
 pub mod metrics;
+pub mod probes;
 pub mod socket;
 pub mod status;
 pub mod table;
+pub mod vrrp;
 
 pub use socket::ControlSocket;
 pub use status::Status;

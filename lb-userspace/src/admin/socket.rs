@@ -19,11 +19,11 @@ use nix::{
     sys::stat::{Mode, fchmod},
 };
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::mpsc};
 
 use super::{
     Published,
-    http::{self, Answer},
+    http::{self, Answer, Peer, READ_ONLY, Verb},
 };
 
 /// For the owner and the group.
@@ -44,6 +44,13 @@ pub enum BindError {
     NotASocket { path: PathBuf },
     #[error("opening the control socket {}: {source}. Set admin.control_socket to a path this process may create.", path.display())]
     Io { path: PathBuf, source: io::Error },
+}
+
+/// What a caller may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Hand every VIP over to another node.
+    Release,
 }
 
 /// The bound socket; its file goes when it is dropped.
@@ -69,17 +76,20 @@ impl ControlSocket {
         Self::bind_fresh(path).map_err(failed)
     }
 
-    /// Serves until it is dropped, then removes the file.
-    pub async fn serve(self, status: Published) {
+    /// Serves until it is dropped, then removes the file. What is asked for goes to `commands`.
+    pub async fn serve(self, status: Published, commands: mpsc::Sender<Command>) {
         let Self { listener, file: _file } = self;
-        http::serve(listener, move |peer, request| {
+        http::serve(listener, move |peer, verb, request| {
             debug!("{} {} of {peer:?}", request.method(), request.uri().path());
-            match request.uri().path() {
-                "/v1/status" => match serde_json::to_string(&**status.borrow()) {
+            match (verb, request.uri().path()) {
+                (Verb::Get, "/v1/status") => match serde_json::to_string(&**status.borrow()) {
                     Ok(json) => Answer::new("application/json", json),
                     Err(e) => Answer::failed(&format!("writing the status: {e}\n")),
                 },
-                _ => Answer::not_found("GET /v1/status is served here\n"),
+                (Verb::Post, "/v1/vrrp/release") => release(peer, &status, &commands),
+                (_, "/v1/status") => Answer::not_allowed(READ_ONLY),
+                (_, "/v1/vrrp/release") => Answer::not_allowed("POST"),
+                _ => Answer::not_found("GET /v1/status and POST /v1/vrrp/release are served here\n"),
             }
         })
         .await;
@@ -98,6 +108,19 @@ impl ControlSocket {
         let listener = UnixListener::from_std(StdListener::from(socket))?;
         info!("control socket {}", path.display());
         Ok(Self { listener, file })
+    }
+}
+
+fn release(peer: Peer, status: &Published, commands: &mpsc::Sender<Command>) -> Answer {
+    if status.borrow().vrrp.is_empty() {
+        return Answer::conflict("no [[vrrp]] is configured here: the VIPs do not move. Stop xvip to give them up.\n");
+    }
+    match commands.try_send(Command::Release) {
+        Ok(()) => {
+            info!("asked by {peer:?} to hand the VIPs over");
+            Answer::accepted("handing over\n")
+        }
+        Err(_) => Answer::failed("the daemon is busy, or ends; try again\n"),
     }
 }
 
@@ -145,13 +168,14 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::UnixStream,
-        sync::watch,
+        sync::{mpsc, watch},
     };
 
     use super::{
         super::{
             client::{self, ClientError},
             status::tests::sample,
+            vrrp::tests::sample_instances,
         },
         *,
     };
@@ -167,7 +191,7 @@ mod tests {
         let (_directory, path) = directory();
         let socket = ControlSocket::bind(&path).unwrap();
         let (publish, status) = watch::channel(Arc::new(sample()));
-        let serving = tokio::spawn(socket.serve(status));
+        let serving = tokio::spawn(socket.serve(status, mpsc::channel(1).0));
         assert_eq!(client::status(&path).await.unwrap(), sample());
 
         publish.send_modify(|status| Arc::make_mut(status).version = "9.9.9".into());
@@ -268,20 +292,52 @@ mod tests {
         server.await.unwrap();
     }
 
+    async fn answer(path: &Path, line: &str) -> String {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
     #[tokio::test]
-    async fn nothing_can_be_changed_yet() {
+    async fn a_path_takes_what_it_is_for() {
         let (_directory, path) = directory();
         let socket = ControlSocket::bind(&path).unwrap();
         let (_publish, status) = watch::channel(Arc::new(sample()));
-        let serving = tokio::spawn(socket.serve(status));
-        for (line, expected) in [("POST /v1/status", "HTTP/1.1 405 "), ("GET /v2/status", "HTTP/1.1 404 ")] {
-            let mut stream = UnixStream::connect(&path).await.unwrap();
-            let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut response = String::new();
-            stream.read_to_string(&mut response).await.unwrap();
+        let serving = tokio::spawn(socket.serve(status, mpsc::channel(1).0));
+        for (line, expected) in [
+            ("POST /v1/status", "HTTP/1.1 405 "),
+            ("DELETE /v1/status", "HTTP/1.1 405 "),
+            ("GET /v1/vrrp/release", "HTTP/1.1 405 "),
+            ("GET /v2/status", "HTTP/1.1 404 "),
+        ] {
+            let response = answer(&path, line).await;
             assert!(response.starts_with(expected), "{line}: {response}");
         }
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_release_is_passed_on_where_there_is_something_to_release() {
+        let (_directory, path) = directory();
+        let socket = ControlSocket::bind(&path).unwrap();
+        let (publish, status) = watch::channel(Arc::new(sample()));
+        let (sender, mut commands) = mpsc::channel(1);
+        let serving = tokio::spawn(socket.serve(status, sender));
+        let refused = client::release(&path).await.unwrap_err().to_string();
+        assert!(refused.contains("no [[vrrp]] is configured here"), "{refused}");
+        assert!(commands.try_recv().is_err());
+
+        publish.send_modify(|status| Arc::make_mut(status).vrrp = sample_instances());
+        client::release(&path).await.unwrap();
+        assert_eq!(commands.try_recv(), Ok(Command::Release));
+
+        // One that waits is enough.
+        client::release(&path).await.unwrap();
+        let busy = client::release(&path).await.unwrap_err().to_string();
+        assert!(busy.contains("the daemon is busy"), "{busy}");
         serving.abort();
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::vrrp;
 use crate::health::State;
 
 /// Everything at one moment. Points in time are RFC 3339, so that they stay true however old the status is when it is read.
@@ -18,6 +19,9 @@ pub struct Status {
     pub started: SystemTime,
     pub interfaces: Vec<Interface>,
     pub virtual_servers: Vec<VirtualServer>,
+    /// Empty where VIPs do not move.
+    #[serde(default)]
+    pub vrrp: Vec<vrrp::Instance>,
     pub connections: Connections,
     pub counters: Counters,
 }
@@ -67,6 +71,8 @@ pub struct Backend {
     pub check_failures: u64,
     /// `None` where nobody counts them.
     pub active_connections: Option<u64>,
+    /// Those among them that processes of this node have open, not through the VIP.
+    pub local_connections: Option<u64>,
     /// Since the daemon's maps were made, as the next two.
     pub connections: u64,
     pub packets: u64,
@@ -121,6 +127,7 @@ impl Status {
             started,
             interfaces: Vec::new(),
             virtual_servers: Vec::new(),
+            vrrp: Vec::new(),
             connections: Connections::default(),
             counters: Counters::default(),
         }
@@ -157,16 +164,16 @@ enum StateName {
     Down,
 }
 
-mod rfc3339 {
+pub(super) mod rfc3339 {
     use std::time::SystemTime;
 
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_rfc3339_millis(*time))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         humantime::parse_rfc3339(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
@@ -207,6 +214,7 @@ pub(super) mod tests {
             checks: 157,
             check_failures: 0,
             active_connections: Some(12),
+            local_connections: Some(2),
             connections: 1034,
             packets: 20_480,
             bytes: 10_485_760,
@@ -253,6 +261,7 @@ pub(super) mod tests {
                 capacity: 131_072,
                 table: Table { entries: 50, half_open: 2, room: 349_536, full_sets: 1 },
             },
+            vrrp: Vec::new(),
             counters: Counters {
                 verdicts: count(&[("pass", 900), ("redirect", 7), ("tx", 41_000)]),
                 drops: count(&[("checksum", 1)]),
@@ -284,6 +293,7 @@ pub(super) mod tests {
                 "checks": 157,
                 "check_failures": 0,
                 "active_connections": 12,
+                "local_connections": 2,
                 "connections": 1034,
                 "packets": 20480,
                 "bytes": 10485760,

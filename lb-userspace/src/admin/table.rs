@@ -25,7 +25,11 @@ pub fn summary(status: &Status, now: SystemTime) -> String {
         "xvip {}, up {}, on {}; {} of {} connections tracked\n",
         status.version,
         age(now, status.started),
-        interfaces.collect::<Vec<_>>().join(", "),
+        if status.interfaces.is_empty() {
+            "no interface".to_owned()
+        } else {
+            interfaces.collect::<Vec<_>>().join(", ")
+        },
         status.connections.tracked,
         status.connections.capacity,
     )
@@ -33,13 +37,18 @@ pub fn summary(status: &Status, now: SystemTime) -> String {
 
 /// A header and one line for each backend, in the order of the configuration.
 pub fn backends(status: &Status, now: SystemTime) -> String {
+    let of =
+        |server: &VirtualServer| server.backends.iter().map(|backend| line(server, backend, now)).collect::<Vec<_>>();
+    columns(HEADER, status.virtual_servers.iter().flat_map(of))
+}
+
+/// Lines of cells between tabs, aligned.
+pub(super) fn columns(header: &str, lines: impl Iterator<Item = String>) -> String {
     let render = || -> io::Result<Vec<u8>> {
         let mut table = TabWriter::new(Vec::new()).padding(2);
-        writeln!(table, "{HEADER}")?;
-        for server in &status.virtual_servers {
-            for backend in &server.backends {
-                writeln!(table, "{}", line(server, backend, now))?;
-            }
+        writeln!(table, "{header}")?;
+        for line in lines {
+            writeln!(table, "{line}")?;
         }
         table.into_inner().map_err(|e| io::Error::other(e.to_string()))
     };
@@ -50,7 +59,6 @@ pub fn backends(status: &Status, now: SystemTime) -> String {
 fn line(server: &VirtualServer, backend: &Backend, now: SystemTime) -> String {
     let check = backend.last_check.as_ref();
     [
-        // A name or a check's text may hold anything; a tab would break the columns.
         one_cell(&server.name),
         server.vip().to_string(),
         (if server.held { "yes" } else { "no" }).to_owned(),
@@ -69,7 +77,7 @@ fn line(server: &VirtualServer, backend: &Backend, now: SystemTime) -> String {
 }
 
 /// The time since `then` as kubectl writes ages: two units at most, the coarser the older.
-fn age(now: SystemTime, then: SystemTime) -> String {
+pub(super) fn age(now: SystemTime, then: SystemTime) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
     const DAY: u64 = 24 * HOUR;
@@ -109,7 +117,8 @@ fn bytes(n: u64) -> String {
     if unit == "B" { format!("{n}B") } else { format!("{value:.1}{unit}") }
 }
 
-fn one_cell(text: &str) -> String {
+/// A name or a check's text may hold anything; a tab would break the columns.
+pub(super) fn one_cell(text: &str) -> String {
     text.replace(|c: char| c.is_control(), " ")
 }
 

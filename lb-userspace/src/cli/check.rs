@@ -6,7 +6,10 @@ use tokio::{net::TcpStream, runtime, task::JoinSet, time::timeout};
 
 use super::Failure;
 use crate::{
-    config::{self, model::Config},
+    config::{
+        self,
+        model::{Authentication, Config, Vrrp},
+    },
     host, supervisor,
 };
 
@@ -37,17 +40,41 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         runtime.block_on(reaches(&config))?;
     }
     let backends: usize = config.virtual_servers.iter().map(|server| server.backends.len()).sum();
-    super::print(&format!(
+    let mut text = format!(
         "{}: {} virtual servers, {backends} backends, no mistakes\n",
         file.display(),
         config.virtual_servers.len()
-    ))
+    );
+    config.vrrp.iter().for_each(|instance| text += &summary(instance));
+    config::hints(&config).iter().for_each(|hint| text += &format!("hint: {hint}\n"));
+    super::print(&text)
+}
+
+/// An instance in one line, to be compared with those of the other nodes.
+fn summary(instance: &Vrrp) -> String {
+    let Vrrp { name, interface, vrid, version, priority, interval, down_factor, .. } = instance;
+    let list = |addresses: Vec<String>| addresses.join(", ");
+    let to = match &instance.peers[..] {
+        [] => "by multicast".to_owned(),
+        peers => format!("to {}", list(peers.iter().map(ToString::to_string).collect())),
+    };
+    let how = match &instance.authentication {
+        Authentication::None => "not authenticated",
+        Authentication::Password(_) => "with a password",
+        Authentication::Hmac(_) => "signed",
+    };
+    format!(
+        "vrrp {name}: VRID {vrid}, version {version}, on {interface}; {}; priority {priority}, an advertisement every {} {to}, {how}; takeover \
+         after {down_factor} missed\n",
+        list(instance.addresses.iter().map(ToString::to_string).collect()),
+        humantime::format_duration(*interval),
+    )
 }
 
 /// Whether this host has what the configuration names.
 async fn fits(config: &Config) -> Result<(), Failure> {
     let interfaces = host::interfaces(&host::connect()?).await?;
-    let fitting = supervisor::carriers(config, &interfaces);
+    let fitting = supervisor::carriers(config, &interfaces).and_then(|_| supervisor::hooked(config));
     fitting.map(drop).map_err(|error| Failure::Configuration(format!("error: {error:#}")))
 }
 

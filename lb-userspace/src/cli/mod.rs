@@ -1,7 +1,9 @@
 //! The command line: arguments in, tables and exit codes out.
 
 mod check;
+mod detach;
 mod logging;
+mod vrrp;
 
 use std::{
     io::{self, Write as _},
@@ -14,7 +16,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
 use crate::{
-    admin::{Status, client, exposition, table},
+    admin::{self, Status, client, exposition, table},
     config, supervisor,
 };
 
@@ -45,8 +47,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Remove what a daemon that runs no more has left: programs, maps and VIPs
+    Detach(detach::Arguments),
     /// Print the daemon's metrics, as OpenMetrics
     Metrics(Daemon),
+    /// Ask for something of VRRP
+    #[command(subcommand)]
+    Vrrp(vrrp::Verb),
     /// Print a shell's completion script
     Completions { shell: clap_complete::Shell },
 }
@@ -107,11 +114,16 @@ fn execute(verb: Verb) -> Result<(), Failure> {
                 serde_json::to_string_pretty(&status)? + "\n"
             } else {
                 let now = SystemTime::now();
-                format!("{}\n{}", table::summary(&status, now), table::backends(&status, now))
+                let (summary, backends) = (table::summary(&status, now), table::backends(&status, now));
+                let vrrp = admin::vrrp::table(&status, now);
+                let gap = if vrrp.is_empty() { "" } else { "\n" };
+                format!("{summary}\n{vrrp}{gap}{backends}")
             };
             print(&text)
         }
+        Verb::Detach(arguments) => detach::run(&arguments),
         Verb::Metrics(daemon) => print(&exposition::render(&ask(&daemon)?)),
+        Verb::Vrrp(verb) => vrrp::run(&verb),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "xvip", &mut io::stdout());
             Ok(())

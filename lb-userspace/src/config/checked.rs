@@ -3,12 +3,14 @@
 //! A field that is wrong has been reported while it was read; here it only ends the section it is in.
 
 mod check;
+mod vrrp;
 
 use std::{
     collections::HashMap,
     fmt::Display,
     hash::Hash,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use super::{
@@ -19,6 +21,9 @@ use super::{
     raw,
     report::{Mistakes, Span, line_of},
 };
+
+/// What is on its way to a VIP that another node has taken arrives within this, where its announcement was heard.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// State of the checks between keys.
 #[derive(Debug)]
@@ -33,17 +38,20 @@ impl Checker<'_> {
     /// `None` only after a mistake.
     pub(super) fn config(&mut self, raw: raw::File) -> Option<Config> {
         self.refuse_shared_vips(&raw.virtual_server.0);
-        let dataplane = self.dataplane(raw.dataplane.0);
+        self.check_loopback(&raw.dataplane.0, &raw.virtual_server.0);
+        let vrrp = self.vrrp(&raw.vrrp.0, &raw.virtual_server.0);
+        let dataplane = self.dataplane(raw.dataplane.0, !raw.vrrp.0.is_empty());
         let admin = admin(raw.admin.0);
         let servers: Vec<_> = raw.virtual_server.0.into_iter().map(|server| self.virtual_server(server)).collect();
         Some(Config {
             dataplane: dataplane?,
             admin: admin?,
             virtual_servers: servers.into_iter().collect::<Option<_>>()?,
+            vrrp: vrrp?,
         })
     }
 
-    fn dataplane(&mut self, raw: raw::Dataplane) -> Option<model::Dataplane> {
+    fn dataplane(&mut self, raw: raw::Dataplane, moves: bool) -> Option<model::Dataplane> {
         let timeouts = self.timeouts(&raw.timeouts.0);
         let names = raw.interfaces.value().map(Vec::as_slice).unwrap_or_default();
         self.refuse_duplicates(names.iter().map(|name| (name.get_ref().0.as_str(), name.span())), |name, line| {
@@ -51,11 +59,14 @@ impl Checker<'_> {
         });
         let names = names.iter().map(|name| name.get_ref().0.clone()).collect();
         Some(model::Dataplane {
-            interfaces: raw.interfaces.value().map(|_| names)?,
+            interfaces: optional(&raw.interfaces).map(|_| names)?,
             mode: *raw.mode.value()?,
+            on_stop: *raw.on_stop.value()?,
             max_connections: *raw.max_connections.value()?,
             timeouts: timeouts?,
             bpffs: raw.bpffs.value()?.0.clone(),
+            cgroup: raw.cgroup.value()?.clone(),
+            drain: optional(&raw.drain)?.map_or(if moves { DRAIN } else { Duration::ZERO }, |drain| drain.0),
         })
     }
 
@@ -92,6 +103,33 @@ impl Checker<'_> {
             check: check?,
             backends: backends?,
         })
+    }
+
+    /// What a virtual server on loopback needs, and what only the others do.
+    fn check_loopback(&mut self, dataplane: &raw::Dataplane, servers: &[raw::VirtualServer]) {
+        let on_loopback = |server: &&raw::VirtualServer| server.address.value().is_some_and(|vip| vip.0.is_loopback());
+        if servers.is_empty() || !servers.iter().all(|server| on_loopback(&server)) {
+            let help = "add `interfaces = [\"eth0\"]` below `[dataplane]`; only a node whose virtual servers are all on loopback needs none";
+            match &dataplane.interfaces {
+                Field::Absent => {
+                    self.mistakes.add_missing(&dataplane.header(), "[dataplane] needs `interfaces`", help);
+                }
+                Field::Written(names, _) if names.get_ref().is_empty() => {
+                    self.mistakes.add(&names.span(), "`interfaces`: the list is empty", help);
+                }
+                _ => {}
+            }
+        }
+        for server in servers.iter().filter(on_loopback) {
+            if let Some(at) = server.interface.key_span() {
+                let help = "leave out `interface`: a loopback address is on every host already";
+                self.mistakes.add(at, "a virtual server on loopback is put on no interface", help);
+            }
+            if let (Some(model::Cgroup::Off), Some(at)) = (dataplane.cgroup.value(), server.address.span()) {
+                let help = "leave out `cgroup`, or give this virtual server an address that others can reach";
+                self.mistakes.add(&at, "with `cgroup = \"off\"` nothing serves a loopback address", help);
+            }
+        }
     }
 
     /// What must differ, or agree, between virtual servers.
@@ -197,7 +235,11 @@ impl Checker<'_> {
 }
 
 fn admin(raw: raw::Admin) -> Option<model::Admin> {
-    Some(model::Admin { control_socket: raw.control_socket.value()?.0.clone(), metrics: raw.metrics.value()?.0 })
+    Some(model::Admin {
+        control_socket: raw.control_socket.value()?.0.clone(),
+        metrics: raw.metrics.value()?.0,
+        healthz: raw.healthz.value()?.0,
+    })
 }
 
 fn backend(raw: &raw::Backend) -> Option<model::Backend> {

@@ -26,6 +26,8 @@ pub(super) struct Key {
 pub(super) enum Need {
     /// It may not. One example for each time the section stands in the annotated example.
     Required(&'static [&'static str]),
+    /// It may not, unless something else in the file makes it needless: [`checked`](super::checked) tells. An example.
+    Conditional(&'static str),
     /// Leaving it out means this value.
     Default(&'static str),
     /// Leaving it out means something that no value says. An example.
@@ -36,21 +38,24 @@ pub(super) enum Need {
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) name: &'static str,
-    /// `[[name]]`, at least once, rather than `[name]`.
+    /// `[[name]]` rather than `[name]`.
     pub(super) many: bool,
+    /// Leaving it out means something else than a section of defaults.
+    pub(super) optional: bool,
     pub(super) declaration: &'static Declaration,
 }
 
 /// Declares a section: a struct with a [`Field`](super::keys::Field) for each key, and its
 /// [`Section`](super::keys::Section).
 ///
-/// A key is `name: Type = required(example | example …)`, `= default(value)` or `= optional(example)`, then `from least to most`
+/// A key is `name: Type = required(example, example …)`, `= conditional(example)`, `= default(value)` or `= optional(example)`, then
+/// `from least to most`
 /// where it has bounds. Values are Rust literals that read the same in TOML.
 macro_rules! section {
     (
         $(#[doc = $doc:literal])*
         struct $name:ident {
-            $($(#[doc = $key_doc:literal])* $key:ident: $type:ty = $need:ident($($value:tt)|+) $(from $least:tt to $most:tt)?,)*
+            $($(#[doc = $key_doc:literal])* $key:ident: $type:ty = $need:ident($($value:expr),+) $(from $least:literal to $most:literal)?,)*
         } $(sections { $($child:ident: $nested:ty,)+ })?
     ) => {
         $(#[doc = $doc])*
@@ -74,6 +79,7 @@ macro_rules! section {
                 sections: &[$($($crate::config::declaration::Child {
                     name: stringify!($child),
                     many: <$nested as $crate::config::keys::Nested>::MANY,
+                    optional: <$nested as $crate::config::keys::Nested>::OPTIONAL,
                     declaration: <$nested as $crate::config::keys::Nested>::DECLARATION,
                 }),+)?],
             };
@@ -110,7 +116,7 @@ macro_rules! section {
         }
     };
     (@bounds) => { None };
-    (@bounds $least:tt $most:tt) => { Some((stringify!($least), stringify!($most))) };
+    (@bounds $least:literal $most:literal) => { Some((stringify!($least), stringify!($most))) };
 }
 
 pub(super) use section;
@@ -134,6 +140,10 @@ impl Need {
         Self::Required(examples)
     }
 
+    pub(super) const fn conditional(example: &'static [&'static str]) -> Self {
+        Self::Conditional(example[0])
+    }
+
     pub(super) const fn default(value: &'static [&'static str]) -> Self {
         Self::Default(value[0])
     }
@@ -148,7 +158,7 @@ impl Need {
     pub(super) fn example(&self) -> &'static str {
         match self {
             Self::Required(examples) => examples[0],
-            Self::Default(value) | Self::Optional(value) => value,
+            Self::Conditional(value) | Self::Default(value) | Self::Optional(value) => value,
         }
     }
 }

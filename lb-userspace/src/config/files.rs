@@ -1,11 +1,13 @@
 //! Files that a configuration names: there, readable, and holding what they should.
 
 use std::{
+    borrow::Cow,
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
+use nix::unistd::{AccessFlags, access};
 use rustls::{
     RootCertStore,
     crypto::ring,
@@ -36,6 +38,12 @@ pub(super) enum Content {
     CertificateFor(PathBuf),
     Key,
     Token,
+    /// A key that VRRP signs with.
+    VrrpKey,
+    /// Something to be run, named by that key of the configuration.
+    Program {
+        key: &'static str,
+    },
 }
 
 /// Reads a whole file of ordinary size.
@@ -52,9 +60,13 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Reports the files that would not do.
 pub(super) fn check(files: &[FileUse], mistakes: &mut Mistakes) {
     for FileUse { path, at, content } in files {
-        let fault = match read(path) {
-            Err(error) => Some(format!("cannot be read: {error}")),
-            Ok(bytes) => content.fault(&bytes),
+        let fault = match content {
+            // It may be of any size, and readable by nobody.
+            Content::Program { .. } => not_executable(path),
+            _ => match read(path) {
+                Err(error) => Some(format!("cannot be read: {error}")),
+                Ok(bytes) => content.fault(&bytes),
+            },
         };
         if let Some(fault) = fault {
             let default = matches!(content, Content::DefaultAuthorities);
@@ -101,11 +113,17 @@ impl Content {
                 Ok(token) if token.bytes().all(|byte| byte.is_ascii_graphic()) => None,
                 _ => Some("is not a token: a token is one line of printable characters".to_owned()),
             },
+            Self::VrrpKey => vrrp_key(bytes).err(),
+            Self::Program { .. } => None,
         }
     }
 
-    fn help(&self) -> &'static str {
-        match self {
+    fn help(&self) -> Cow<'static, str> {
+        let help = match self {
+            Self::Program { key } => return format!("`{key}` names a program that xvip may execute").into(),
+            Self::VrrpKey => {
+                "`key_file` names a file with 64 to 128 hexadecimal digits: openssl rand -hex 32 makes one"
+            }
             Self::Authorities => {
                 "`ca_file` names a PEM file of certificates, such as the cluster's /etc/kubernetes/pki/ca.crt"
             }
@@ -115,7 +133,29 @@ impl Content {
             Self::CertificateFor(_) => "`client_certificate` names a PEM file with the certificate of `client_key`",
             Self::Key => "`client_key` names a PEM file with a private key that is not encrypted",
             Self::Token => "`token_file` names a file that holds a bearer token and nothing else",
-        }
+        };
+        help.into()
+    }
+}
+
+/// The key in the text of a `key_file`: 32 to 64 bytes in hexadecimal.
+pub(super) fn vrrp_key(text: &[u8]) -> Result<Vec<u8>, String> {
+    let digits = text.trim_ascii();
+    if !digits.iter().all(u8::is_ascii_hexdigit) {
+        return Err("is not a key: it holds something else than hexadecimal digits".to_owned());
+    }
+    if !(64..=128).contains(&digits.len()) || !digits.len().is_multiple_of(2) {
+        return Err(format!("holds {} hexadecimal digits; a key has 64 to 128, two for each byte", digits.len()));
+    }
+    let value = |digit: u8| (digit as char).to_digit(16).map_or(0, |value| value as u8);
+    Ok(digits.chunks_exact(2).map(|pair| value(pair[0]) << 4 | value(pair[1])).collect())
+}
+
+fn not_executable(path: &Path) -> Option<String> {
+    match access(path, AccessFlags::X_OK) {
+        Err(error) => Some(format!("cannot be executed: {}", io::Error::from(error))),
+        Ok(()) if path.is_dir() => Some("is a directory".to_owned()),
+        Ok(()) => None,
     }
 }
 
@@ -222,6 +262,43 @@ mod tests {
                 "{check}\nexpected {expected:#?}\nfound {found:#?}"
             );
         }
+    }
+
+    #[test]
+    fn keys_and_programs_of_vrrp_are_looked_at_too() {
+        let digits = "0f".repeat(32);
+        let key = vrrp_key(format!("{digits}\n").as_bytes()).expect("a key with a newline after it");
+        assert_eq!(key, [0x0f; 32]);
+        for (text, expected) in [
+            (String::new(), "holds 0 hexadecimal digits"),
+            ("0f".repeat(31), "holds 62 hexadecimal digits"),
+            ("0F".repeat(64) + "00", "holds 130 hexadecimal digits"),
+            ("0".repeat(65), "holds 65 hexadecimal digits"),
+            ("0x".repeat(32), "is not a key: it holds something else"),
+        ] {
+            let fault = vrrp_key(text.as_bytes()).expect_err("no key");
+            assert!(fault.starts_with(expected), "{text}: {fault}");
+        }
+        for (path, expected) in [
+            ("/bin/sh", None),
+            ("/bin", Some("is a directory")),
+            ("/proc/version", Some("cannot be executed: Permission denied")),
+            ("/nonexistent", Some("cannot be executed: No such file")),
+        ] {
+            let found = not_executable(Path::new(path));
+            assert_eq!(found.is_some(), expected.is_some(), "{path}: {found:?}");
+            assert!(found.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{path}");
+        }
+        let vrrp = "[[vrrp]]\nname = \"v\"\ninterface = \"eth0\"\nvrid = 1\naddresses = [\"192.168.2.100\"]\nnotify = \"/n\"\n\
+                    hmac = {key_id = 1, key_file = \"/k\"}\n[[vrrp.script]]\nname = \"s\"\ncommand = [\"/c\", \"/d\"]\n";
+        let text = example() + vrrp;
+        let named: Vec<_> =
+            crate::config::read(&text).files.into_iter().map(|file| (file.path, file.content)).collect();
+        let program = |key| Content::Program { key };
+        assert_eq!(
+            named[..3],
+            [("/k".into(), Content::VrrpKey), ("/c".into(), program("command")), ("/n".into(), program("notify"))]
+        );
     }
 
     #[test]

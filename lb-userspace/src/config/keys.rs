@@ -46,17 +46,26 @@ pub(super) trait Section: Sized {
     fn header(&self) -> Span;
 }
 
-/// A section that stands once, or not at all.
+/// A section that stands once, or not at all and then with its defaults.
 #[derive(Debug)]
 pub(super) struct One<S>(pub(super) S);
+
+/// A section that stands once, or not at all.
+#[derive(Debug)]
+pub(super) struct Maybe<S>(pub(super) Option<S>);
 
 /// A section that stands at least once.
 #[derive(Debug)]
 pub(super) struct Many<S>(pub(super) Vec<S>);
 
+/// A section that stands any number of times, or not at all.
+#[derive(Debug)]
+pub(super) struct Any<S>(pub(super) Vec<S>);
+
 /// How a child is read.
 pub(super) trait Nested: Sized {
     const MANY: bool;
+    const OPTIONAL: bool;
     const DECLARATION: &'static Declaration;
 
     fn read(table: &DeTable<'_>, name: &'static str, parent: &Place, reader: &mut Reader) -> Self;
@@ -145,7 +154,8 @@ impl Reader {
             return match key.need {
                 Need::Default(value) => Field::Default(declared(value)),
                 Need::Optional(_) => Field::Absent,
-                Need::Required(_) if place.misspelt.contains(&key.name) => Field::Wrong,
+                Need::Required(_) | Need::Conditional(_) if place.misspelt.contains(&key.name) => Field::Wrong,
+                Need::Conditional(_) => Field::Absent,
                 Need::Required(_) => {
                     let title = place.title();
                     let help = format!("add `{} = {}` below `{title}`", key.name, key.need.example());
@@ -186,6 +196,7 @@ impl Reader {
 
 impl<S: Section> Nested for One<S> {
     const MANY: bool = false;
+    const OPTIONAL: bool = false;
     const DECLARATION: &'static Declaration = &S::DECLARATION;
 
     fn read(table: &DeTable<'_>, name: &'static str, parent: &Place, reader: &mut Reader) -> Self {
@@ -216,8 +227,41 @@ impl<S: Section> Nested for One<S> {
     }
 }
 
+impl<S: Section> Nested for Maybe<S> {
+    const MANY: bool = false;
+    const OPTIONAL: bool = true;
+    const DECLARATION: &'static Declaration = &S::DECLARATION;
+
+    fn read(table: &DeTable<'_>, name: &'static str, parent: &Place, reader: &mut Reader) -> Self {
+        Self(lookup(table, name).map(|_| One::read(table, name, parent, reader).0))
+    }
+
+    fn wrong(_: &'static str, _: &Place) -> Self {
+        Self(None)
+    }
+}
+
+impl<S: Section> Nested for Any<S> {
+    const MANY: bool = true;
+    const OPTIONAL: bool = true;
+    const DECLARATION: &'static Declaration = &S::DECLARATION;
+
+    fn read(table: &DeTable<'_>, name: &'static str, parent: &Place, reader: &mut Reader) -> Self {
+        match lookup(table, name).map(|(_, value)| value.get_ref()) {
+            None => Self(Vec::new()),
+            Some(DeValue::Array(array)) if array.is_empty() => Self(Vec::new()),
+            Some(_) => Self(Many::read(table, name, parent, reader).0),
+        }
+    }
+
+    fn wrong(_: &'static str, _: &Place) -> Self {
+        Self(Vec::new())
+    }
+}
+
 impl<S: Section> Nested for Many<S> {
     const MANY: bool = true;
+    const OPTIONAL: bool = false;
     const DECLARATION: &'static Declaration = &S::DECLARATION;
 
     fn read(table: &DeTable<'_>, name: &'static str, parent: &Place, reader: &mut Reader) -> Self {

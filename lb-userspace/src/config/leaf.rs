@@ -8,6 +8,7 @@ use std::{
 };
 
 use hyper::http::uri::PathAndQuery;
+use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use toml::{
@@ -15,7 +16,10 @@ use toml::{
     de::{DeValue, ValueDeserializer},
 };
 
-use super::{model::XdpMode, report::Span};
+use super::{
+    model::{Cgroup, ChecksumForm, HmacMode, OnStop, Password, Version, XdpMode},
+    report::Span,
+};
 
 /// What was wrong, and where.
 pub(super) type Faults = Vec<(Span, String)>;
@@ -56,6 +60,26 @@ pub(super) struct TlsName(pub(super) String);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HostAddress(pub(super) IpAddr);
 
+/// The address of a virtual server: one that a host can have, or its loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct VipAddress(pub(super) IpAddr);
+
+/// An address of a neighbour or of this host, on an interface that is given elsewhere: it may be link-local.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RouterAddress(pub(super) IpAddr);
+
+/// An address that a host can have, with the length of its subnet's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HostNet(pub(super) IpNet);
+
+/// What IPv4 addresses are shown by, as in `ip address show label`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AddressLabel(pub(super) String);
+
+/// One word of a command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Argument(pub(super) String);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(super) struct Time(pub(super) Duration);
 
@@ -66,6 +90,10 @@ pub(super) struct Statuses(pub(super) Vec<(u16, u16)>);
 /// A loopback address to listen on, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Listener(pub(super) Option<SocketAddr>);
+
+/// Any address to listen on, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProbeListener(pub(super) Option<SocketAddr>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckType {
@@ -106,7 +134,19 @@ macro_rules! integers {
     };
 }
 
-integers!(u8, u16, NonZeroU32);
+integers!(u8, u16, i16, NonZeroU32);
+
+impl Leaf for Version {
+    const KIND: &'static str = "2 or 3";
+
+    fn read(value: &Spanned<DeValue<'_>>, faults: &mut Faults) -> Option<Self> {
+        match u8::read(value, faults)? {
+            2 => Some(Self::V2),
+            3 => Some(Self::V3),
+            other => fault(value, format!("there is no version {other}"), faults),
+        }
+    }
+}
 
 impl Leaf for bool {
     const KIND: &'static str = "true or false";
@@ -145,31 +185,59 @@ strings! {
     HostHeader: "a host name, with `:port` if need be" by host_header;
     TlsName: "a DNS name or an IP address" by tls_name;
     HostAddress: "an IPv4 or IPv6 address" by host_address;
+    VipAddress: "an IPv4 or IPv6 address" by vip_address;
+    RouterAddress: "an IPv4 or IPv6 address" by |text| address(text).map(RouterAddress);
+    HostNet: "an IPv4 or IPv6 address, with or without a prefix length" by host_net;
+    AddressLabel: "a string of at most 15 bytes" by label;
+    Argument: "a string" by argument;
+    Password: "a string of at most 8 bytes" by password;
     Time: "a duration" by time;
     Listener: "a loopback address with a port, or \"off\"" by listener;
+    ProbeListener: "an address with a port, or \"off\"" by probe_listener;
+    Cgroup: "\"auto\", \"off\" or an absolute path" by cgroup;
     XdpMode: "\"auto\", \"native\" or \"generic\"" by |text| {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
+    OnStop: "\"detach\" or \"keep\"" by |text| choice(text, &[("detach", OnStop::Detach), ("keep", OnStop::Keep)]);
     CheckType: "\"https\", \"http\" or \"tcp\"" by |text| {
         choice(text, &[("https", CheckType::Https), ("http", CheckType::Http), ("tcp", CheckType::Tcp)])
     };
+    ChecksumForm: "\"pseudo-header\" or \"message\"" by |text| {
+        choice(text, &[("pseudo-header", ChecksumForm::PseudoHeader), ("message", ChecksumForm::Message)])
+    };
+    HmacMode: "\"receive-only\", \"permissive\" or \"enforce\"" by |text| {
+        let enforce = ("enforce", HmacMode::Enforce);
+        choice(text, &[("receive-only", HmacMode::ReceiveOnly), ("permissive", HmacMode::Permissive), enforce])
+    };
 }
 
-impl Leaf for Vec<Spanned<InterfaceName>> {
-    const KIND: &'static str = "a list of names of interfaces";
+/// Implements [`Leaf`] for lists of leaves.
+macro_rules! lists {
+    ($($type:ty: $kind:literal of $count:expr;)*) => {
+        $(impl Leaf for Vec<Spanned<$type>> {
+            const KIND: &'static str = $kind;
 
-    fn read(value: &Spanned<DeValue<'_>>, faults: &mut Faults) -> Option<Self> {
-        let DeValue::Array(items) = value.get_ref() else {
-            return mismatch(value, "a list", faults);
-        };
-        if items.is_empty() {
-            return fault(value, "the list is empty".to_owned(), faults);
-        }
-        let read = |item: &Spanned<_>| Some(Spanned::new(item.span(), InterfaceName::read(item, faults)?));
-        // Every item is read before the first bad one refuses the list.
-        let read: Vec<_> = items.iter().map(read).collect();
-        read.into_iter().collect()
-    }
+            fn read(value: &Spanned<DeValue<'_>>, faults: &mut Faults) -> Option<Self> {
+                let DeValue::Array(items) = value.get_ref() else {
+                    return mismatch(value, "a list", faults);
+                };
+                if !$count.contains(&items.len()) {
+                    return fault(value, "the list is empty".to_owned(), faults);
+                }
+                let read = |item: &Spanned<_>| Some(Spanned::new(item.span(), <$type>::read(item, faults)?));
+                // Every item is read before the first bad one refuses the list.
+                let read: Vec<_> = items.iter().map(read).collect();
+                read.into_iter().collect()
+            }
+        })*
+    };
+}
+
+lists! {
+    InterfaceName: "a list of names of interfaces" of (0..);
+    HostNet: "a list of addresses, each with or without a prefix length" of (1..);
+    RouterAddress: "a list of addresses" of (0..);
+    Argument: "a list of strings" of (1..);
 }
 
 impl Leaf for Statuses {
@@ -302,6 +370,29 @@ fn tls_name(text: &str) -> Result<TlsName, String> {
 }
 
 fn host_address(text: &str) -> Result<HostAddress, String> {
+    match address(text)? {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Err("is link-local, and so means a different host on each interface".to_owned())
+        }
+        address => Ok(HostAddress(address)),
+    }
+}
+
+fn host_net(text: &str) -> Result<HostNet, String> {
+    let Some((before, length)) = text.split_once('/') else {
+        return Ok(HostNet(address(text)?.into()));
+    };
+    let address = address(before)?;
+    match length.parse().map(|length| IpNet::new(address, length)) {
+        Ok(Ok(net)) if net.prefix_len() > 0 => Ok(HostNet(net)),
+        _ => {
+            Err(format!("has no prefix length after the slash: it is from 1 to {}", IpNet::from(address).prefix_len()))
+        }
+    }
+}
+
+/// An address that one host can have.
+fn address(text: &str) -> Result<IpAddr, String> {
     let Ok(address) = text.parse::<IpAddr>() else {
         return Err(match text.split_once('/') {
             Some((address, length)) if address.parse::<IpAddr>().is_ok() => {
@@ -317,12 +408,52 @@ fn host_address(text: &str) -> Result<HostAddress, String> {
         IpAddr::V4(v4) if v4.is_broadcast() => "is the broadcast address",
         IpAddr::V4(v4) if v4.octets()[0] == 0 => "is in 0.0.0.0/8, which no host can have",
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "is an IPv4 address inside an IPv6 one; write it as IPv4",
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-            "is link-local, and so means a different host on each interface"
-        }
-        _ => return Ok(HostAddress(address)),
+        _ => return Ok(address),
     };
     Err(unfit.to_owned())
+}
+
+fn vip_address(text: &str) -> Result<VipAddress, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) if address.is_loopback() => Ok(VipAddress(address)),
+        _ => host_address(text).map(|HostAddress(address)| VipAddress(address)),
+    }
+}
+
+fn cgroup(text: &str) -> Result<Cgroup, String> {
+    match text {
+        "auto" => Ok(Cgroup::Auto),
+        "off" => Ok(Cgroup::Off),
+        _ => absolute_path(text).map(|AbsolutePath(path)| Cgroup::At(path)),
+    }
+}
+
+/// An interface's name may be followed by anything that leaves it one word.
+fn label(text: &str) -> Result<AddressLabel, String> {
+    match interface_name(&text.replace(':', "-")) {
+        Ok(_) => Ok(AddressLabel(text.to_owned())),
+        Err(_) => Err("is not one word of at most 15 bytes".to_owned()),
+    }
+}
+
+fn argument(text: &str) -> Result<Argument, String> {
+    match text.contains('\0') {
+        true => Err("holds a zero byte".to_owned()),
+        false => Ok(Argument(text.to_owned())),
+    }
+}
+
+/// As much as fits into the packet. keepalived cuts what is longer, and so would accept a password that is not the one in its file.
+fn password(text: &str) -> Result<Password, String> {
+    match text.len() {
+        0 => Err("is empty".to_owned()),
+        1..=8 if text.contains('\0') => Err("holds a zero byte".to_owned()),
+        1..=8 => Ok(Password::new(text)),
+        _ => Err(format!(
+            "is longer than 8 bytes; beside a keepalived with this password, write the 8 that it uses: {:?}",
+            text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= 8).map(|(_, c)| c).collect::<String>()
+        )),
+    }
 }
 
 fn time(text: &str) -> Result<Time, String> {
@@ -340,6 +471,17 @@ fn listener(text: &str) -> Result<Listener, String> {
         }
         Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
         Ok(address) => Ok(Listener(Some(address))),
+    }
+}
+
+fn probe_listener(text: &str) -> Result<ProbeListener, String> {
+    if text == "off" {
+        return Ok(ProbeListener(None));
+    }
+    match text.parse::<SocketAddr>() {
+        Err(_) => Err("is not an address with a port".to_owned()),
+        Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
+        Ok(address) => Ok(ProbeListener(Some(address))),
     }
 }
 

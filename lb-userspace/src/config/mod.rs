@@ -4,6 +4,7 @@ mod checked;
 mod declaration;
 mod example;
 mod files;
+mod hints;
 mod keys;
 mod leaf;
 pub mod model;
@@ -18,6 +19,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use example::{example, reference};
+pub use hints::hints;
 pub use model::Config;
 pub use report::{Mistake, Position, Report};
 
@@ -45,6 +47,14 @@ pub fn load(path: &Path) -> Result<Config, Report> {
     let Reading { config, mut mistakes, files } = read(&text);
     files::check(&files, &mut mistakes);
     conclude(config, mistakes, &name, &text)
+}
+
+/// The key in a file of `[vrrp.hmac]`: 32 to 64 bytes.
+///
+/// # Errors
+/// What keeps the file from being one, in words that follow its name.
+pub fn vrrp_key(path: &Path) -> Result<Vec<u8>, String> {
+    files::vrrp_key(&files::read(path).map_err(|error| format!("cannot be read: {error}"))?)
 }
 
 /// Reads a text. `source_name` stands for it in the report. Touches nothing else: files that the text names may not exist.

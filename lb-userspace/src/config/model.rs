@@ -1,11 +1,16 @@
 //! The checked configuration: whatever is here holds, so no other room validates again.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     path::PathBuf,
     time::Duration,
 };
+
+use ipnet::IpNet;
+
+pub use crate::vrrp::{Version, packet::ChecksumForm, reception::HmacMode};
 
 /// One node's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,19 +19,35 @@ pub struct Config {
     pub admin: Admin,
     /// Unique by name and by (address, port).
     pub virtual_servers: Vec<VirtualServer>,
+    /// Unique by name, and by interface, VRID and family; no VIP is in two.
+    pub vrrp: Vec<Vrrp>,
 }
 
 /// How and where packets are handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataplane {
-    /// Interfaces that get the XDP program; at least one, no duplicates.
+    /// Interfaces that get the XDP program; no duplicates, and at least one unless every virtual server is on loopback.
     pub interfaces: Vec<String>,
     pub mode: XdpMode,
+    pub on_stop: OnStop,
     /// Connections tracked at once, per address family.
     pub max_connections: NonZeroU32,
     pub timeouts: Timeouts,
     /// Directory in a BPF filesystem that holds this instance's maps.
     pub bpffs: PathBuf,
+    /// Not off where a virtual server is on loopback.
+    pub cgroup: Cgroup,
+    /// How long packets are carried after the VIPs were given away.
+    pub drain: Duration,
+}
+
+/// Whose own connections to a virtual server go straight to a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cgroup {
+    /// Every process's: the root of the host's cgroups.
+    Auto,
+    Off,
+    At(PathBuf),
 }
 
 /// Which XDP hook to use.
@@ -37,6 +58,16 @@ pub enum XdpMode {
     Auto,
     Native,
     Generic,
+}
+
+/// What becomes of the traffic when the daemon ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStop {
+    /// Nothing of the daemon's stays on the host.
+    #[default]
+    Detach,
+    /// It is carried on for the next daemon.
+    Keep,
 }
 
 /// Idle times after which a connection is forgotten, by TCP phase.
@@ -53,12 +84,15 @@ pub struct Admin {
     pub control_socket: PathBuf,
     /// Loopback only. `None` serves no metrics.
     pub metrics: Option<SocketAddr>,
+    /// `None` serves no probes.
+    pub healthz: Option<SocketAddr>,
 }
 
 /// A VIP and port, and the backends behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualServer {
     pub name: String,
+    /// On loopback it is no VIP: sockets of this host are translated, and nothing else.
     pub address: IpAddr,
     pub port: u16,
     /// The interface that carries the VIP; `None` finds the one whose subnet holds it.
@@ -130,4 +164,92 @@ pub enum Verify {
     No,
     /// A PEM file of certificate authorities.
     Authority(PathBuf),
+}
+
+/// A virtual router: VIPs that one of several nodes holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vrrp {
+    pub name: String,
+    pub interface: String,
+    /// 1–255.
+    pub vrid: u8,
+    pub version: Version,
+    /// 1–255.
+    pub priority: u8,
+    /// Version 2: whole seconds up to 255. Version 3: multiples of 10 ms up to 40.95 s.
+    pub interval: Duration,
+    /// Advertisements to miss before another node takes over; at least 2.
+    pub down_factor: u8,
+    pub preempt: bool,
+    pub preempt_delay: Duration,
+    /// At least one, of one family, no duplicates; link-local ones first, as RFC 9568 section 5.2.9 asks.
+    pub addresses: Vec<IpNet>,
+    /// None means multicast. Of the addresses' family, as is `source`, which is not among them.
+    pub peers: Vec<IpAddr>,
+    /// Of what peers send.
+    pub min_ttl: u8,
+    pub source: Option<IpAddr>,
+    pub authentication: Authentication,
+    pub checksum: ChecksumForm,
+    /// Of IPv4 addresses; it begins with the interface's name.
+    pub label: Option<String>,
+    /// Shared by two instances at least.
+    pub sync_group: Option<String>,
+    pub notify: Option<PathBuf>,
+    /// −253 to 253, as the two below: what is added on failure if negative, on success if positive; 0 means fault.
+    pub backends_weight: i16,
+    pub dataplane_weight: i16,
+    /// Unique by name.
+    pub scripts: Vec<Script>,
+}
+
+/// How advertisements show that they come from a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authentication {
+    None,
+    /// Version 2 only.
+    Password(Password),
+    /// Version 3 only.
+    Hmac(Hmac),
+}
+
+/// 1 to 8 bytes without a zero, kept out of logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hmac {
+    pub key_id: u8,
+    /// 32 to 64 bytes in hexadecimal.
+    pub key_file: PathBuf,
+    pub mode: HmacMode,
+}
+
+/// A program whose exit code changes the priority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Script {
+    pub name: String,
+    /// The program, by its absolute path, and its arguments.
+    pub command: Vec<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub rise: NonZeroU32,
+    pub fall: NonZeroU32,
+    pub weight: i16,
 }

@@ -6,12 +6,12 @@ use toml::Spanned;
 
 use super::{
     declaration::section,
-    keys::{Many, One},
+    keys::{Any, Many, Maybe, One},
     leaf::{
-        AbsolutePath, CheckType, HostAddress, HostHeader, InterfaceName, Listener, Name, RequestPath, SocketPath,
-        Statuses, Time, TlsName,
+        AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
+        Name, ProbeListener, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName, VipAddress,
     },
-    model::XdpMode,
+    model::{Cgroup, ChecksumForm, HmacMode, OnStop, Password, Version, XdpMode},
 };
 
 section! {
@@ -21,6 +21,7 @@ section! {
         dataplane: One<Dataplane>,
         admin: One<Admin>,
         virtual_server: Many<VirtualServer>,
+        vrrp: Any<Vrrp>,
     }
 }
 
@@ -28,13 +29,23 @@ section! {
     /// How and where packets are handled.
     struct Dataplane {
         /// Interfaces that get the XDP program: those that clients and backends are reached through.
-        interfaces: Vec<Spanned<InterfaceName>> = required(["eth0"]),
+        /// A node whose virtual servers are all on loopback needs none.
+        interfaces: Vec<Spanned<InterfaceName>> = conditional(["eth0"]),
         /// Which XDP hook to use. "auto" takes native where the driver has it, and generic with a warning where not.
         mode: XdpMode = default("auto"),
+        /// What becomes of the traffic when the daemon ends: "detach" takes everything off the interfaces; "keep" leaves the VIPs and
+        /// everything that carries them, for the next daemon to take over without a lost packet (`xvip detach` removes it).
+        on_stop: OnStop = default("detach"),
         /// Connections tracked at once, for each address family. The kernel sets memory aside for all of them at the start.
         max_connections: NonZeroU32 = default(262144) from 256 to 16777216,
         /// A directory for this instance's maps; it must be in a BPF filesystem.
         bpffs: AbsolutePath = default("/sys/fs/bpf/xvip"),
+        /// The processes whose own connections to a virtual server go straight to a backend, wherever the VIP is: those in this cgroup (v2)
+        /// and below it. "auto" takes the root, which is every process and pod of the node; "off" takes none.
+        cgroup: Cgroup = default("auto"),
+        /// When the daemon ends: how long packets are still carried after the VIPs were given away, so that those on their way
+        /// arrive. Without it, 2s where there is a [[vrrp]] section, and 0s where there is none.
+        drain: Time = optional("2s") from "0s" to "60s",
     } sections {
         timeouts: One<Timeouts>,
     }
@@ -59,6 +70,9 @@ section! {
         control_socket: SocketPath = default("/run/xvip/xvip.sock"),
         /// Where /metrics is served, on loopback only; "off" serves none.
         metrics: Listener = default("127.0.0.1:9095"),
+        /// Where /healthz is served for probes: 200 while each virtual server has a backend to send to, 503 with the reason when one has
+        /// none. /livez beside it answers as long as the daemon does. It may be beyond loopback: it tells names and states of backends.
+        healthz: ProbeListener = default("off"),
     }
 }
 
@@ -67,8 +81,9 @@ section! {
     struct VirtualServer {
         /// Its name in status, metrics and logs.
         name: Name = required("kube-apiserver"),
-        /// The VIP. Each address and port can be used by one virtual server only.
-        address: HostAddress = required("192.168.2.100"),
+        /// The VIP. Each address and port can be used by one virtual server only. A loopback address serves the processes of this node,
+        /// outside of pods, and needs no interface.
+        address: VipAddress = required("192.168.2.100"),
         /// The TCP port that clients use. Nothing listens on it, so it may be one that is taken on this host.
         port: u16 = required(16443) from 1 to 65535,
         /// The interface that carries the VIP. Without it, the one whose subnet holds the VIP.
@@ -122,12 +137,99 @@ section! {
     /// One server behind the virtual server. Repeat the section for each one.
     struct Backend {
         /// Its name in status, metrics and logs.
-        name: Name = required("master-1" | "master-2" | "master-3"),
+        name: Name = required("master-1", "master-2", "master-3"),
         /// Of the same family as the VIP.
-        address: HostAddress = required("192.168.2.11" | "192.168.2.12" | "192.168.2.13"),
+        address: HostAddress = required("192.168.2.11", "192.168.2.12", "192.168.2.13"),
         /// Where it listens.
         port: u16 = default(6443) from 1 to 65535,
         /// Its share of new connections, against those of the other backends; 0 gives it none.
         weight: u16 = default(1) from 0 to 256,
+    }
+}
+
+section! {
+    /// Which node holds these VIPs, decided by VRRP among xvip, keepalived and others. VIPs of virtual servers that are in no such section are
+    /// always held by this node. Repeat the section for each group of VIPs that moves as one: IPv4 and IPv6 need one each.
+    struct Vrrp {
+        /// Its name in status, metrics and logs, and for `notify`.
+        name: Name = required("apiserver"),
+        /// The interface that VRRP is spoken on and that carries the VIPs.
+        interface: InterfaceName = required("eth0"),
+        /// The virtual router's number: the same on each of its nodes, and used by nothing else on this network.
+        vrid: u8 = required(51) from 1 to 255,
+        /// What all nodes of this virtual router speak: 3, or 2 together with a keepalived whose `vrrp_version` is not set.
+        version: Version = default(3),
+        /// The node with the highest holds the VIPs. 255 is for a router whose own addresses these are: no weight changes it.
+        priority: u8 = default(100) from 1 to 255,
+        /// Time from one advertisement to the next: the same on all nodes. Without it, 100ms in version 3 and 1s in version 2. Version 2
+        /// knows whole seconds only, version 3 steps of 10ms up to 40950ms.
+        interval: Time = optional("100ms") from "10ms" to "255s",
+        /// Advertisements to miss before another node takes over. Below an interval of 50ms, take 5 at least: a scheduler may be that late.
+        down_factor: u8 = default(3) from 2 to 100,
+        /// Whether to take the VIPs from a node of lower priority.
+        preempt: bool = default(true),
+        /// How long to wait with that after the start or a fault.
+        preempt_delay: Time = default("0s") from "0s" to "1000s",
+        /// The VIPs, of one family; /32 or /128 where no prefix length is given. Each node must name the same.
+        addresses: Vec<Spanned<HostNet>> = required(["192.168.2.100"]),
+        /// The other nodes: advertisements are then sent to each of them, and taken from them only. Without any, multicast is used, which clouds
+        /// do not carry.
+        peers: Vec<Spanned<RouterAddress>> = default([]),
+        /// The smallest TTL that an advertisement of a peer may arrive with: 255 if no router is in between. By multicast it is always 255.
+        min_ttl: u8 = default(1) from 1 to 255,
+        /// The address to send from. Without it, the first of the interface; in IPv6, the link-local one.
+        source: RouterAddress = optional("192.168.2.10"),
+        /// Version 2 only: keepalived's auth_pass, of which it uses the first 8 bytes. Everybody on this network can read it.
+        password: Password = optional("1111"),
+        /// Version 3 over IPv4 only: whether the checksum that is sent covers a pseudo-header, as with keepalived and FRR, or the message alone, as
+        /// in RFC 9568. Both are accepted.
+        checksum: ChecksumForm = default("pseudo-header"),
+        /// What `ip address` shows IPv4 VIPs by; it begins with the interface's name.
+        label: AddressLabel = optional("eth0:vip"),
+        /// Sections with the same one are master together, and in fault together. What counts for the priority of one counts for all.
+        sync_group: Name = optional("both-families"),
+        /// A program that is told of every change, as by keepalived: INSTANCE or GROUP, its name, MASTER, BACKUP, FAULT or STOP, the priority.
+        notify: AbsolutePath = optional("/etc/xvip/notify.sh"),
+        /// What it does to the priority if no backend of these VIPs is healthy as seen from here. As keepalived counts: a negative weight is added
+        /// on failure, a positive one on success, and 0 gives the VIPs up (fault), even if no other node is better off.
+        backends_weight: i16 = default(-253) from -253 to 253,
+        /// The same if packets are not carried here: the XDP program is gone from an interface.
+        dataplane_weight: i16 = default(0) from -253 to 253,
+    } sections {
+        hmac: Maybe<Hmac>,
+        script: Any<Script>,
+    }
+}
+
+section! {
+    /// Version 3 only: advertisements with a signature, as by keepalived's auth_hmac (2.4.2 and newer).
+    struct Hmac {
+        /// The key's number: the same on all nodes.
+        key_id: u8 = required(1) from 0 to 255,
+        /// A file with the key: 64 to 128 hexadecimal digits.
+        key_file: AbsolutePath = required("/etc/xvip/vrrp.key"),
+        /// "receive-only" checks what comes signed and sends unsigned, "permissive" signs and still takes what is unsigned, "enforce" takes signed
+        /// advertisements only. Go through them in this order on all nodes to bring a key in.
+        mode: HmacMode = default("enforce"),
+    }
+}
+
+section! {
+    /// A program whose exit code changes the priority, as keepalived's vrrp_script. Not needed for the health of backends, nor for xvip itself.
+    struct Script {
+        /// Its name in status and logs.
+        name: Name = required("uplink"),
+        /// The program with its arguments. No shell is involved.
+        command: Vec<Spanned<Argument>> = required(["/etc/xvip/check-uplink.sh", "--quick"]),
+        /// Time from one start to the next.
+        interval: Time = default("1s") from "100ms" to "1h",
+        /// Time for one run, after which it is killed and has failed. Without it, the interval.
+        timeout: Time = optional("1s") from "10ms" to "1h",
+        /// Successes in a row that it takes to be good again.
+        rise: NonZeroU32 = default(1) from 1 to 1000,
+        /// Failures in a row that it takes to be bad.
+        fall: NonZeroU32 = default(1) from 1 to 1000,
+        /// Added to the priority on failure if negative, on success if positive; 0 gives the VIPs up on failure (fault).
+        weight: i16 = default(0) from -253 to 253,
     }
 }

@@ -48,6 +48,44 @@ weight = 1
 [[virtual_server.backend]]
 name = "master-2"
 address = "192.168.2.12"
+[[vrrp]]
+name = "apiserver"
+interface = "eth0"
+vrid = 51
+version = 3
+priority = 100
+interval = "100ms"
+down_factor = 3
+preempt = true
+preempt_delay = "1m"
+addresses = ["192.168.2.100", "192.168.2.101/24"]
+peers = ["192.168.2.20"]
+min_ttl = 255
+source = "192.168.2.10"
+checksum = "message"
+label = "eth0:vip"
+sync_group = "all"
+notify = "/etc/xvip/notify.sh"
+backends_weight = -253
+dataplane_weight = 0
+[vrrp.hmac]
+key_id = 1
+key_file = "/etc/xvip/vrrp.key"
+mode = "enforce"
+[[vrrp.script]]
+name = "uplink"
+command = ["/bin/ping", "-c1", "192.168.2.1"]
+interval = "1s"
+timeout = "500ms"
+rise = 1
+fall = 1
+weight = -2
+[[vrrp]]
+name = "internal"
+interface = "eth1"
+vrid = 51
+addresses = ["10.0.0.100"]
+sync_group = "all"
 "#;
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -135,10 +173,61 @@ backend = []
 fn sections_that_must_be_there_are_asked_for() {
     assert_eq!(
         mistakes(""),
-        ["1:1: [dataplane] needs `interfaces`", "1:1: the file needs at least one [[virtual_server]]"]
+        ["1:1: the file needs at least one [[virtual_server]]", "1:1: [dataplane] needs `interfaces`"]
     );
     let without_backends = WHOLE.split("[[virtual_server.backend]]").next().expect("a first part");
     assert_eq!(mistakes(without_backends), ["13:1: [[virtual_server]] needs at least one [[virtual_server.backend]]"]);
+}
+
+/// A node with nothing but a virtual server of its own; each `{}` is a line.
+const NODE_LOCAL: &str = r#"[dataplane]
+{}
+[admin]
+{}
+[[virtual_server]]
+name = "kube-apiserver"
+address = "127.0.0.1"
+port = 6443
+{}
+[[virtual_server.backend]]
+name = "master-1"
+address = "192.168.17.11"
+"#;
+
+fn node_local(lines: [&str; 3]) -> String {
+    lines.iter().fold(NODE_LOCAL.to_owned(), |text, line| text.replacen("{}", line, 1))
+}
+
+#[test]
+fn a_loopback_address_needs_no_interface() {
+    for interfaces in ["", "interfaces = []"] {
+        let text = node_local([interfaces, "healthz = \"0.0.0.0:8081\"", ""]);
+        let config = parse(&text, "f").unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(config.dataplane.interfaces, [""; 0]);
+        assert_eq!(config.admin.healthz, Some("0.0.0.0:8081".parse().expect("an address")));
+    }
+    let text = node_local(["cgroup = \"/sys/fs/cgroup/kubepods\"", "healthz = \"off\"", ""]);
+    let config = parse(&text, "f").unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(config.dataplane.cgroup, model::Cgroup::At("/sys/fs/cgroup/kubepods".into()));
+    assert_eq!(config.admin.healthz, None);
+    for (lines, expected) in [
+        (["", "", "interface = \"eth0\""], "9:1: a virtual server on loopback is put on no interface"),
+        (["cgroup = \"off\"", "", ""], "7:11: with `cgroup = \"off\"` nothing serves a loopback address"),
+        (
+            ["cgroup = \"kubepods\"", "", ""],
+            "2:10: `cgroup`: \"kubepods\" is relative: it would depend on where xvip was started",
+        ),
+        (["", "healthz = \"8081\"", ""], "4:11: `healthz`: \"8081\" is not an address with a port"),
+        (["", "healthz = \"[::]:0\"", ""], "4:11: `healthz`: \"[::]:0\" has port 0"),
+    ] {
+        assert_eq!(mistakes(&node_local(lines)), [expected]);
+    }
+    let vip = "[[virtual_server]]\nname = \"vip\"\naddress = \"10.0.0.1\"\nport = 1\n[[virtual_server.backend]]\nname = \"b\"\naddress = \"10.0.0.2\"\n";
+    for (interfaces, expected) in
+        [("", "1:1: [dataplane] needs `interfaces`"), ("interfaces = []", "2:14: `interfaces`: the list is empty")]
+    {
+        assert_eq!(mistakes(&(node_local([interfaces, "", ""]) + vip)), [expected]);
+    }
 }
 
 #[test]
@@ -162,7 +251,11 @@ fn unknown_keys_come_with_the_best_guess() {
         (3, "max-connections-", "did you mean `max_connections`?"),
         (3, "rise", "`rise` belongs below `[virtual_server.check]`"),
         (3, "weight", "`weight` belongs below `[[virtual_server.backend]]`"),
-        (3, "virtual_ipaddress", "known here: interfaces, mode, max_connections, bpffs, timeouts"),
+        (
+            3,
+            "virtual_ipaddress",
+            "known here: interfaces, mode, on_stop, max_connections, bpffs, cgroup, drain, timeouts",
+        ),
     ] {
         let report = parse(&with_line(line, &format!("{key} = 1")), "f").expect_err("an unknown key");
         assert_eq!(report.mistakes()[0].help, help, "{key}");
@@ -205,9 +298,12 @@ fn what_is_left_out_has_the_documented_default() {
     let dataplane = model::Dataplane {
         interfaces: vec!["eth0".into()],
         mode: model::XdpMode::Auto,
+        on_stop: model::OnStop::Detach,
         max_connections: count(262_144),
         timeouts,
         bpffs: "/sys/fs/bpf/xvip".into(),
+        cgroup: model::Cgroup::Auto,
+        drain: seconds(0),
     };
     let metrics = Some("127.0.0.1:9095".parse().expect("an address"));
     let backend = model::Backend { name: "b".into(), address: "fd00::2".parse().expect("IPv6"), port: 6443, weight: 1 };
@@ -219,6 +315,6 @@ fn what_is_left_out_has_the_documented_default() {
         check,
         backends: vec![backend],
     };
-    let admin = model::Admin { control_socket: "/run/xvip/xvip.sock".into(), metrics };
-    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server] });
+    let admin = model::Admin { control_socket: "/run/xvip/xvip.sock".into(), metrics, healthz: None };
+    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server], vrrp: Vec::new() });
 }

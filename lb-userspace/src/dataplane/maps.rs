@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    util,
 };
 use lb_common::{
     abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
@@ -105,6 +106,19 @@ impl Maps {
         Counter::ALL.iter().map(read).collect()
     }
 
+    /// Starts a backend's counts anew where the number was another backend's.
+    pub(super) fn succeed(&mut self, former: &[(BackendId, Backend)]) -> Result<(), ApplyError> {
+        for (id, before) in former {
+            let now = self.backends.get(&id.0, 0).map_err(reading("a backend"))?;
+            if now.is(Backend::PRESENT) && !now.is_same(before) {
+                let none = PerCpuValues::try_from(vec![Traffic::default(); nr_cpus()?]);
+                let reset = none.map_err(MapError::from).and_then(|none| self.traffic.set(id.0, none, 0));
+                reset.map_err(|source| ApplyError { what: "resetting a backend's traffic".to_owned(), source })?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn traffic(&self, id: BackendId) -> Result<Traffic, ApplyError> {
         let each = self.traffic.get(&id.0, 0).map_err(reading("a backend's traffic"))?;
         Ok(each.iter().fold(Traffic::default(), |sum, cpu| Traffic {
@@ -117,7 +131,11 @@ impl Maps {
     }
 }
 
-fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>
+fn nr_cpus() -> Result<usize, ApplyError> {
+    util::nr_cpus().map_err(|(_, error)| reading("the number of CPUs")(error.into()))
+}
+
+pub(super) fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -125,11 +143,11 @@ where
     map.and_then(T::try_from).map_err(|source| LoadError::Map { name, source })
 }
 
-fn reading(what: &'static str) -> impl Fn(MapError) -> ApplyError {
+pub(super) fn reading(what: &'static str) -> impl Fn(MapError) -> ApplyError {
     move |source| ApplyError { what: format!("reading {what}"), source }
 }
 
-fn ignore_missing(outcome: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_missing(outcome: Result<(), MapError>) -> Result<(), MapError> {
     match outcome {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),

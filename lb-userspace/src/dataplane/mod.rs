@@ -1,15 +1,20 @@
 //! The kernel side as the daemon sees it: loading, attaching, and keeping the maps. The only room that knows aya.
 
+mod adopt;
 mod attach;
+mod detach;
+mod fence;
 mod flows;
+mod links;
+mod local;
 mod maps;
+mod pins;
 mod records;
 mod run;
-mod shown;
 mod sweep;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::File,
     io::{self, Read as _},
@@ -18,21 +23,25 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapError,
+    maps::{MapData, MapError, ProgramArray},
     programs::{Program, ProgramError, SchedClassifier, Xdp},
     util::KernelVersion,
 };
 use lb_common::{
-    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
+    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names, programs},
     maglev::SLOTS,
     table::{self, Hashing, SECRET_WORDS},
 };
 
+use crate::host::namespace;
+
 pub use attach::{AttachError, Mode};
+pub use detach::Left;
+pub use fence::Fence;
+pub use local::{HookError, Locals};
+pub use pins::PinError;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
-pub use shown::ShowError;
-use shown::Shown;
 pub use sweep::{Sweeper, Swept, Timeouts};
 
 /// The kernel side, as built by this package's build script.
@@ -45,7 +54,7 @@ pub struct Options {
     pub max_connections: u32,
     /// Virtual servers at most, numbered from 0; each takes 128 KiB.
     pub virtual_servers: u32,
-    /// Where in a BPF filesystem to show the maps, for `bpftool`; `None` shows them nowhere.
+    /// Where in a BPF filesystem programs and maps are pinned; `None` pins nothing, and all ends with this process.
     pub bpffs: Option<PathBuf>,
 }
 
@@ -67,8 +76,10 @@ pub enum LoadError {
     Secret(io::Error),
     #[error("reading the kernel's clock: {0}")]
     Clock(ProgramError),
+    #[error("asking for the number of this network namespace: {0}. xvip needs Linux 5.15 or newer.")]
+    Home(io::Error),
     #[error(transparent)]
-    Show(#[from] ShowError),
+    Pins(#[from] PinError),
 }
 
 /// One change of the tables. A packet in flight sees a selection table and a virtual server before the change or after it; settings
@@ -93,16 +104,34 @@ pub struct ApplyError {
     source: MapError,
 }
 
-/// The loaded programs and their maps. Dropping it detaches everything and frees the maps.
+/// The loaded programs and their maps. Dropping it detaches everything and frees the maps, unless it was told to [`Dataplane::keep`]
+/// them; what a former daemon has left stays as it is until [`Dataplane::take_over`].
 pub struct Dataplane {
     ebpf: Ebpf,
     maps: maps::Maps,
-    /// Kept for its end, which takes the maps out of the BPF filesystem.
-    _shown: Option<Shown>,
+    /// Kept, so that it is not emptied.
+    _handed_on: ProgramArray<MapData>,
+    pins: Option<pins::Pins>,
+    former: adopt::Former,
+    /// By the number of the interface.
+    attached: BTreeMap<u32, attach::Attachment>,
+    hooked: Option<local::Hooked>,
+    stage: Stage,
     max_connections: u32,
     hashing: Hashing,
     /// Whether classifiers attach by links (Linux 6.6) and need no qdisc.
     has_tcx: bool,
+}
+
+/// How far this has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The maps are beside those of a former daemon, if there was one.
+    Preparing,
+    /// Packets are handled by these programs and no others.
+    Carrying,
+    /// Packets are handled on after this process has ended.
+    Kept,
 }
 
 impl fmt::Debug for Dataplane {
@@ -112,25 +141,71 @@ impl fmt::Debug for Dataplane {
 }
 
 impl Dataplane {
-    /// Loads the programs; nothing is attached yet.
+    /// Loads the programs, with the connections of a former daemon if it has left any; nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
         let sets = table::sets_for(options.max_connections);
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries(names::FLOWS4, sets)
-            .map_max_entries(names::FLOWS6, sets)
-            .map_max_entries(names::TABLES, options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS))
-            .override_global(aya_log::LEVEL, &records::level(), true)
-            .load(OBJECT)?;
+        let tables = options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS);
+        let sizes = [(names::FLOWS4, sets), (names::FLOWS6, sets), (names::TABLES, tables)];
+        let pins = options.bpffs.as_deref().map(pins::Pins::claim).transpose()?;
+        let former = pins.as_ref().map(|pins| adopt::Former::find(pins, &sizes)).transpose()?.unwrap_or_default();
+        let home = namespace::cookie().map_err(LoadError::Home)?;
+        let (level, chooses_errors) = (records::level(), u32::from(local::chooses_errors()));
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, &level, true).override_global(names::HOME, &home, true).override_global(
+            names::CHOOSES_ERRORS,
+            &chooses_errors,
+            true,
+        );
+        for (name, entries) in sizes {
+            loader.map_max_entries(name, entries);
+        }
+        for (name, pins) in former.kept.iter().zip(pins.iter().cycle()) {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
-        clock(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_CLOCK, source })?;
+        for name in [names::XDP_ICMP, names::XDP_CLOCK] {
+            program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
+        }
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
-        let shown = options.bpffs.as_deref().map(|path| Shown::new(&ebpf, path)).transpose()?;
+        local::load(&mut ebpf)?;
+        if let Some(pins) = &pins {
+            pins.stage(&ebpf, &former.kept)?;
+        }
         let mut maps = maps::Maps::take(&mut ebpf)?;
         let hashing = maps.hash(secret(sets).map_err(LoadError::Secret)?)?;
+        let handed_on = hand_on(&mut ebpf)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
-        Ok(Self { ebpf, maps, _shown: shown, max_connections: options.max_connections, hashing, has_tcx })
+        Ok(Self {
+            ebpf,
+            maps,
+            _handed_on: handed_on,
+            pins,
+            former,
+            attached: BTreeMap::new(),
+            hooked: None,
+            stage: Stage::Preparing,
+            max_connections: options.max_connections,
+            hashing,
+            has_tcx,
+        })
+    }
+
+    /// Whether these programs handle packets, and not a former daemon's or none.
+    pub fn is_carrying(&self) -> bool {
+        self.stage != Stage::Preparing
+    }
+
+    /// Interfaces, by number, that have a clsact qdisc for the programs' sake (before Linux 6.6). It stays when they go.
+    pub fn qdiscs(&self) -> BTreeSet<u32> {
+        self.pins.as_ref().map(|pins| pins.links().qdiscs()).unwrap_or_default()
+    }
+
+    /// The generation of the settings of a former daemon; 0 if there was none. Connections that were kept may be of that one.
+    pub fn former_generation(&self) -> u32 {
+        self.former.generation
     }
 
     /// Applies changes in order; the first that fails ends it.
@@ -158,6 +233,12 @@ impl Dataplane {
         self.hashing
     }
 
+    /// The id of `xdp_ingress`, by which an interface tells what is on it.
+    pub fn ingress_id(&self) -> Result<u32, ProgramError> {
+        let program = self.ebpf.program(names::XDP_INGRESS).expect("the object has the programs it was built with");
+        program.info().map(|info| info.id())
+    }
+
     /// Name and verified instructions of each program; `None` where the kernel (before 5.16) does not tell.
     pub fn programs(&self) -> Result<Vec<(String, Option<u32>)>, ProgramError> {
         let told = self.ebpf.programs().map(|(name, program)| {
@@ -180,6 +261,17 @@ fn secret(sets: u32) -> io::Result<Hashing> {
     let mut factor = [0; 8];
     urandom.read_exact(&mut factor)?;
     Ok(Hashing::new(words, u64::from_ne_bytes(factor), sets))
+}
+
+/// Puts the programs that `xdp_ingress` hands packets on to in their places. The kernel empties the map when nobody holds it.
+fn hand_on(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
+    let failed = |source| LoadError::Map { name: names::PROGRAMS, source };
+    let map = ebpf.take_map(names::PROGRAMS).expect("the object has the maps it was built with");
+    let mut places = ProgramArray::try_from(map).map_err(failed)?;
+    let icmp = program::<Xdp>(ebpf, names::XDP_ICMP);
+    let icmp = icmp.fd().map_err(|source| LoadError::Program { name: names::XDP_ICMP, source })?;
+    places.set(programs::ICMP, icmp, 0).map_err(failed)?;
+    Ok(places)
 }
 
 /// The program that handles received frames.

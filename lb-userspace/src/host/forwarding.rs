@@ -76,6 +76,11 @@ impl Forwarding {
         Ok(forwarding)
     }
 
+    /// Leaves everything as it is now.
+    pub fn keep(mut self) {
+        self.changed.clear();
+    }
+
     /// Writes `to` where the file says `from`; any other value already does.
     fn replace(&mut self, path: PathBuf, from: &str, to: &'static str) -> Result<(), ForwardingError> {
         let result = (|| {

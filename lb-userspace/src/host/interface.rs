@@ -145,6 +145,11 @@ impl Interfaces {
         self.0.iter()
     }
 
+    /// Whether there is an interface with that number.
+    pub fn has(&self, index: u32) -> bool {
+        self.0.iter().any(|interface| interface.index == index)
+    }
+
     pub fn named(&self, name: &str) -> Result<&Interface, LookupError> {
         self.0.iter().find(|i| i.name == name).ok_or_else(|| LookupError::NoSuchInterface {
             name: name.to_owned(),
@@ -185,7 +190,7 @@ impl Interfaces {
 
 /// The interface's own address and prefix length. On a point-to-point link IFA_ADDRESS is the peer and IFA_LOCAL is ours;
 /// IPv6 gives IFA_ADDRESS alone where there is no peer.
-pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
+pub(crate) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     let local = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -6,11 +6,15 @@ use std::io;
 pub use rtnetlink::Handle;
 
 pub mod announce;
+pub mod cgroup;
 pub mod changes;
 pub mod forwarding;
 pub mod interface;
+pub mod namespace;
 mod news;
 pub mod preflight;
+pub mod qdisc;
+pub mod sockets;
 pub mod vip;
 
 pub use announce::Announcer;

@@ -8,7 +8,7 @@
 //! One case remains: a route without gateway and without `src` takes the interface's first address, which is the VIP only after
 //! the host's own address has been taken away and put back.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
@@ -18,6 +18,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo},
+        link::LinkMessage,
     },
 };
 
@@ -26,6 +27,9 @@ use super::{Interface, NetlinkError, interface::address_of};
 /// Marks the addresses that xvip added (attribute IFA_PROTO), so that one left by a crash is known as
 /// its own. Kernels before 5.18 drop the mark: there a left-over VIP counts as the administrator's and stays.
 pub const ADDRESS_PROTOCOL: u8 = 0x58;
+
+/// Marks the addresses of virtual routers, which move: those are told from the VIPs that a node holds always.
+pub const ROUTER_PROTOCOL: u8 = 0x59;
 
 /// A lifetime without end, in seconds (`INFINITY_LIFE_TIME` of the kernel's addrconf.h).
 const FOREVER: u32 = u32::MAX;
@@ -57,8 +61,9 @@ impl Vip {
 
     /// Puts the address back if something took it away; true if it did. Call it when the addresses changed.
     pub async fn ensure(&mut self) -> Result<bool, NetlinkError> {
+        self.find_interface().await?;
         match self.present().await? {
-            Some(message) if is_ours(&message) => {
+            Some(message) if is_marked(&message, ADDRESS_PROTOCOL) => {
                 if !self.added {
                     info!("VIP {} on {} was left by a former xvip: adopted", self.address, self.interface);
                 }
@@ -99,6 +104,17 @@ impl Vip {
         self.added
     }
 
+    /// An interface that was deleted and made again has another number.
+    async fn find_interface(&mut self) -> Result<(), NetlinkError> {
+        let link = self.handle.link().get().match_name(self.interface.clone()).execute();
+        let found: Vec<LinkMessage> =
+            link.try_collect().await.map_err(|e| self.error("looking for the interface of", e))?;
+        if let Some(link) = found.first() {
+            self.index = link.header.index;
+        }
+        Ok(())
+    }
+
     async fn add(&mut self) -> Result<bool, NetlinkError> {
         let mut request = self.handle.address().add(self.index, self.address, 0);
         *request.message_mut() = self.message();
@@ -125,25 +141,7 @@ impl Vip {
     }
 
     fn message(&self) -> AddressMessage {
-        let host = IpNet::from(self.address);
-        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
-        let mut message = AddressMessage::default();
-        message.header.family = if self.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        message.header.index = self.index;
-        message.header.prefix_len = host.max_prefix_len();
-        // Duplicate detection would keep the address unusable for a second, and for good where the former holder still answers.
-        message.header.flags = AddressHeaderFlags::Nodad;
-        let mut lifetime = CacheInfo::default();
-        lifetime.ifa_valid = FOREVER;
-        lifetime.ifa_preferred = 0;
-        message.attributes = vec![
-            AddressAttribute::Local(self.address),
-            AddressAttribute::Address(self.address),
-            AddressAttribute::Flags(flags),
-            AddressAttribute::CacheInfo(lifetime),
-            AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)),
-        ];
-        message
+        address_message(self.index, IpNet::from(self.address), None, ADDRESS_PROTOCOL)
     }
 
     fn error(&self, verb: &str, source: rtnetlink::Error) -> NetlinkError {
@@ -151,6 +149,53 @@ impl Vip {
     }
 }
 
-fn is_ours(message: &AddressMessage) -> bool {
-    message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)))
+/// Takes those of the addresses away that a daemon has left on any interface, and tells which.
+pub async fn remove_left(handle: &Handle, vips: &BTreeSet<IpAddr>) -> Result<Vec<IpAddr>, NetlinkError> {
+    let failed = |source| NetlinkError::new("removing VIPs that were left", source);
+    let all: Vec<AddressMessage> = handle.address().get().execute().try_collect().await.map_err(failed)?;
+    let mut removed = Vec::new();
+    let left =
+        |message: &AddressMessage| [ADDRESS_PROTOCOL, ROUTER_PROTOCOL].iter().any(|mark| is_marked(message, *mark));
+    for message in all.into_iter().filter(left) {
+        if let Some(address) = address_of(&message).map(|net| net.addr()).filter(|address| vips.contains(address)) {
+            handle.address().del(message).execute().await.map_err(failed)?;
+            removed.push(address);
+        }
+    }
+    Ok(removed)
+}
+
+/// The request that puts `net` on an interface, or takes it away: no source of the host's own connections, usable at once, `mark`ed.
+/// A label is IPv4's only.
+pub(crate) fn address_message(index: u32, net: IpNet, label: Option<&str>, mark: u8) -> AddressMessage {
+    let address = net.addr();
+    let mut flags = AddressFlags::Nodad;
+    if net.prefix_len() == net.max_prefix_len() {
+        flags |= AddressFlags::Noprefixroute;
+    }
+    let mut message = AddressMessage::default();
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.index = index;
+    message.header.prefix_len = net.prefix_len();
+    // Duplicate detection would keep the address unusable for a second, and for good where the former holder still answers.
+    message.header.flags = AddressHeaderFlags::Nodad;
+    let mut lifetime = CacheInfo::default();
+    lifetime.ifa_valid = FOREVER;
+    lifetime.ifa_preferred = 0;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::Flags(flags),
+        AddressAttribute::CacheInfo(lifetime),
+        AddressAttribute::Protocol(AddressProtocol::Other(mark)),
+    ];
+    message
+        .attributes
+        .extend(label.filter(|_| address.is_ipv4()).map(|label| AddressAttribute::Label(label.to_owned())));
+    message
+}
+
+/// Whether the address bears this mark.
+pub(crate) fn is_marked(message: &AddressMessage, mark: u8) -> bool {
+    message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(mark)))
 }

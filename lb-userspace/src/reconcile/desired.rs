@@ -68,8 +68,15 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
     let mut ids = (0..).map(BackendId);
     for (index, server) in inputs.servers.iter().enumerate() {
         let service = ServiceId(index as u32);
-        mark(&mut desired.vips, server.address);
-        desired.services.insert(ServiceKey::new(mapped(server.address), server.port.to_be_bytes()), service);
+        let key = match server.address.is_loopback() {
+            // Packets must not know it: from outside, nobody may reach a loopback address.
+            true => ServiceKey::on_host(mapped(server.address), server.port.to_be_bytes()),
+            false => {
+                mark(&mut desired.vips, server.address);
+                ServiceKey::new(mapped(server.address), server.port.to_be_bytes())
+            }
+        };
+        desired.services.insert(key, service);
         let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
         let mut members = Vec::with_capacity(server.backends.len());
         for ((position, backend), id) in server.backends.iter().enumerate().zip(&mut ids) {
@@ -197,6 +204,17 @@ pub(super) mod tests {
         assert_eq!(local, [false, true]);
         assert!(desired.locals.may_hold(here));
         assert!(desired.vips.may_hold(V4([192, 168, 2, 100])));
+    }
+
+    #[test]
+    fn a_loopback_address_is_known_to_this_host_only() {
+        let mut server = server("a", 100, 1);
+        server.address = [127, 0, 0, 1].into();
+        let desired = with_states(&[server.clone()], &[vec![State::Up]], &[]);
+        let (address, port) = (mapped(server.address), server.port.to_be_bytes());
+        assert_eq!(desired.services.get(&ServiceKey::on_host(address, port)), Some(&ServiceId(0)));
+        assert_eq!(desired.services.get(&ServiceKey::new(address, port)), None);
+        assert_eq!(desired.vips, Filter::empty());
     }
 
     #[test]

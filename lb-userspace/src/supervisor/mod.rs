@@ -1,8 +1,14 @@
 //! The daemon from start to end: the order in which things come up, the one loop that keeps the tables true, and the order in
 //! which everything is taken away again.
 
+mod attaching;
+mod closing;
+mod leaving;
+mod placement;
 mod sweeping;
 mod view;
+mod vips;
+mod vrrp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,26 +16,42 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
-use lb_common::{abi::Port, wire::Tags};
+use anyhow::Context as _;
+use lb_common::abi::{Backend, BackendId};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
 
+use self::{
+    attaching::families,
+    closing::Closer,
+    placement::{carried, moves, ports},
+    vips::Vips,
+    vrrp::{Seen, Vrrp},
+};
+pub(crate) use self::{attaching::hooked, leaving::vips, placement::carriers};
 use crate::{
-    admin::{ControlSocket, Status, metrics::MetricsServer},
-    config::model::{Config, XdpMode},
-    dataplane::{Dataplane, Mode, Options, Swept},
+    admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command},
+    config::{
+        hints,
+        model::{Config, VirtualServer},
+    },
+    dataplane::{Change, Dataplane, Mode, Options, Swept},
     health::{Checkers, Reports, State},
-    host::{self, Announcer, Changes, Forwarding, Handle, Interface, Interfaces, Vip, forwarding::Families, preflight},
+    host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
     reconcile::{Applied, Inputs, desired, plan},
 };
 
 /// How often the counters in the published status are refreshed.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Requests that wait for the loop, which takes them at once; who finds no room is told to try again.
+const COMMANDS: usize = 4;
+
+/// Connections that are alive, by backend.
+type Alive = BTreeMap<BackendId, u64>;
 
 /// Runs until SIGTERM or SIGINT. Whatever was added to the host is removed before it returns, on failure too.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
@@ -46,6 +68,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         Ok(signal) => log::info!("{signal}: leaving"),
         Err(error) => log::error!("{error:#}: leaving"),
     }
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    node.resign(again).await;
     node.stop().await;
     ended.map(drop)
 }
@@ -55,9 +84,10 @@ struct Node<'a> {
     config: &'a Config,
     started: SystemTime,
     handle: Handle,
-    /// VIPs by virtual server; several virtual servers may share one.
-    vips: Vec<Vip>,
-    announcements: JoinSet<()>,
+    /// Those that do not move.
+    vips: Vips,
+    vrrp: Vrrp<'a>,
+    commands: mpsc::Receiver<Command>,
     servers: JoinSet<()>,
     checkers: Checkers,
     reports: watch::Receiver<Reports>,
@@ -66,22 +96,32 @@ struct Node<'a> {
     changes: Changes,
     dataplane: Dataplane,
     attached: BTreeMap<String, Mode>,
+    /// Its id, by which the kernel tells what an interface has.
+    program: Option<u32>,
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
     swept: watch::Receiver<Swept>,
+    /// The same of this host's own sockets.
+    own: watch::Receiver<Alive>,
+    closer: Closer,
     status: watch::Sender<Arc<Status>>,
-    _forwarding: Forwarding,
+    forwarding: Vec<Forwarding>,
 }
 
 impl<'a> Node<'a> {
     /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
     async fn start(config: &'a Config) -> anyhow::Result<Self> {
+        hints(config).iter().for_each(|hint| log::warn!("{hint}"));
         let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
         preflight::check(parent)?;
         let socket = ControlSocket::bind(&config.admin.control_socket)?;
         let metrics = match config.admin.metrics {
             Some(address) => Some(MetricsServer::bind(address).await?),
+            None => None,
+        };
+        let probes = match config.admin.healthz {
+            Some(address) => Some(ProbeServer::bind(address).await?),
             None => None,
         };
 
@@ -91,27 +131,30 @@ impl<'a> Node<'a> {
         let carriers = carriers(config, &host)?;
 
         let mut dataplane = Dataplane::load(&Options {
-            max_connections: config.dataplane.max_connections.get(),
+            max_connections: tracked(config),
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
         let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
+        let own = watch::Sender::new(Alive::new());
+        let own_counts = own.subscribe();
+        let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
-        let families = Families {
-            ipv4: config.virtual_servers.iter().any(|server| server.address.is_ipv4()),
-            ipv6: config.virtual_servers.iter().any(|server| server.address.is_ipv6()),
-        };
-        let forwarding = Forwarding::enable(carried(config, &host), families)?;
+        let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
 
+        // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
+        let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
         let started = SystemTime::now();
+        let (ask, commands) = mpsc::channel(COMMANDS);
         let mut node = Self {
             config,
             started,
+            vips: Vips::new(handle.clone()),
             handle,
-            vips: Vec::new(),
-            announcements: JoinSet::new(),
+            vrrp: Vrrp::new(&config.vrrp),
+            commands,
             servers: JoinSet::new(),
             checkers,
             reports,
@@ -119,12 +162,15 @@ impl<'a> Node<'a> {
             changes,
             dataplane,
             attached: BTreeMap::new(),
+            program: None,
             carriers,
             host,
-            applied: Applied::default(),
+            applied,
             swept: counts.subscribe(),
+            own: own_counts,
+            closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
-            _forwarding: forwarding,
+            forwarding: vec![forwarding],
         };
         node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts));
         if let Err(error) = node.bring_up().await {
@@ -133,40 +179,36 @@ impl<'a> Node<'a> {
         }
 
         // Answered from here on: who asks sees a node that is up.
-        node.servers.spawn(socket.serve(node.status.subscribe()));
+        node.servers.spawn(socket.serve(node.status.subscribe(), ask));
         if let Some(metrics) = metrics {
             node.servers.spawn(metrics.serve(node.status.subscribe()));
         }
-        log::info!(
-            "carrying {} virtual servers on {}",
-            config.virtual_servers.len(),
-            config.dataplane.interfaces.join(", ")
-        );
+        if let Some(probes) = probes {
+            node.servers.spawn(probes.serve(node.status.subscribe()));
+        }
+        let interfaces = match &config.dataplane.interfaces[..] {
+            [] => "no interface".to_owned(),
+            names => names.join(", "),
+        };
+        log::info!("carrying {} virtual servers on {interfaces}", config.virtual_servers.len());
         Ok(node)
     }
 
-    /// From the programs on the interfaces to the VIPs. Until the first tables are there, the programs let everything pass: a daemon that
-    /// takes over from another must not reset its connections because no backend is known yet.
+    /// From the programs on the interfaces to the VIPs. Until the first tables are there, a former daemon's programs go on with the old
+    /// ones, and where there are none, everything passes: connections must not be reset because no backend is known yet.
     async fn bring_up(&mut self) -> anyhow::Result<()> {
         self.servers.spawn(self.dataplane.log()?.pass_on());
         self.attach()?;
+        self.attach_hooks()?;
         self.await_health().await?;
+        self.dataplane.take_over()?;
         self.hold().await?;
+        self.vrrp.settle().await;
+        let broken = self.broken();
+        let states = states(self.config, &self.followed);
+        let seen = Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken };
+        self.vrrp.start(&seen, &mut self.dataplane)?;
         self.publish()
-    }
-
-    fn attach(&mut self) -> anyhow::Result<()> {
-        let wanted = match self.config.dataplane.mode {
-            XdpMode::Auto => None,
-            XdpMode::Native => Some(Mode::Native),
-            XdpMode::Generic => Some(Mode::Generic),
-        };
-        for name in &self.config.dataplane.interfaces {
-            let interface = self.host.named(name)?;
-            let mode = self.dataplane.attach(name, interface.index, wanted, interface.xdp)?;
-            self.attached.insert(name.clone(), mode);
-        }
-        Ok(())
     }
 
     /// Waits until each backend was checked once, so that the VIP is not held by a node that knows of nobody to send to. A check that
@@ -180,16 +222,13 @@ impl<'a> Node<'a> {
         self.reconcile(false)
     }
 
-    /// Puts the VIPs on their interfaces and announces them.
+    /// Puts the VIPs that do not move on their interfaces and announces them.
     async fn hold(&mut self) -> anyhow::Result<()> {
-        for (server, carrier) in self.config.virtual_servers.iter().zip(&self.carriers) {
-            let held = |vip: &Vip| vip.address() == server.address && vip.interface() == carrier;
-            if self.vips.iter().any(held) {
-                continue;
-            }
-            let interface = self.host.named(carrier)?;
-            self.vips.push(Vip::hold(&self.handle, server.address, interface).await?);
-            announce(&mut self.announcements, interface, server.address);
+        let config = self.config;
+        let stays = |server: &VirtualServer| !server.address.is_loopback() && !moves(config, server);
+        let all = config.virtual_servers.iter().zip(&self.carriers);
+        for (server, carrier) in all.filter(|(server, _)| stays(server)) {
+            self.vips.hold(server.address, self.host.named(carrier)?).await?;
         }
         self.host = host::interfaces(&self.handle).await?;
         Ok(())
@@ -207,6 +246,11 @@ impl<'a> Node<'a> {
                 },
                 error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
+                changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
+                Some(Command::Release) = self.commands.recv() => {
+                    self.vrrp.release();
+                    Ok(())
+                }
                 _ = refresh.tick() => self.publish(),
             };
             if let Err(error) = done {
@@ -221,8 +265,32 @@ impl<'a> Node<'a> {
         if now == states(self.config, &self.followed) {
             return Ok(());
         }
+        let broken = self.broken();
+        self.vrrp.warn(&Seen { servers: &self.config.virtual_servers, states: &now, broken: &broken });
         self.reconcile(false)?;
+        self.follow()
+    }
+
+    /// Tells VRRP what its conditions depend on, and everybody what it says.
+    fn follow(&mut self) -> anyhow::Result<()> {
+        let broken = self.broken();
+        let states = states(self.config, &self.followed);
+        self.vrrp.follow(&Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken });
         self.publish()
+    }
+
+    /// Interfaces that have lost the program, and so carry nothing.
+    fn broken(&self) -> BTreeMap<String, String> {
+        let lost = |name: &String| {
+            let why = match self.host.named(name) {
+                Err(_) => "the interface is gone",
+                Ok(interface) if interface.xdp.is_none() => "the XDP program is gone from it",
+                Ok(interface) if interface.xdp != self.program => "another XDP program has taken its place",
+                Ok(_) => return None,
+            };
+            Some((name.clone(), why.to_owned()))
+        };
+        self.attached.keys().filter_map(lost).collect()
     }
 
     /// Looks at the host again: what was cached about ways is void, and a VIP may be gone.
@@ -231,21 +299,10 @@ impl<'a> Node<'a> {
             self.changes = Changes::subscribe(&self.handle).await?;
         }
         self.host = host::interfaces(&self.handle).await?;
-        for vip in &mut self.vips {
-            match vip.ensure().await {
-                Ok(true) => {
-                    log::warn!("VIP {} was taken from {}: put back", vip.address(), vip.interface());
-                    if let Ok(interface) = self.host.named(vip.interface()) {
-                        announce(&mut self.announcements, interface, vip.address());
-                    }
-                }
-                Ok(false) => {}
-                // The interface may be gone for the moment; the next change brings another try.
-                Err(error) => log::warn!("VIP {}: {error}", vip.address()),
-            }
-        }
+        self.attach_returned()?;
+        self.vips.ensure(&self.host).await;
         self.reconcile(true)?;
-        self.publish()
+        self.follow()
     }
 
     /// Brings the tables to what configuration, health and host ask for.
@@ -259,6 +316,10 @@ impl<'a> Node<'a> {
             desired(&Inputs { servers: &config.virtual_servers, states: &states, local: &local, ports: &ports })?;
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
+        let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
+        if !lost.is_empty() {
+            self.closer.close(lost);
+        }
         self.applied = applied;
         self.followed = reports;
         Ok(())
@@ -270,16 +331,19 @@ impl<'a> Node<'a> {
         for server in &self.config.virtual_servers {
             local.remove(&server.address);
         }
+        for net in self.config.vrrp.iter().flat_map(|instance| &instance.addresses) {
+            local.remove(&net.addr());
+        }
         local
     }
 
     fn publish(&mut self) -> anyhow::Result<()> {
         let held = self.config.virtual_servers.iter().zip(&self.carriers).map(|(server, carrier)| {
             let on = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == server.address);
-            self.host.named(carrier).is_ok_and(on)
+            server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
-        let status = view::status(&view::Sources {
+        let status = view::status(view::Sources {
             config: self.config,
             started: self.started,
             reports: &self.followed,
@@ -288,100 +352,34 @@ impl<'a> Node<'a> {
             held: &held,
             dataplane: &self.dataplane,
             swept: &self.swept.borrow(),
+            own: &self.own.borrow(),
+            vrrp: self.vrrp.status(),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())
     }
+}
 
-    async fn release(&mut self) {
-        for vip in self.vips.drain(..) {
-            let address = vip.address();
-            if let Err(error) = vip.release().await {
-                log::error!("removing VIP {address}: {error}");
-            }
-        }
-    }
-
-    /// Gives the VIPs back first: nobody should be drawn to a node that no longer forwards. The rest goes by being dropped.
-    async fn stop(mut self) {
-        self.announcements.shutdown().await;
-        self.release().await;
-        self.servers.shutdown().await;
-        self.checkers.stop().await;
+/// A backend whose connections are lost by a change.
+fn lost(change: &Change) -> Option<BackendId> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
+        _ => None,
     }
 }
 
-/// The interface that each virtual server's VIP is put on.
-pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec<String>> {
-    let carrier = |server: &crate::config::model::VirtualServer| {
-        let named = server.interface.as_ref().map(std::slice::from_ref);
-        let candidates = named.unwrap_or(&config.dataplane.interfaces);
-        let found = host.carrier(server.address, candidates);
-        let found = found.with_context(|| format!("virtual server \"{}\"", server.name))?;
-        if !carried(config, host).any(|name| name == found.name) {
-            bail!(
-                "virtual server \"{}\": interface {} does not get the XDP program, so nothing would carry its traffic. Add {} (or, if it is a VLAN, \
-                 the interface below it) to dataplane.interfaces.",
-                server.name,
-                found.name,
-                found.name
-            );
-        }
-        Ok(found.name.clone())
-    };
-    for name in &config.dataplane.interfaces {
-        host.named(name)?;
-    }
-    config.virtual_servers.iter().map(carrier).collect()
-}
-
-/// The interfaces with the program, and the VLANs on them.
-fn carried<'a>(config: &'a Config, host: &'a Interfaces) -> impl Iterator<Item = &'a str> {
-    let below = config.dataplane.interfaces.iter().filter_map(|name| host.named(name).ok());
-    below.flat_map(|interface| {
-        let vlans = host.vlans_on(interface.index).map(|vlan| vlan.name.as_str());
-        std::iter::once(interface.name.as_str()).chain(vlans)
-    })
+/// Connections to keep track of: none of packets where no packet is seen.
+fn tracked(config: &Config) -> u32 {
+    if config.dataplane.interfaces.is_empty() { 1 } else { config.dataplane.max_connections.get() }
 }
 
 /// Health in the order of the configuration.
 fn states(config: &Config, reports: &Reports) -> Vec<Vec<State>> {
-    let of = |server: &crate::config::model::VirtualServer| {
+    let of = |server: &VirtualServer| {
         let state = |backend: &crate::config::model::Backend| {
             reports.get(&view::key(server, backend)).map_or(State::Down, |report| report.state)
         };
         server.backends.iter().map(state).collect()
     };
     config.virtual_servers.iter().map(of).collect()
-}
-
-/// The interfaces that the data plane may send from, and the VLANs on them.
-fn ports(attached: &BTreeMap<String, Mode>, host: &Interfaces) -> BTreeMap<Port, Port> {
-    let mut ports = BTreeMap::new();
-    let plain = |interface: u32| Port { interface, tags: Tags(0) };
-    // A driver cannot be sent to from another driver's receive path unless it has native XDP itself: the kernel sends there.
-    let mixed = attached.values().any(|mode| *mode == Mode::Native);
-    let reachable = attached.iter().filter(|(_, mode)| !mixed || **mode == Mode::Native);
-    for interface in reachable.filter_map(|(name, _)| host.named(name).ok()) {
-        ports.insert(plain(interface.index), plain(interface.index));
-        for vlan in host.vlans_on(interface.index) {
-            if let Some(tag) = &vlan.vlan {
-                let tagged = Port { interface: interface.index, tags: Tags::single(tag.id) };
-                ports.insert(tagged, plain(vlan.index));
-                ports.insert(plain(vlan.index), tagged);
-            }
-        }
-    }
-    ports
-}
-
-/// Tells the segment that the VIP is here now.
-fn announce(tasks: &mut JoinSet<()>, interface: &Interface, vip: std::net::IpAddr) {
-    match Announcer::new(interface, vip) {
-        Ok(Some(announcer)) => {
-            tasks.spawn(async move { announcer.burst().await });
-        }
-        Ok(None) => {}
-        Err(error) => log::warn!("announcing VIP {vip} on {}: {error}", interface.name),
-    }
 }

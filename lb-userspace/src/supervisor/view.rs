@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::SystemTime};
 use lb_common::abi::{BackendId, Counter};
 
 use crate::{
-    admin::status::{self, Connections, Counters, Status, Table},
+    admin::{
+        self,
+        status::{self, Connections, Counters, Status, Table},
+    },
     config::model::{Backend, Config, VirtualServer},
     dataplane::{ApplyError, Dataplane, Mode, Swept},
     health::{BackendKey, Reports, State},
@@ -23,13 +26,16 @@ pub(super) struct Sources<'a> {
     pub(super) dataplane: &'a Dataplane,
     /// The connections, as they were found last.
     pub(super) swept: &'a Swept,
+    /// Those of this host's own sockets, which the other ones are without.
+    pub(super) own: &'a BTreeMap<BackendId, u64>,
+    pub(super) vrrp: Vec<admin::vrrp::Instance>,
 }
 
 pub(super) fn key(server: &VirtualServer, backend: &Backend) -> BackendKey {
     BackendKey { virtual_server: server.name.clone(), backend: backend.name.clone() }
 }
 
-pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
+pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
     // Numbered as `reconcile::desired` numbers them.
     let mut ids = (0..).map(BackendId);
     let mut forwarded = 0;
@@ -37,7 +43,7 @@ pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
     for (index, server) in sources.config.virtual_servers.iter().enumerate() {
         let mut backends = Vec::new();
         for (backend, id) in server.backends.iter().zip(&mut ids) {
-            let shown = view(sources, server, backend, id)?;
+            let shown = view(&sources, server, backend, id)?;
             forwarded += shown.packets;
             backends.push(shown);
         }
@@ -58,6 +64,7 @@ pub(super) fn status(sources: &Sources<'_>) -> Result<Status, ApplyError> {
     Ok(Status {
         interfaces: interfaces.map(|(name, at)| status::Interface { name: name.clone(), mode: mode(at) }).collect(),
         virtual_servers,
+        vrrp: sources.vrrp,
         connections: Connections {
             tracked: sources.swept.alive.values().sum(),
             capacity: sources.dataplane.capacity(),
@@ -81,6 +88,8 @@ fn view(
 ) -> Result<status::Backend, ApplyError> {
     let report = sources.reports.get(&key(server, backend));
     let traffic = sources.dataplane.traffic(id)?;
+    let [forwarded, own] =
+        [&sources.swept.alive, sources.own].map(|counts| counts.get(&id).copied().unwrap_or_default());
     Ok(status::Backend {
         name: backend.name.clone(),
         address: backend.address,
@@ -93,7 +102,8 @@ fn view(
             .map(|check| status::LastCheck { text: check.text.clone(), latency: check.latency }),
         checks: report.map_or(0, |report| report.checks),
         check_failures: report.map_or(0, |report| report.failures),
-        active_connections: Some(sources.swept.alive.get(&id).copied().unwrap_or_default()),
+        active_connections: Some(forwarded + own),
+        local_connections: Some(own),
         connections: traffic.connections,
         packets: traffic.packets_in + traffic.packets_out,
         bytes: traffic.bytes_in + traffic.bytes_out,
@@ -109,11 +119,14 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
         match counter {
             Counter::Connected
             | Counter::Rebuilt
+            | Counter::Local
+            | Counter::LocalRefused
             | Counter::Unresolved
+            | Counter::IcmpError
             | Counter::EvictedHalfOpen
             | Counter::EvictedClosing
             | Counter::EvictedIdle => sorted.events.insert(label, *count),
-            Counter::NoService | Counter::Fragment | Counter::Malformed => {
+            Counter::NoService | Counter::Fragment | Counter::Malformed | Counter::IcmpStranger => {
                 *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)
             }
@@ -127,7 +140,9 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::NoPort
             | Counter::TableFull
             | Counter::NoRoute
-            | Counter::NoMetadata => {
+            | Counter::NoMetadata
+            | Counter::Fenced
+            | Counter::Overdue => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
                 sorted.drops.insert(label, *count)
             }
@@ -146,6 +161,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 7), ("forward", 100), ("pass", 3), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 9), ("forward", 100), ("pass", 4), ("reset", 2)]);
     }
 }

@@ -10,6 +10,7 @@
 //! taken within a round, where the machine's mood is the same for both.
 
 mod case;
+pub mod failover;
 mod harness;
 mod report;
 mod scene;

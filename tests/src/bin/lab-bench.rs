@@ -1,28 +1,90 @@
-//! Measures the data path: `cargo xtask bench datapath`.
+//! Measures the data path and the failover: `cargo xtask bench`.
+
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
-use clap::Parser;
-use lb_tests::bench;
+use clap::{Args, Parser};
+use lb_tests::bench::{
+    self,
+    failover::{Event, Options, Profile, System},
+};
 
-/// Nanoseconds a packet in the data path, and multiples of a program that only returns it.
 #[derive(Debug, Parser)]
-struct Arguments {
+enum Arguments {
+    /// Nanoseconds a packet in the data path, and multiples of a program that only returns it
+    Datapath {
+        /// Print one object a line
+        #[arg(long)]
+        json: bool,
+        /// Visit connections in no order, so that hardly a cache line is still there: the worst that traffic can be. Without it they
+        /// come in the order in which they were made
+        #[arg(long)]
+        shuffled: bool,
+    },
+    /// Milliseconds until a VIP is served by another node, for xvip and for keepalived
+    Failover(Failover),
+}
+
+#[derive(Args, Debug)]
+struct Failover {
     /// Print one object a line
     #[arg(long)]
     json: bool,
-    /// Visit connections in no order, so that hardly a cache line is still there: the worst that traffic can be. Without it they come in
-    /// the order in which they were made
-    #[arg(long)]
-    shuffled: bool,
+    /// Runs of each event for each system and profile
+    #[arg(long, default_value_t = 20)]
+    runs: usize,
+    /// Only these [default: power-off,orderly-stop,kill,heal,garp-lost,service-death,stall; there is
+    /// `busy`, too]
+    #[arg(long, value_delimiter = ',')]
+    events: Vec<Event>,
+    /// Only these [default: keepalived,xvip]
+    #[arg(long, value_delimiter = ',')]
+    systems: Vec<System>,
+    /// Only these [default: default,fast]
+    #[arg(long, value_delimiter = ',')]
+    profiles: Vec<Profile>,
+    /// Seconds until a partition heals
+    #[arg(long, default_value_t = 8.0)]
+    partition: f64,
+    /// Seconds that the event `busy` lasts
+    #[arg(long, default_value_t = 600.0)]
+    busy: f64,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let report = bench::datapath(arguments.shuffled)?;
-    if arguments.json {
-        println!("{}", report.json()?);
-    } else {
-        print!("{report}");
+fn main() -> Result<ExitCode> {
+    match Arguments::parse() {
+        Arguments::Datapath { json, shuffled } => {
+            let report = bench::datapath(shuffled)?;
+            print(json, &report, report.json()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Arguments::Failover(arguments) => failover(arguments),
     }
-    Ok(())
+}
+
+fn failover(arguments: Failover) -> Result<ExitCode> {
+    let Failover { json, runs, events, systems, profiles, partition, busy } = arguments;
+    let report = bench::failover::failover(&Options {
+        runs,
+        events: or_all(events, &Event::USUAL),
+        systems: or_all(systems, &System::ALL),
+        profiles: or_all(profiles, &Profile::ALL),
+        partition: Duration::try_from_secs_f64(partition)?,
+        busy: Duration::try_from_secs_f64(busy)?,
+    })?;
+    print(json, &report, report.json()?);
+    // What could not be measured is in the report; programs learn it from the status too.
+    Ok(if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(json: bool, table: &impl std::fmt::Display, lines: String) {
+    if json {
+        println!("{lines}");
+    } else {
+        print!("{table}");
+    }
+}
+
+fn or_all<T: Copy>(chosen: Vec<T>, all: &[T]) -> Vec<T> {
+    if chosen.is_empty() { all.to_vec() } else { chosen }
 }

@@ -13,11 +13,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use nix::net::if_::if_nametoindex;
+use nix::{errno::Errno, ifaddrs::getifaddrs, net::if_::if_nametoindex, sys::socket::SockaddrStorage};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    BPFFS, Error, io_error, netns::Netns, netstat::Netstat, ping, process::Process, sweep::remove_directory, xdp_pass,
+    BPFFS, Capture, Error, Link, capture, io_error, netns::Netns, netstat::Netstat, ping, process::Process,
+    sweep::remove_directory, xdp_pass,
 };
 
 /// How long a command may take that is expected to end.
@@ -164,6 +165,20 @@ impl Host {
         self.enter(|| Socket::new(domain, kind, protocol))?.map_err(io_error("make a socket"))
     }
 
+    /// Frames of one protocol (an EtherType) on an interface of this host.
+    pub fn link(&self, interface: &str, protocol: u16) -> Result<Link, Error> {
+        self.enter(|| Link::open(interface, protocol))?
+            .map_err(io_error(format!("open {interface} of {}", self.name())))
+    }
+
+    /// Records what passes the first switch port of this host, in both directions, to a file in its directory.
+    pub fn capture(&self, name: &str, wanted: fn(&[u8]) -> bool) -> Result<Capture, Error> {
+        let port = &self.inner.ports[0].device;
+        let path = self.directory().join(name);
+        let start = || Capture::start(Link::open(port, capture::ALL)?, &path, wanted);
+        self.inner.switch.enter(start)?.map_err(io_error(format!("record {port}")))
+    }
+
     /// One ICMP echo, and the time its answer took.
     pub fn ping(&self, to: IpAddr) -> Result<Duration, Error> {
         self.enter(|| ping::ping(to, PING_LIMIT))?.map_err(io_error(format!("ping {to} from {}", self.name())))
@@ -176,6 +191,13 @@ impl Host {
 
     pub fn add_address(&self, interface: &str, address: IpNet) -> Result<(), Error> {
         self.ip(&address_line(interface, address))
+    }
+
+    /// Every address on every interface, whatever put it there.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        let all = || Ok(getifaddrs()?.filter_map(|known| ip(&known.address?)).collect());
+        self.enter(all)?
+            .map_err(|errno: Errno| io_error(format!("list the addresses of {}", self.name()))(errno.into()))
     }
 
     /// Writes a sysctl, named by its path below /proc/sys.
@@ -203,6 +225,12 @@ impl Host {
         self.on_ports(|port| format!("link set {} master {}", port.device, port.segment))
     }
 
+    /// Whether broadcasts of others reach this host: off, it misses gratuitous ARP while its own questions are answered.
+    pub fn hear_broadcasts(&self, on: bool) -> Result<(), Error> {
+        let flood = if on { "on" } else { "off" };
+        self.on_ports(|port| format!("link set {} type bridge_slave bcast_flood {flood}", port.device))
+    }
+
     /// Pulls the cables: the host sees its carrier go.
     pub fn carrier_down(&self) -> Result<(), Error> {
         self.on_ports(|port| format!("link set {} down", port.device))
@@ -228,6 +256,11 @@ impl Host {
     fn processes(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Process>>> {
         self.inner.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
 }
 
 /// `nodad`: an IPv6 address is good at once.

@@ -10,7 +10,10 @@
 //! With checksum offload on, XDP sees unfinished checksums and a program that never repairs them passes every TCP test.
 //! Needs root, `ip` and `ethtool` (Debian: iproute2, ethtool); [`bpffs`] says whether a BPF filesystem is there.
 
+mod capture;
+mod cgroup;
 mod host;
+mod link;
 mod netns;
 mod netstat;
 mod ping;
@@ -30,7 +33,10 @@ use std::{
 use nix::{errno::Errno, net::if_::if_nametoindex, sys::statfs};
 
 pub use self::{
+    capture::Capture,
+    cgroup::Cgroup,
     host::{Host, HostSpec},
+    link::{Link, Mac, receive, stamp},
     netstat::Netstat,
     process::Process,
 };

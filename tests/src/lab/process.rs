@@ -76,6 +76,14 @@ impl Process {
         kill(self.pid, signal).map_err(|errno| io_error(format!("signal `{}`", self.command))(errno.into()))
     }
 
+    /// Signals the program and every child that stayed in its process group, at once.
+    pub fn signal_group(&self, signal: Signal) -> Result<(), Error> {
+        if self.exited().is_some() {
+            return Err(self.ended_early());
+        }
+        killpg(self.pid, signal).map_err(|errno| io_error(format!("signal `{}`", self.command))(errno.into()))
+    }
+
     /// The status, if it has ended.
     pub fn exited(&self) -> Option<ExitStatus> {
         self.child().try_wait().ok().flatten()

@@ -9,7 +9,7 @@ use nix::{
 };
 
 use super::{
-    BPFFS, Error, Lab, PREFIX, RUN_DIR, io_error,
+    BPFFS, Error, Lab, PREFIX, RUN_DIR, cgroup, io_error,
     netns::{self, NETNS_DIR, run},
 };
 
@@ -29,6 +29,7 @@ impl Lab {
                 removed?;
             }
         }
+        cgroup::sweep(orphans)?;
         for directory in [BPFFS, RUN_DIR] {
             for name in orphans(directory) {
                 remove_directory(&Path::new(directory).join(name))?;

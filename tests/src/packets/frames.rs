@@ -1,11 +1,11 @@
-//! TCP segments as frames, put together and summed up by etherparse: nothing of the data path's own arithmetic.
+//! TCP segments, and ICMP errors about them, as frames, put together and summed up by etherparse: nothing of the data path's own arithmetic.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6FlowLabel,
-    Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, SingleVlanHeader, TcpHeader, VlanHeader, VlanId,
-    VlanPcp, ip_number,
+    Icmpv4Type, Icmpv6Type, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions,
+    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, SingleVlanHeader, TcpHeader,
+    VlanHeader, VlanId, VlanPcp, icmpv4::DestUnreachableHeader, ip_number,
 };
 
 pub const FIN: u8 = 0x01;
@@ -44,7 +44,53 @@ pub struct Segment {
     pub payload: Vec<u8>,
 }
 
+/// An ICMP error.
+#[derive(Clone, Debug)]
+pub struct Error {
+    /// Destination and source.
+    pub macs: [[u8; 6]; 2],
+    pub from: IpAddr,
+    pub to: IpAddr,
+    pub hops: u8,
+    /// The MTU that it names.
+    pub mtu: u16,
+    /// The segment that it quotes, without its tags, and how many bytes from the TCP header on.
+    pub about: Segment,
+    pub quoted: usize,
+}
+
+impl Error {
+    /// # Panics
+    /// When the error mixes families.
+    pub fn bytes(&self) -> Vec<u8> {
+        let about = Segment { tags: Vec::new(), ..self.about.clone() }.bytes();
+        let end = (about.len() - self.about.tcp_len()).saturating_add(self.quoted).min(about.len());
+        let ethernet = PacketBuilder::ethernet2(self.macs[1], self.macs[0]);
+        let mut bytes = Vec::new();
+        let written = match (self.from, self.to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let kind = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: self.mtu };
+                let packet = ethernet.ipv4(from.octets(), to.octets(), self.hops);
+                let packet = packet.icmpv4(Icmpv4Type::DestinationUnreachable(kind));
+                packet.write_to_vec(&mut bytes, &about[14..end])
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let packet = ethernet.ipv6(from.octets(), to.octets(), self.hops);
+                let packet = packet.icmpv6(Icmpv6Type::PacketTooBig { mtu: self.mtu.into() });
+                packet.write_to_vec(&mut bytes, &about[14..end])
+            }
+            _ => panic!("{} and {} are not of one family", self.from, self.to),
+        };
+        written.expect("a packet of lawful length");
+        bytes
+    }
+}
+
 impl Segment {
+    fn tcp_len(&self) -> usize {
+        20 + self.options.len() + self.payload.len()
+    }
+
     /// # Panics
     /// When the segment mixes families or is longer than a packet can be.
     pub fn bytes(&self) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! The packet table: frames that run through the programs in the kernel, and what must come out of each, byte by byte.
 
+pub mod discovery;
 pub mod frames;
 pub mod stage;
 mod table;
@@ -10,7 +11,7 @@ use anyhow::Context as _;
 use lb_common::abi::Counter;
 use lb_userspace::dataplane::{Change, Dataplane, Options, Run};
 
-use stage::{Family, Stage};
+use stage::{Family, Landlord, Stage, Tenure};
 use table::{Program, Scene, Script, Step, TABLE};
 
 /// What one run of the table found.
@@ -51,14 +52,16 @@ fn play(stage: Stage, change: fn(Script) -> Script) -> anyhow::Result<Summary> {
     let programs = dataplane.programs()?.into_iter().map(|(name, count)| (name, count.unwrap_or(0))).collect();
     let mut summary = Summary { cases: 0, failed: Vec::new(), programs };
     dataplane.apply(&stage.tables())?;
+    let mut theatre = Theatre { landlord: Landlord::new(&mut dataplane)?, dataplane };
     for family in Family::ALL {
         for (name, case) in TABLE {
             summary.cases += 1;
             let number = summary.cases as u16;
             // Each case has its own client port, and so connections of its own.
             let scene = Scene { stage, family, client_port: 30_000 + 64 * number, generation: 3 * u32::from(number) };
-            dataplane.apply(&stage.reset(scene.generation))?;
-            if let Err(error) = perform(&mut dataplane, change(case(&scene))) {
+            theatre.dataplane.apply(&stage.reset(scene.generation))?;
+            theatre.landlord.grant(family, Tenure::Unbounded)?;
+            if let Err(error) = theatre.perform(family, change(case(&scene))) {
                 summary.failed.push(format!("{name}, {family:?}: {error:#}"));
             }
         }
@@ -71,35 +74,46 @@ pub fn load() -> anyhow::Result<Dataplane> {
     Ok(Dataplane::load(&Options { max_connections: 65_536, virtual_servers: 16, bpffs: None })?)
 }
 
-fn perform(dataplane: &mut Dataplane, script: Script) -> anyhow::Result<()> {
-    for (number, step) in (1..).zip(script.steps) {
-        take(dataplane, &step).with_context(|| format!("step {number}, {}", step.what))?;
-    }
-    Ok(())
+/// The programs and their maps.
+struct Theatre {
+    dataplane: Dataplane,
+    landlord: Landlord,
 }
 
-fn take(dataplane: &mut Dataplane, step: &Step) -> anyhow::Result<()> {
-    dataplane.apply(&step.before)?;
-    let before = dataplane.counters()?;
-    let Run { action, frame } = match step.program {
-        Program::Ingress => dataplane.ingress(&step.frame)?,
-        Program::Egress => dataplane.egress(&step.frame)?,
-    };
-    let after = dataplane.counters()?;
-    anyhow::ensure!(action == step.action, "action {action} instead of {}", step.action);
-    if frame != step.out {
-        let at = frame.iter().zip(&step.out).position(|(got, wanted)| got != wanted);
-        anyhow::bail!(
-            "the frame differs from byte {}:\n  in     {}\n  out    {}\n  wanted {}",
-            at.unwrap_or(frame.len().min(step.out.len())),
-            hex(&step.frame),
-            hex(&frame),
-            hex(&step.out)
-        );
+impl Theatre {
+    fn perform(&mut self, family: Family, script: Script) -> anyhow::Result<()> {
+        for (number, step) in (1..).zip(script.steps) {
+            self.take(family, &step).with_context(|| format!("step {number}, {}", step.what))?;
+        }
+        Ok(())
     }
-    let rose = risen(&before, &after);
-    anyhow::ensure!(rose == step.counters, "counted {rose:?} instead of {:?}", step.counters);
-    Ok(())
+
+    fn take(&mut self, family: Family, step: &Step) -> anyhow::Result<()> {
+        self.dataplane.apply(&step.before)?;
+        if let Some(tenure) = step.tenure {
+            self.landlord.grant(family, tenure)?;
+        }
+        let before = self.dataplane.counters()?;
+        let Run { action, frame } = match step.program {
+            Program::Ingress => self.dataplane.ingress(&step.frame)?,
+            Program::Egress => self.dataplane.egress(&step.frame)?,
+        };
+        let after = self.dataplane.counters()?;
+        anyhow::ensure!(action == step.action, "action {action} instead of {}", step.action);
+        if frame != step.out {
+            let at = frame.iter().zip(&step.out).position(|(got, wanted)| got != wanted);
+            anyhow::bail!(
+                "the frame differs from byte {}:\n  in     {}\n  out    {}\n  wanted {}",
+                at.unwrap_or(frame.len().min(step.out.len())),
+                hex(&step.frame),
+                hex(&frame),
+                hex(&step.out)
+            );
+        }
+        let rose = risen(&before, &after);
+        anyhow::ensure!(rose == step.counters, "counted {rose:?} instead of {:?}", step.counters);
+        Ok(())
+    }
 }
 
 /// The counters that went up by one, once each.

@@ -8,6 +8,7 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -18,8 +19,14 @@ use lb_common::{
     maglev::SLOTS,
     wire::Tags,
 };
-use lb_userspace::{dataplane::Change, host};
-use nix::sched::{CloneFlags, unshare};
+use lb_userspace::{
+    dataplane::{Change, Dataplane, Fence},
+    host,
+};
+use nix::{
+    sched::{CloneFlags, unshare},
+    time::{ClockId, clock_gettime},
+};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 /// Test runs arrive by the loopback interface, which is number 1 in every namespace.
@@ -71,6 +78,14 @@ impl Family {
         match self {
             Self::Ipv4 => Ipv4Addr::new(10, 1, 0, host).into(),
             Self::Ipv6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host.into()).into(),
+        }
+    }
+
+    /// The unspecified address.
+    pub fn nobody(self) -> IpAddr {
+        match self {
+            Self::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
         }
     }
 
@@ -136,6 +151,46 @@ pub fn settings(generation: u32) -> Change {
     }
     Change::Settings(Box::new(Settings::new(generation, vips, locals)))
 }
+
+/// How it stands with the lease of a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    /// There is none.
+    Unbounded,
+    Running,
+    /// Over, and the VIP is still carried.
+    Over,
+    /// Over for longer than the VIP is carried.
+    LongOver,
+}
+
+/// Gives the VIP a lease in the kernel side's maps.
+#[derive(Debug)]
+pub struct Landlord {
+    patient: Fence,
+    strict: Fence,
+}
+
+impl Landlord {
+    pub fn new(dataplane: &mut Dataplane) -> anyhow::Result<Self> {
+        Ok(Self { patient: dataplane.fence(LONG)?, strict: dataplane.fence(Duration::ZERO)? })
+    }
+
+    pub fn grant(&self, family: Family, tenure: Tenure) -> anyhow::Result<()> {
+        let vip = family.address(VIP);
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+        match tenure {
+            Tenure::Unbounded => self.patient.forget(vip)?,
+            Tenure::Running => self.patient.renew(vip, now + LONG)?,
+            Tenure::Over => self.patient.renew(vip, now)?,
+            Tenure::LongOver => self.strict.renew(vip, Duration::ZERO)?,
+        }
+        Ok(())
+    }
+}
+
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// The namespace of this thread.
 #[derive(Clone, Copy, Debug)]

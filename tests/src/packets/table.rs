@@ -7,10 +7,11 @@ use lb_common::{
 
 use super::{
     Change,
-    frames::{ACK, Extra, FIN, PSH, RST, SYN, Segment},
+    discovery::{Question, answer},
+    frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     stage::{
         BACKEND_PORT, CLIENTS, EMPTY, Family, HERE, Host, NEAR_MAC, REMOTE, STRANGER, Service, Stage, TRUNK_MAC,
-        TRUNK_TAG, TRUNKED, UNRESOLVED, UNROUTED, VIP, mac, settings,
+        TRUNK_TAG, TRUNKED, Tenure, UNRESOLVED, UNROUTED, VIP, mac, settings,
     },
 };
 
@@ -51,6 +52,8 @@ pub(super) struct Step {
     pub(super) what: &'static str,
     /// Applied first.
     pub(super) before: Vec<Change>,
+    /// How it stands with the VIP's lease from here on, if that changes.
+    pub(super) tenure: Option<Tenure>,
     pub(super) program: Program,
     pub(super) frame: Vec<u8>,
     pub(super) action: u32,
@@ -77,24 +80,46 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("the backend is down", down),
     ("the backend is gone from the configuration", gone),
     ("a backend on this host", local),
+    ("a router before the backend", too_big_for_the_backend),
+    ("a router before the client", too_big_for_the_client),
+    ("a reply of a backend on this host is too big", too_big_from_here),
+    ("an error about nobody's connection", stranger_error),
     ("the last hop", expired),
     ("a fragment", fragment),
     ("lengths that contradict each other", malformed),
     ("a port that nobody asks for", no_service),
     ("what is not ours", not_ours),
     ("what leaves and is not ours", leaves),
+    ("who has the VIP, and its lease runs or is over", solicited),
+    ("neighbour discovery that asks for no VIP, its lease over", not_solicited),
+    ("a connection whose VIP's lease is over", outlived),
 ];
 
 impl Script {
     fn then(mut self, what: &'static str, frame: Vec<u8>, action: u32, out: Vec<u8>, counters: &[Counter]) -> Self {
         let counters = counters.to_vec();
-        self.steps.push(Step { what, before: Vec::new(), program: Program::Ingress, frame, action, out, counters });
+        self.steps.push(Step {
+            what,
+            before: Vec::new(),
+            tenure: None,
+            program: Program::Ingress,
+            frame,
+            action,
+            out,
+            counters,
+        });
         self
     }
 
     /// The last step runs after these changes.
     fn after(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
         self.steps.last_mut().expect("a step").before.extend(changes);
+        self
+    }
+
+    /// The last step runs after the VIP's lease has become this.
+    fn under(mut self, tenure: Tenure) -> Self {
+        self.steps.last_mut().expect("a step").tenure = Some(tenure);
         self
     }
 
@@ -396,6 +421,97 @@ fn local(scene: &Scene) -> Script {
     script
 }
 
+/// How much of a segment is quoted: with its checksum, without it, all.
+const QUOTED: [usize; 3] = [20, 8, usize::MAX];
+
+/// What a router between the two says to the VIP.
+fn too_big(scene: &Scene, about: &Segment, quoted: usize) -> Error {
+    Error {
+        macs: [mac(1), mac(9)],
+        from: scene.family.address(STRANGER),
+        to: scene.family.address(VIP),
+        hops: 60,
+        mtu: 1400,
+        about: Segment { hops: about.hops - 2, ..about.clone() },
+        quoted,
+    }
+}
+
+/// What the end that sent the packet hears instead.
+fn heard(scene: &Scene, error: &Error, by: Host, from: Host, about: &Segment) -> Error {
+    Error {
+        macs: [mac(by), NEAR_MAC],
+        from: scene.family.address(from),
+        to: scene.family.address(by),
+        hops: error.hops - 1,
+        about: Segment { hops: error.about.hops, ..about.clone() },
+        ..error.clone()
+    }
+}
+
+fn too_big_for_the_backend(scene: &Scene) -> Script {
+    let syn = scene.asks(REMOTE, SYN);
+    // Extension headers are not looked through in what is quoted.
+    let extra = if scene.family == Family::Ipv4 { Extra::Options } else { Extra::None };
+    let data = Segment { extra, payload: vec![7; 333], ..scene.asks(REMOTE, ACK | PSH) };
+    let sent = scene.sent_on(REMOTE, &data, NEAR_MAC);
+    let mut script = Script::default()
+        .then("SYN", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
+        .then(
+            "the reply",
+            scene.answers(REMOTE, SYN | ACK).bytes(),
+            REDIRECT,
+            scene.sent_back(REMOTE, &scene.answers(REMOTE, SYN | ACK)).bytes(),
+            &[],
+        );
+    for quoted in QUOTED {
+        let error = too_big(scene, &sent, quoted);
+        let out = heard(scene, &error, CLIENT, VIP, &data).bytes();
+        script = script.then("too big", error.bytes(), REDIRECT, out, &[Counter::IcmpError]);
+    }
+    script
+}
+
+fn too_big_for_the_client(scene: &Scene) -> Script {
+    let syn = scene.asks(REMOTE, SYN);
+    let reply = Segment { payload: vec![7; 333], ..scene.answers(REMOTE, ACK | PSH) };
+    let sent = scene.sent_back(REMOTE, &reply);
+    let mut script = Script::default().then(
+        "SYN",
+        syn.bytes(),
+        REDIRECT,
+        scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(),
+        &[Counter::Connected],
+    );
+    for quoted in QUOTED {
+        let error = too_big(scene, &sent, quoted);
+        let out = heard(scene, &error, REMOTE.backend, VIP, &reply).bytes();
+        script = script.then("too big", error.bytes(), REDIRECT, out, &[Counter::IcmpError]);
+    }
+    script
+}
+
+fn too_big_from_here(scene: &Scene) -> Script {
+    let syn = scene.asks(HERE, SYN);
+    let seen = scene.family.socket(CLIENT, scene.local_port());
+    let up = Segment { from: seen, to: scene.family.socket(HERE.backend, BACKEND_PORT), hops: 63, ..syn.clone() };
+    let sent = Segment { from: up.to, to: seen, ..scene.asks(HERE, ACK) };
+    let turned = Segment { from: syn.to, to: syn.from, ..sent.clone() };
+    let mut script = Script::default().then("up the stack", syn.bytes(), PASS, up.bytes(), &[Counter::Connected]);
+    for quoted in QUOTED {
+        let error = too_big(scene, &turned, quoted);
+        let out = Error { macs: error.macs, ..heard(scene, &error, HERE.backend, CLIENT, &sent) };
+        script = script.then("too big", error.bytes(), PASS, out.bytes(), &[Counter::IcmpError]);
+    }
+    script
+}
+
+fn stranger_error(scene: &Scene) -> Script {
+    let sent = scene.sent_on(REMOTE, &scene.asks(REMOTE, ACK), NEAR_MAC);
+    let frame = too_big(scene, &sent, 8).bytes();
+    Script::default().then("too big", frame.clone(), PASS, frame, &[Counter::IcmpStranger])
+}
+
 fn expired(scene: &Scene) -> Script {
     let frame = Segment { hops: 1, ..scene.asks(REMOTE, SYN) }.bytes();
     let enough = Segment { hops: 2, ..scene.asks(REMOTE, SYN) };
@@ -466,4 +582,77 @@ fn leaves(scene: &Scene) -> Script {
         .leaving()
         .then("no backend", stranger.clone(), OK, stranger, &[])
         .leaving()
+}
+
+fn solicited(scene: &Scene) -> Script {
+    let client = scene.family.address(CLIENT);
+    let plain = Question { from: client, target: scene.family.address(VIP), tags: vec![], directed: false };
+    let questions = [
+        plain.clone(),
+        Question { tags: vec![TRUNK_TAG], ..plain.clone() },
+        Question { tags: vec![7, 8], ..plain.clone() },
+        Question { directed: true, ..plain.clone() },
+        // Is it taken? (RFC 5227 §1.1, RFC 4862 §5.4.2)
+        Question { from: scene.family.nobody(), ..plain },
+    ];
+    let mut script = Script::default();
+    for (tenure, action, counters) in [
+        (Tenure::Unbounded, PASS, &[][..]),
+        (Tenure::Running, PASS, &[]),
+        (Tenure::Over, DROP, &[Counter::Fenced]),
+        (Tenure::LongOver, DROP, &[Counter::Fenced]),
+        (Tenure::Running, PASS, &[]),
+    ] {
+        for question in &questions {
+            let frame = question.bytes();
+            script = script.then("who has it?", frame.clone(), action, frame, counters).under(tenure);
+        }
+    }
+    script
+}
+
+fn not_solicited(scene: &Scene) -> Script {
+    let (client, vip) = (scene.family.address(CLIENT), scene.family.address(VIP));
+    let question = |from, target| Question { from, target, tags: vec![], directed: false }.bytes();
+    let announcement = if scene.family == Family::Ipv4 { question(vip, vip) } else { answer(vip, vip) };
+    let asked = question(client, vip);
+    // In the middle of the target: that is followed by nothing in ARP, by 8 bytes of option in IPv6.
+    let cut = if scene.family == Family::Ipv4 { asked.len() - 2 } else { asked.len() - 10 };
+    let mut script = Script::default();
+    for (what, frame) in [
+        ("another's", question(client, scene.family.address(VIP + 1))),
+        ("the VIP asks", question(vip, client)),
+        ("the VIP is announced", announcement),
+        ("an answer", answer(client, vip)),
+        ("the VIP answers", answer(vip, client)),
+        ("cut", asked[..cut].to_vec()),
+    ] {
+        script = script.then(what, frame.clone(), PASS, frame, &[]).under(Tenure::LongOver);
+    }
+    script
+}
+
+fn outlived(scene: &Scene) -> Script {
+    let (syn, reply) = (scene.asks(REMOTE, SYN), scene.answers(REMOTE, SYN | ACK));
+    let (ack, other) = (scene.asks(REMOTE, ACK), scene.asks(EMPTY, SYN));
+    let on = |segment: &Segment| scene.sent_on(REMOTE, segment, NEAR_MAC).bytes();
+    let back = scene.sent_back(REMOTE, &reply).bytes();
+    let elsewhere = Segment { to: scene.family.socket(VIP + 1, REMOTE.port), ..ack.clone() }.bytes();
+    Script::default()
+        .then("SYN", syn.bytes(), REDIRECT, on(&syn), &[Counter::Connected])
+        .under(Tenure::Running)
+        .then("the reply, the lease over", reply.bytes(), REDIRECT, back.clone(), &[])
+        .under(Tenure::Over)
+        .then("more", ack.bytes(), REDIRECT, on(&ack), &[])
+        .then("too late", ack.bytes(), DROP, ack.bytes(), &[Counter::Overdue])
+        .under(Tenure::LongOver)
+        .then("too late for the backend", reply.bytes(), DROP, reply.bytes(), &[Counter::Overdue])
+        .then("no reset either", other.bytes(), DROP, other.bytes(), &[Counter::Overdue])
+        .then("what is not ours", elsewhere.clone(), PASS, elsewhere, &[])
+        .then("master again", ack.bytes(), REDIRECT, on(&ack), &[])
+        .under(Tenure::Running)
+        .then("too late once more", ack.bytes(), DROP, ack.bytes(), &[Counter::Overdue])
+        .under(Tenure::LongOver)
+        .then("without a lease, behind the fence", reply.bytes(), REDIRECT, back, &[])
+        .under(Tenure::Unbounded)
 }

@@ -100,13 +100,25 @@ impl Deployment {
 
     /// The configuration of one node's xvip: every endpoint of the deployment, in both families.
     pub fn xvip_config(&self, node: &str) -> Result<String> {
+        self.xvip_config_for(node, |_| true)
+    }
+
+    /// The same with the endpoints of one family.
+    pub fn xvip_config_of(&self, node: &str, v6: bool) -> Result<String> {
+        self.xvip_config_for(node, |endpoint| endpoint.is_ipv6() == v6)
+    }
+
+    fn xvip_config_for(&self, node: &str, wanted: impl Fn(&SocketAddr) -> bool) -> Result<String> {
         let host = self.lab.host(node)?;
+        let interfaces = if self.topology.has_vip() { "interfaces = [\"eth0\"]\n" } else { "" };
+        // The root is every lab's, and this machine's: who wants local clients names a cgroup of its own.
+        let cgroup = if self.topology.has_vip() { "cgroup = \"off\"\n" } else { "" };
         let mut toml = format!(
-            "[dataplane]\ninterfaces = [\"eth0\"]\nbpffs = {:?}\n\n[admin]\ncontrol_socket = {:?}\nmetrics = \"127.0.0.1:9095\"\n",
+            "[dataplane]\n{interfaces}{cgroup}bpffs = {:?}\n\n[admin]\ncontrol_socket = {:?}\nmetrics = \"127.0.0.1:9095\"\n",
             host.bpffs()?,
             self.control_socket(node)?,
         );
-        for endpoint in self.topology.endpoints() {
+        for endpoint in self.topology.endpoints().into_iter().filter(wanted) {
             self.virtual_server(&mut toml, endpoint)?;
         }
         Ok(toml)

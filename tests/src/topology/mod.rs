@@ -12,12 +12,13 @@
 //! Every address has an IPv6 twin with the same last number, and each deployment has a client on the same segment.
 
 mod deployment;
+mod written;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use self::deployment::Deployment;
+pub use self::{deployment::Deployment, written::Failover};
 
 /// Where every kube-apiserver listens.
 pub const APISERVER_PORT: u16 = 6443;

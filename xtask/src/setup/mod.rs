@@ -1,6 +1,10 @@
 //! `setup`: finds out what a verb needs and installs what is missing; every other verb calls it first.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
@@ -22,6 +26,8 @@ pub(crate) enum Need {
     Compile,
     /// Run network namespaces and XDP programs here
     Lab,
+    /// Run keepalived, FRR, haproxy and nginx there
+    Peers,
     /// Fuzz
     Fuzz,
     /// Boot other kernels
@@ -75,7 +81,21 @@ fn install(packages: &[&Package]) -> Result<()> {
     step("packages to install:");
     packages.iter().for_each(|package| eprintln!("      {:16} {}", package.name, package.why));
     let names: Vec<_> = packages.iter().map(|package| package.name).collect();
-    apt_install(&names)
+    let services: Vec<_> = names.iter().filter(|name| packages::SERVICES.contains(name)).copied().collect();
+    // A mask of this boot only, so that a broken installation leaves none for ever.
+    systemctl(&["mask", "--runtime"], &services)?;
+    let installed = apt_install(&names);
+    systemctl(&["unmask", "--runtime"], &services)?;
+    installed?;
+    systemctl(&["disable"], &services)
+}
+
+/// Where systemd runs; elsewhere packages start nothing.
+fn systemctl(verb: &[&str], services: &[&str]) -> Result<()> {
+    if services.is_empty() || !Path::new("/run/systemd/system").exists() {
+        return Ok(());
+    }
+    exec(root_command("systemctl", "to keep services from starting")?.arg("--quiet").args(verb).args(services))
 }
 
 /// Installs packages without a question, and without removing any.

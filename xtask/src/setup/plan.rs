@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use crate::setup::packages::PACKAGES;
 
-    const ALL: &[Need] = &[Need::Compile, Need::Lab, Need::Fuzz, Need::Vm];
+    const ALL: &[Need] = &[Need::Compile, Need::Lab, Need::Peers, Need::Fuzz, Need::Vm];
 
     fn toolchain(name: &str, minor: u32, llvm: u32, sources: bool) -> Toolchain {
         Toolchain { name: name.to_owned(), release: Version(1, minor, 0), llvm, sources }

@@ -66,7 +66,7 @@ pub(crate) fn run(arguments: &Test) -> Result<ExitCode> {
 fn layers(arguments: &Test, rows: &mut Vec<Row>) {
     let all = !arguments.quick;
     let vm = all && !arguments.no_vm;
-    let needs = [(true, Need::Compile), (all, Need::Lab), (all, Need::Fuzz), (vm, Need::Vm)];
+    let needs = [(true, Need::Compile), (all, Need::Lab), (all, Need::Peers), (all, Need::Fuzz), (vm, Need::Vm)];
     let needs: Vec<_> = needs.iter().filter(|(wanted, _)| *wanted).map(|(_, need)| *need).collect();
     let prepared = measure(rows, "setup", || {
         if all {

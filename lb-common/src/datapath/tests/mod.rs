@@ -2,6 +2,8 @@
 
 mod connections;
 mod endings;
+mod fence;
+mod icmp_errors;
 mod leaving;
 mod random;
 mod segments;
@@ -12,7 +14,13 @@ use std::vec::Vec;
 use segments::{Net, Segment};
 
 use super::*;
-use crate::{abi::Filter, flow::Role, host::Memory, maglev::SLOTS, wire::Tags};
+use crate::{
+    abi::Filter,
+    flow::Role,
+    host::{Memory, received},
+    maglev::SLOTS,
+    wire::Tags,
+};
 
 /// Runs tests that are generic over the family for each of the two.
 macro_rules! both {
@@ -101,7 +109,7 @@ where
 
     fn ingress(&self, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let mut frame = frame.to_vec();
-        let verdict = ingress(&mut frame[..], &self.memory, INTERFACE, self.now);
+        let verdict = received(&mut frame, &self.memory, INTERFACE, self.now);
         if let Verdict::Answer(length) = verdict {
             frame.truncate(length);
         }

@@ -1,9 +1,9 @@
-//! TCP segments of both families, written byte by byte with checksums made from nothing.
+//! TCP segments and ICMP errors of both families, written byte by byte with checksums made from nothing.
 
 use std::vec::Vec;
 
 use crate::{
-    address::{Address, V4, V6},
+    address::{Address, MAX_EXTENSIONS, V4, V6},
     checksum::{fold, sum},
     wire::{self, Flags},
 };
@@ -15,13 +15,30 @@ pub(super) trait Net: Address {
     const EXTRA: &'static [u8];
     /// A fragment's header: bytes to be written over or after a plain one.
     fn fragment(segment: &Segment<Self>) -> Vec<u8>;
+    /// Type and code of the error that a packet was too big, and the type of an echo request.
+    const TOO_BIG: (u8, u8);
+    const ECHO: u8;
     fn host(last: u8) -> Self;
+    /// The IP header in front of an ICMP message.
+    fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
     fn header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
+    /// Who has a host's address? Asked by another, by ARP or neighbour discovery, to the last byte that says so.
+    fn solicitation(sender: u8, target: u8, tags: &[u16]) -> Vec<u8>;
 }
 
 impl Net for V4 {
     const ETHER_TYPE: [u8; 2] = wire::IPV4;
     const EXTRA: &'static [u8] = &[0x94, 0x04, 0, 0, 1, 1, 1, 0];
+    const TOO_BIG: (u8, u8) = (3, 4);
+    const ECHO: u8 = 8;
+
+    fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
+        let mut header = Self::header(segment, payload);
+        (header[9], header[10], header[11]) = (1, 0, 0);
+        let checksum = (!fold(sum(&header))).to_ne_bytes();
+        header[10..12].copy_from_slice(&checksum);
+        header
+    }
 
     fn fragment(segment: &Segment<Self>) -> Vec<u8> {
         let mut frame = segment.bytes();
@@ -47,12 +64,29 @@ impl Net for V4 {
         header[10..12].copy_from_slice(&checksum);
         header
     }
+
+    fn solicitation(sender: u8, target: u8, tags: &[u16]) -> Vec<u8> {
+        let mut frame = ethernet(&[[0xff; 6], [2, 0, 0, 0, 0, sender]], tags, wire::ARP);
+        frame.extend([0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, sender]);
+        frame.extend(Self::host(sender).0);
+        frame.extend([0; 6]);
+        frame.extend(Self::host(target).0);
+        frame
+    }
 }
 
 impl Net for V6 {
     const ETHER_TYPE: [u8; 2] = wire::IPV6;
     /// Hop-by-hop options: a PadN over the rest of 16 bytes.
     const EXTRA: &'static [u8] = &[6, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const TOO_BIG: (u8, u8) = (2, 0);
+    const ECHO: u8 = 128;
+
+    fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
+        let mut header = Self::header(segment, payload);
+        header[6] = 58;
+        header
+    }
 
     fn fragment(segment: &Segment<Self>) -> Vec<u8> {
         let mut fragment = segment.clone();
@@ -77,6 +111,16 @@ impl Net for V6 {
         header.extend(segment.destination.0);
         header.extend(&segment.extra);
         header
+    }
+
+    fn solicitation(sender: u8, target: u8, tags: &[u16]) -> Vec<u8> {
+        let mut frame = ethernet(&[[0x33, 0x33, 0xff, 0, 0, target], [2, 0, 0, 0, 0, sender]], tags, wire::IPV6);
+        frame.extend([0x60, 0, 0, 0, 0, 24, 58, 255]);
+        frame.extend(Self::host(sender).0);
+        frame.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, target]);
+        frame.extend([135, 0, 0, 0, 0, 0, 0, 0]);
+        frame.extend(Self::host(target).0);
+        frame
     }
 }
 
@@ -114,16 +158,73 @@ impl<A: Net> Segment<A> {
         let checksum = (!fold(pseudo(self.source, self.destination, &tcp))).to_ne_bytes();
         tcp[16..18].copy_from_slice(&checksum);
 
-        let mut frame = self.macs.concat();
-        for tag in &self.tags {
-            frame.extend([0x81, 0x00]);
-            frame.extend(tag.to_be_bytes());
-        }
-        frame.extend(A::ETHER_TYPE);
+        let mut frame = ethernet(&self.macs, &self.tags, A::ETHER_TYPE);
         frame.extend(A::header(self, tcp.len()));
         frame.extend(tcp);
         frame
     }
+}
+
+/// An ICMP error (or what looks like one).
+#[derive(Clone, Debug)]
+pub(super) struct Error<A> {
+    pub(super) macs: [[u8; 6]; 2],
+    pub(super) source: A,
+    pub(super) destination: A,
+    pub(super) hops: u8,
+    pub(super) kind: u8,
+    pub(super) code: u8,
+    pub(super) rest: [u8; 4],
+    /// The packet that it quotes, and how many bytes from its TCP header on.
+    pub(super) about: Segment<A>,
+    pub(super) quoted: usize,
+}
+
+impl<A: Net> Error<A> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let about = self.about.bytes();
+        let network = 14 + 4 * self.about.tags.len();
+        let transport = A::transport::<_, MAX_EXTENSIONS>(&about[..], network)
+            .expect("a header")
+            .expect("one that is well formed")
+            .at;
+        let end = self.quoted.min(about.len() - transport) + transport;
+        let mut message = [self.kind, self.code, 0, 0].to_vec();
+        message.extend(self.rest);
+        message.extend(&about[network..end]);
+        let covered = if A::ETHER_TYPE == wire::IPV6 {
+            let length = (message.len() as u32).to_be_bytes();
+            sum(&self.source.mapped()) + sum(&self.destination.mapped()) + sum(&length) + sum(&[0, 58])
+        } else {
+            0
+        };
+        let checksum = (!fold(covered + sum(&message))).to_ne_bytes();
+        message[2..4].copy_from_slice(&checksum);
+
+        let outer = Segment {
+            macs: self.macs,
+            source: self.source,
+            destination: self.destination,
+            hops: self.hops,
+            extra: Vec::new(),
+            ..self.about.clone()
+        };
+        let mut frame = self.macs.concat();
+        frame.extend(A::ETHER_TYPE);
+        frame.extend(A::icmp_header(&outer, message.len()));
+        frame.extend(message);
+        frame
+    }
+}
+
+fn ethernet(macs: &[[u8; 6]; 2], tags: &[u16], ether_type: [u8; 2]) -> Vec<u8> {
+    let mut header = macs.concat();
+    for tag in tags {
+        header.extend([0x81, 0x00]);
+        header.extend(tag.to_be_bytes());
+    }
+    header.extend(ether_type);
+    header
 }
 
 /// Sum over a TCP segment and its pseudo-header.
@@ -141,7 +242,7 @@ pub(super) fn valid<A: Net>(frame: &[u8]) -> bool {
     let Ok(segment) = wire::segment::<A, [u8]>(frame, link.at) else {
         return false;
     };
-    let Ok(Some(transport)) = A::transport(frame, link.at) else {
+    let Ok(Some(transport)) = A::transport::<_, MAX_EXTENSIONS>(frame, link.at) else {
         return false;
     };
     let tcp = &frame[segment.transport..transport.end];

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::WHOLE;
@@ -28,6 +29,7 @@ fn edit() -> impl Strategy<Value = (f64, usize, String)> {
         any::<String>(),
         "[-\\[\\]{}=\"'.,#\n\r\t 0-9a-z_\u{1}é]{0,8}",
         Just("\n[[virtual_server]]\n".to_owned()),
+        Just("\n[[vrrp]]\n".to_owned()),
         Just("\"\"\"".to_owned()),
     ];
     (0.0..1.0, 0_usize..40, inserted)
@@ -121,20 +123,115 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     )
 }
 
+fn authentication() -> impl Strategy<Value = Authentication> {
+    let modes = prop_oneof![Just(HmacMode::ReceiveOnly), Just(HmacMode::Permissive), Just(HmacMode::Enforce)];
+    prop_oneof![
+        Just(Authentication::None),
+        "[ -~é]{1,4}".prop_map(|text| Authentication::Password(Password::new(&text))),
+        (any::<u8>(), path(), modes)
+            .prop_map(|(key_id, key_file, mode)| { Authentication::Hmac(Hmac { key_id, key_file, mode }) }),
+    ]
+}
+
+fn script() -> impl Strategy<Value = Script> {
+    let command = (path(), prop::collection::vec("[ -~é]{0,9}", 0..3));
+    (name(), command, 100_u64..=5_000, counter(), counter(), -253_i16..=253).prop_map(
+        |(name, (program, mut command), interval, rise, fall, weight)| {
+            command.insert(0, program.to_str().expect("UTF-8").to_owned());
+            let interval = Duration::from_millis(interval);
+            Script { name, command, interval, timeout: interval / 2, rise, fall, weight }
+        },
+    )
+}
+
+/// To be numbered by the configuration, so that what must be unique is.
+fn vrrp() -> impl Strategy<Value = Vrrp> {
+    let plain =
+        (name(), "[a-z0-9._-]{3,14}", 1_u8.., 1_u8..=254, 1_u64..=255, 2_u8..=100, authentication(), any::<bool>());
+    let addresses = prop::collection::vec(8_u8..=32, 1..5);
+    let more = (
+        (any::<bool>(), duration(0..=9_000)),
+        (0_u8..4, any::<bool>(), 1_u8..),
+        prop::option::of(path()),
+        (-253_i16..=253, -253_i16..=253),
+        prop::collection::vec(script(), 0..3),
+        any::<bool>(),
+    );
+    (plain, addresses, more).prop_map(|(plain, prefixes, more)| {
+        let (name, interface, vrid, priority, interval, down_factor, authentication, message) = plain;
+        let ((preempt, delay), (peers, has_source, min_ttl), notify, weights, scripts, ipv6) = more;
+        let is_v2 = matches!(authentication, Authentication::Password(_));
+        let ipv6 = ipv6 && !is_v2;
+        let address = |group: u8, host: u8| match ipv6 {
+            false => IpAddr::from([10, 1, group, host]),
+            true => IpAddr::from([0xfd01, 0, 0, 0, 0, 0, u16::from(group), u16::from(host)]),
+        };
+        let vip = |(host, prefix)| IpNet::new(address(0, host), prefix).expect("a prefix length of either family");
+        let unique = |(index, script): (usize, Script)| Script { name: format!("{}{index}", script.name), ..script };
+        let label = format!("{}:", interface.chars().take(14).collect::<String>());
+        Vrrp {
+            name,
+            interface,
+            vrid,
+            version: if is_v2 { Version::V2 } else { Version::V3 },
+            priority,
+            interval: if is_v2 { Duration::from_secs(interval) } else { Duration::from_millis(interval * 10) },
+            down_factor,
+            preempt,
+            preempt_delay: if preempt { delay } else { Duration::ZERO },
+            addresses: (1..).zip(prefixes).map(vip).collect(),
+            peers: (0..peers).map(|host| address(200, host)).collect(),
+            min_ttl,
+            source: has_source.then(|| address(201, 1)),
+            authentication,
+            checksum: if message && !is_v2 && !ipv6 { ChecksumForm::Message } else { ChecksumForm::PseudoHeader },
+            label: (message && !ipv6).then_some(label),
+            sync_group: None,
+            notify,
+            backends_weight: weights.0,
+            dataplane_weight: weights.1,
+            scripts: scripts.into_iter().enumerate().map(unique).collect(),
+        }
+    })
+}
+
+/// Gives each instance what no other has, and all of them one group where there are several.
+fn numbered(mut instances: Vec<Vrrp>, grouped: bool) -> Vec<Vrrp> {
+    let count = instances.len();
+    for (index, instance) in (0_u8..).zip(&mut instances) {
+        instance.name = format!("{}{index}", instance.name);
+        instance.vrid = index + 1;
+        for net in &mut instance.addresses {
+            let address = match net.addr() {
+                IpAddr::V4(v4) => IpAddr::from([10, 2, index, v4.octets()[3]]),
+                IpAddr::V6(v6) => IpAddr::from([0xfd02, 0, 0, 0, 0, 0, u16::from(index), v6.segments()[7]]),
+            };
+            *net = IpNet::new(address, net.prefix_len()).expect("the same family");
+        }
+        instance.sync_group = (grouped && count > 1).then(|| "group".to_owned());
+    }
+    instances
+}
+
 fn config() -> impl Strategy<Value = Config> {
     let timeouts = (duration(1_000..=60_000), duration(60_000..=86_400_000), duration(1_000..=60_000))
         .prop_map(|(syn, established, closing)| Timeouts { syn, established, closing });
     let mode = prop_oneof![Just(XdpMode::Auto), Just(XdpMode::Native), Just(XdpMode::Generic)];
+    let on_stop = prop_oneof![Just(OnStop::Detach), Just(OnStop::Keep)];
     let connections = (256_u32..=16_777_216).prop_map(|count| NonZeroU32::new(count).expect("not zero"));
     let interfaces =
         prop::collection::hash_set("[a-z0-9._-]{3,15}", 1..4).prop_map(|names| names.into_iter().collect());
-    let dataplane = (interfaces, mode, connections, timeouts, path()).prop_map(
-        |(interfaces, mode, max_connections, timeouts, bpffs)| Dataplane {
+    let cgroup = prop_oneof![Just(Cgroup::Auto), Just(Cgroup::Off), path().prop_map(Cgroup::At)];
+    let dataplane = (interfaces, mode, on_stop, connections, timeouts, path(), cgroup, duration(0..=60_000)).prop_map(
+        |(interfaces, mode, on_stop, max_connections, timeouts, bpffs, cgroup, drain)| Dataplane {
             interfaces,
             mode,
+            on_stop,
             max_connections,
             timeouts,
             bpffs,
+            cgroup,
+            drain,
         },
     );
     let metrics = prop::option::of((any::<bool>(), 1_u16..)).prop_map(|metrics| {
@@ -144,9 +241,16 @@ fn config() -> impl Strategy<Value = Config> {
             },
         )
     });
-    let admin = (path(), metrics).prop_map(|(control_socket, metrics)| Admin { control_socket, metrics });
-    (dataplane, admin, prop::collection::vec(virtual_server(), 1..4)).prop_map(
-        |(dataplane, admin, mut virtual_servers)| {
+    let healthz = prop::option::of((any::<[u8; 4]>(), 1_u16..)).prop_map(|healthz| healthz.map(Into::into));
+    let admin = (path(), metrics, healthz).prop_map(|(control_socket, metrics, healthz)| Admin {
+        control_socket,
+        metrics,
+        healthz,
+    });
+    let vrrp = (prop::collection::vec(vrrp(), 0..4), any::<bool>())
+        .prop_map(|(instances, grouped)| numbered(instances, grouped));
+    (dataplane, admin, prop::collection::vec(virtual_server(), 1..4), vrrp).prop_map(
+        |(dataplane, admin, mut virtual_servers, vrrp)| {
             for (index, server) in (0_u8..).zip(&mut virtual_servers) {
                 server.name = format!("{}{index}", server.name);
                 // Every server has a VIP of its own, out of reach of the backends.
@@ -155,14 +259,14 @@ fn config() -> impl Strategy<Value = Config> {
                     IpAddr::V6(_) => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, u16::from(index)]),
                 };
             }
-            Config { dataplane, admin, virtual_servers }
+            Config { dataplane, admin, virtual_servers, vrrp }
         },
     )
 }
 
 /// The configuration as a file.
 fn written(config: &Config) -> String {
-    let Config { dataplane, admin, virtual_servers } = config;
+    let Config { dataplane, admin, virtual_servers, vrrp } = config;
     let mut text = String::from("[dataplane]\n");
     let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
     let time = |duration: Duration| toml::Value::from(humantime::format_duration(duration).to_string());
@@ -170,8 +274,15 @@ fn written(config: &Config) -> String {
     let integer = |number: NonZeroU32| toml::Value::from(number.get());
     key("interfaces", dataplane.interfaces.clone().into());
     key("mode", format!("{:?}", dataplane.mode).to_lowercase().into());
+    key("on_stop", format!("{:?}", dataplane.on_stop).to_lowercase().into());
     key("max_connections", integer(dataplane.max_connections));
     key("bpffs", file(&dataplane.bpffs));
+    match &dataplane.cgroup {
+        Cgroup::Auto => {}
+        Cgroup::Off => key("cgroup", "off".into()),
+        Cgroup::At(path) => key("cgroup", file(path)),
+    }
+    key("drain", time(dataplane.drain));
     key("timeouts.syn", time(dataplane.timeouts.syn));
     key("timeouts.established", time(dataplane.timeouts.established));
     key("timeouts.closing", time(dataplane.timeouts.closing));
@@ -179,6 +290,7 @@ fn written(config: &Config) -> String {
     let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
+    key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
     for VirtualServer { name, address, port, interface, check, backends } in virtual_servers {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
@@ -221,7 +333,67 @@ fn written(config: &Config) -> String {
             text += &format!("port = {port}\nweight = {weight}\n");
         }
     }
+    vrrp.iter().for_each(|instance| write_vrrp(&mut text, instance));
     text
+}
+
+fn write_vrrp(text: &mut String, instance: &Vrrp) {
+    let time = |duration: Duration| toml::Value::from(humantime::format_duration(duration).to_string());
+    let file = |path: &PathBuf| toml::Value::from(path.to_str().expect("UTF-8"));
+    let number = |number: i64| toml::Value::from(number);
+    *text += "[[vrrp]]\n";
+    let mut key = |name: &str, value: toml::Value| *text += &format!("{name} = {value}\n");
+    key("name", instance.name.as_str().into());
+    key("interface", instance.interface.as_str().into());
+    key("vrid", number(instance.vrid.into()));
+    let is_v2 = instance.version == Version::V2;
+    key("version", number(if is_v2 { 2 } else { 3 }));
+    key("priority", number(instance.priority.into()));
+    key("interval", time(instance.interval));
+    key("down_factor", number(instance.down_factor.into()));
+    key("preempt", instance.preempt.into());
+    if instance.preempt {
+        key("preempt_delay", time(instance.preempt_delay));
+    }
+    key("addresses", instance.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().into());
+    key("peers", instance.peers.iter().map(ToString::to_string).collect::<Vec<_>>().into());
+    key("min_ttl", number(instance.min_ttl.into()));
+    instance.source.iter().for_each(|source| key("source", source.to_string().into()));
+    if instance.checksum == ChecksumForm::Message {
+        key("checksum", "message".into());
+    }
+    instance.label.iter().for_each(|label| key("label", label.as_str().into()));
+    instance.sync_group.iter().for_each(|group| key("sync_group", group.as_str().into()));
+    instance.notify.iter().for_each(|path| key("notify", file(path)));
+    key("backends_weight", number(instance.backends_weight.into()));
+    key("dataplane_weight", number(instance.dataplane_weight.into()));
+    match &instance.authentication {
+        Authentication::None => {}
+        Authentication::Password(password) => {
+            key("password", password.text().into());
+        }
+        Authentication::Hmac(Hmac { key_id, key_file, mode }) => {
+            let mode = match mode {
+                HmacMode::ReceiveOnly => "receive-only",
+                HmacMode::Permissive => "permissive",
+                HmacMode::Enforce => "enforce",
+            };
+            key("hmac.key_id", number((*key_id).into()));
+            key("hmac.key_file", file(key_file));
+            key("hmac.mode", mode.into());
+        }
+    }
+    for Script { name, command, interval, timeout, rise, fall, weight } in &instance.scripts {
+        *text += "[[vrrp.script]]\n";
+        let mut key = |name: &str, value: toml::Value| *text += &format!("{name} = {value}\n");
+        key("name", name.as_str().into());
+        key("command", command.clone().into());
+        key("interval", time(*interval));
+        key("timeout", time(*timeout));
+        key("rise", number(rise.get().into()));
+        key("fall", number(fall.get().into()));
+        key("weight", number((*weight).into()));
+    }
 }
 
 proptest! {

@@ -1,0 +1,151 @@
+//! What a configuration may mean and probably does not: no mistakes, but worth a second look before the night it matters.
+
+use std::time::Duration;
+
+use super::model::{Config, Vrrp};
+
+/// Above this many times a second, a scheduler that is busy elsewhere can look like a dead node.
+const FAST: Duration = Duration::from_millis(50);
+const FAST_FACTOR: u8 = 5;
+
+/// A sentence each, with what to do about it.
+pub fn hints(config: &Config) -> Vec<String> {
+    let mut hints: Vec<String> = config.vrrp.iter().flat_map(of_instance).collect();
+    if config.vrrp.is_empty() {
+        return hints;
+    }
+    let moves = |address| config.vrrp.iter().any(|instance| has(instance, address));
+    for server in config.virtual_servers.iter().filter(|server| !moves(server.address)) {
+        hints.push(format!(
+            "the VIP {} of virtual server \"{}\" is in no [[vrrp]] section, so this node always holds it while others move. If other nodes \
+             serve it too, add it to `addresses` of a section.",
+            server.address, server.name
+        ));
+    }
+    for instance in &config.vrrp {
+        let group =
+            config.vrrp.iter().filter(|other| instance.sync_group.is_some() && other.sync_group == instance.sync_group);
+        if let Some(first) = group.take(1).find(|first| first.priority != instance.priority) {
+            hints.push(format!(
+                "[[vrrp]] \"{}\" has priority {}, and \"{}\" of the same `sync_group` has {}. They are master together: if another node wins in \
+                 one of them only, nobody does in both. Give all members of a group the same.",
+                instance.name, instance.priority, first.name, first.priority
+            ));
+        }
+        for net in &instance.addresses {
+            let link_local = matches!(net.addr(), std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
+            if !link_local && !config.virtual_servers.iter().any(|server| server.address == net.addr()) {
+                hints.push(format!(
+                    "no virtual server is on the VIP {} of [[vrrp]] \"{}\": it moves, and xvip carries nothing for it. Is the address the one \
+                     that is meant?",
+                    net.addr(),
+                    instance.name
+                ));
+            }
+        }
+    }
+    hints
+}
+
+fn of_instance(instance: &Vrrp) -> Vec<String> {
+    let mut hints = Vec::new();
+    let scripts = instance.scripts.iter().map(|script| ("a script's weight", script.weight));
+    let mut weights = [("backends_weight", instance.backends_weight), ("dataplane_weight", instance.dataplane_weight)]
+        .into_iter()
+        .chain(scripts);
+    if let Some((name, weight)) = weights.find(|(_, weight)| !instance.preempt && *weight != 0) {
+        hints.push(format!(
+            "[[vrrp]] \"{}\": with `preempt = false` a master keeps its VIPs however low its priority is, so {name} ({weight}) moves none. With \
+             `preempt = true` they move, and `preempt_delay` keeps a node that has just started from taking them back at once; a weight \
+             of 0 gives them up in any case.",
+            instance.name
+        ));
+    }
+    if instance.interval < FAST && instance.down_factor < FAST_FACTOR {
+        hints.push(format!(
+            "[[vrrp]] \"{}\": {} advertisements at an interval of {} are missed as soon as a busy node is late by {}. Set `down_factor` to \
+             {FAST_FACTOR} or more.",
+            instance.name,
+            instance.down_factor,
+            humantime::format_duration(instance.interval),
+            humantime::format_duration(instance.interval * u32::from(instance.down_factor)),
+        ));
+    }
+    hints
+}
+
+fn has(instance: &Vrrp, address: std::net::IpAddr) -> bool {
+    instance.addresses.iter().any(|net| net.addr() == address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    fn hinted(vrrp: &str) -> Vec<String> {
+        let server = |name: &str, vip: &str| {
+            format!(
+                "[[virtual_server]]\nname = \"{name}\"\naddress = \"{vip}\"\nport = 443\n[[virtual_server.backend]]\nname = \"b\"\naddress = \"10.0.0.9\"\n"
+            )
+        };
+        let text = [
+            "[dataplane]\ninterfaces = [\"eth0\"]\n".to_owned(),
+            server("a", "10.0.0.1"),
+            server("b", "10.0.0.2"),
+            vrrp.to_owned(),
+        ];
+        hints(&parse(&text.concat(), "test").unwrap_or_else(|report| panic!("{report}")))
+    }
+
+    #[test]
+    fn what_is_worth_a_second_look() {
+        let head = "[[vrrp]]\nname = \"v\"\ninterface = \"eth0\"\nvrid = 1\n";
+        let both = format!("{head}addresses = [\"10.0.0.1\", \"10.0.0.2\"]\n");
+        let script = "[[vrrp.script]]\nname = \"s\"\ncommand = [\"/bin/true\"]\nweight = 11\n";
+        let table: &[(String, &[&str])] = &[
+            (String::new(), &[]),
+            (both.clone(), &[]),
+            (
+                format!("{head}addresses = [\"10.0.0.1\"]\n"),
+                &["the VIP 10.0.0.2 of virtual server \"b\" is in no [[vrrp]]"],
+            ),
+            (
+                format!("{head}addresses = [\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\"]\n"),
+                &["no virtual server is on the VIP 10.0.0.3 of [[vrrp]] \"v\""],
+            ),
+            (
+                format!(
+                    "{head}addresses = [\"10.0.0.1\"]\nsync_group = \"g\"\n[[vrrp]]\nname = \"w\"\ninterface = \"eth0\"\nvrid = 2\n\
+                     addresses = [\"10.0.0.2\"]\nsync_group = \"g\"\npriority = 99\n"
+                ),
+                &["[[vrrp]] \"w\" has priority 99, and \"v\" of the same `sync_group` has 100."],
+            ),
+            (
+                format!("{both}preempt = false\n"),
+                &[
+                    "[[vrrp]] \"v\": with `preempt = false` a master keeps its VIPs however low its priority is, so backends_weight (-253)",
+                ],
+            ),
+            (
+                format!("{both}preempt = false\nbackends_weight = 0\n{script}"),
+                &["[[vrrp]] \"v\": with `preempt = false`"],
+            ),
+            (format!("{both}preempt = false\nbackends_weight = 0\n"), &[]),
+            (
+                format!("{both}interval = \"10ms\"\n"),
+                &[
+                    "[[vrrp]] \"v\": 3 advertisements at an interval of 10ms are missed as soon as a busy node is late by 30ms",
+                ],
+            ),
+            (format!("{both}interval = \"10ms\"\ndown_factor = 5\n"), &[]),
+            (format!("{both}interval = \"50ms\"\n"), &[]),
+        ];
+        for (vrrp, expected) in table {
+            let found = hinted(vrrp);
+            let right = found.len() == expected.len()
+                && found.iter().zip(*expected).all(|(found, expected)| found.starts_with(expected));
+            assert!(right, "{vrrp}\n{found:#?}");
+        }
+    }
+}

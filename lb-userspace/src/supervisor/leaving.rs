@@ -1,0 +1,76 @@
+//! The end of the daemon: with everything taken away, or with everything left for the next one.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use tokio::time::sleep;
+
+use super::Node;
+use crate::{
+    config::model::{Config, OnStop},
+    host::{Forwarding, qdisc, vip},
+};
+
+impl Node<'_> {
+    /// Gives the VIPs that move to another node and, unless everything is kept, the others away too; then carries what is still on its way
+    /// for as long as configured, or until `enough`.
+    pub(super) async fn resign(&mut self, enough: impl Future<Output = ()>) {
+        let had_vips = self.vrrp.stop().await;
+        if self.keeps() {
+            return;
+        }
+        self.vips.release().await;
+        if let Err(error) = self.publish() {
+            log::warn!("{error:#}");
+        }
+        let drain = self.config.dataplane.drain;
+        if !drain.is_zero() && (had_vips || self.config.vrrp.is_empty()) {
+            log::info!("carrying on for {}", humantime::format_duration(drain));
+            tokio::select! {
+                () = sleep(drain) => {}
+                () = enough => {}
+            }
+        }
+    }
+
+    /// Whether the data plane is to go on without this daemon. A start that came to nothing has nothing to leave, and a former daemon's
+    /// programs go on by themselves.
+    fn keeps(&self) -> bool {
+        self.dataplane.is_carrying() && self.config.dataplane.on_stop == OnStop::Keep
+    }
+
+    /// Ends. What is kept goes on as it is; otherwise the VIPs are given back first, so that nobody is drawn to a node that no
+    /// longer forwards.
+    pub(super) async fn stop(mut self) {
+        let keeps = self.keeps();
+        self.vrrp.stop().await;
+        if !keeps {
+            self.vips.release().await;
+        }
+        self.servers.shutdown().await;
+        self.checkers.stop().await;
+        if keeps {
+            log::info!("the data plane goes on without a daemon, as dataplane.on_stop asks; `xvip detach` ends it");
+            self.forwarding.into_iter().for_each(Forwarding::keep);
+            self.dataplane.keep();
+            return;
+        }
+        if self.dataplane.is_carrying()
+            && let Err(error) = vip::remove_left(&self.handle, &vips(self.config)).await
+        {
+            log::error!("{error}");
+        }
+        let qdiscs = self.dataplane.qdiscs();
+        drop(self.dataplane);
+        for index in qdiscs {
+            if let Err(error) = qdisc::remove_unused(&self.handle, index).await {
+                log::warn!("{error}");
+            }
+        }
+    }
+}
+
+/// Every VIP of the configuration.
+pub(crate) fn vips(config: &Config) -> BTreeSet<IpAddr> {
+    let moving = config.vrrp.iter().flat_map(|instance| instance.addresses.iter().map(|net| net.addr()));
+    config.virtual_servers.iter().map(|server| server.address).chain(moving).collect()
+}

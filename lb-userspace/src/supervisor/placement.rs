@@ -1,0 +1,99 @@
+//! Where VIPs and packets can go on this host.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use lb_common::{abi::Port, wire::Tags};
+
+use crate::{
+    config::model::{Config, VirtualServer, Vrrp},
+    dataplane::Mode,
+    host::Interfaces,
+};
+
+/// Shown as the interface of a virtual server on a loopback address.
+const LOOPBACK: &str = "lo";
+
+/// The interface that each virtual server's VIP is put on.
+pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec<String>> {
+    for name in &config.dataplane.interfaces {
+        host.named(name)?;
+    }
+    config.vrrp.iter().try_for_each(|instance| refuse_own_peers(instance, host))?;
+    config.virtual_servers.iter().map(|server| carrier(server, config, host)).collect()
+}
+
+/// Whether VRRP decides if the address is here.
+pub(super) fn moves(config: &Config, server: &VirtualServer) -> bool {
+    instance_of(config, server).is_some()
+}
+
+/// The interfaces with the program, and the VLANs on them.
+pub(super) fn carried<'a>(config: &'a Config, host: &'a Interfaces) -> impl Iterator<Item = &'a str> {
+    let below = config.dataplane.interfaces.iter().filter_map(|name| host.named(name).ok());
+    below.flat_map(|interface| {
+        let vlans = host.vlans_on(interface.index).map(|vlan| vlan.name.as_str());
+        std::iter::once(interface.name.as_str()).chain(vlans)
+    })
+}
+
+/// The interfaces that the data plane may send from, and the VLANs on them.
+pub(super) fn ports(attached: &BTreeMap<String, Mode>, host: &Interfaces) -> BTreeMap<Port, Port> {
+    let mut ports = BTreeMap::new();
+    let plain = |interface: u32| Port { interface, tags: Tags(0) };
+    // A driver cannot be sent to from another driver's receive path unless it has native XDP itself: the kernel sends there.
+    let mixed = attached.values().any(|mode| *mode == Mode::Native);
+    let reachable = attached.iter().filter(|(_, mode)| !mixed || **mode == Mode::Native);
+    for interface in reachable.filter_map(|(name, _)| host.named(name).ok()) {
+        ports.insert(plain(interface.index), plain(interface.index));
+        for vlan in host.vlans_on(interface.index) {
+            if let Some(tag) = &vlan.vlan {
+                let tagged = Port { interface: interface.index, tags: Tags::single(tag.id) };
+                ports.insert(tagged, plain(vlan.index));
+                ports.insert(plain(vlan.index), tagged);
+            }
+        }
+    }
+    ports
+}
+
+fn carrier(server: &VirtualServer, config: &Config, host: &Interfaces) -> anyhow::Result<String> {
+    if server.address.is_loopback() {
+        return Ok(LOOPBACK.to_owned());
+    }
+    let named = match instance_of(config, server) {
+        Some(instance) => Some(&instance.interface),
+        None => server.interface.as_ref(),
+    };
+    let candidates = named.map_or(&config.dataplane.interfaces[..], std::slice::from_ref);
+    let found = host.carrier(server.address, candidates);
+    let found = found.with_context(|| format!("virtual server \"{}\"", server.name))?;
+    if !carried(config, host).any(|name| name == found.name) {
+        bail!(
+            "virtual server \"{}\": interface {} does not get the XDP program, so nothing would carry its traffic. Add {} (or, if it is a VLAN, \
+             the interface below it) to dataplane.interfaces.",
+            server.name,
+            found.name,
+            found.name
+        );
+    }
+    Ok(found.name.clone())
+}
+
+fn instance_of<'a>(config: &'a Config, server: &VirtualServer) -> Option<&'a Vrrp> {
+    let has = |instance: &&Vrrp| instance.addresses.iter().any(|net| net.addr() == server.address);
+    config.vrrp.iter().find(has)
+}
+
+/// A file that was copied from node to node names this one too; it would take its own advertisements for another's.
+fn refuse_own_peers(instance: &Vrrp, host: &Interfaces) -> anyhow::Result<()> {
+    host.named(&instance.interface).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))?;
+    let local = host.local_addresses();
+    if let Some(own) = instance.peers.iter().find(|peer| local.contains(peer)) {
+        bail!(
+            "[[vrrp]] \"{}\": {own} in `peers` is this host's own address. Leave it out: `peers` names the other nodes only.",
+            instance.name
+        );
+    }
+    Ok(())
+}

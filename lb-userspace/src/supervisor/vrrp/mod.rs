@@ -1,0 +1,209 @@
+//! VRRP in the daemon: from the configuration to the thread on the wire, from what is tracked to its conditions, and from its
+//! views to the status. Without a `[[vrrp]]` section all of it does nothing.
+
+mod instance;
+mod shown;
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    future::pending,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use tokio::{
+    sync::{mpsc, watch},
+    task::spawn_blocking,
+};
+
+use crate::{
+    admin,
+    config::model::{self, VirtualServer},
+    dataplane::{Dataplane, Fence},
+    health::State,
+    vrrp::{
+        self, Condition, InstanceId, Moment,
+        hooks::Hooks,
+        tracking::{self, Scripts, Tracked},
+        wire::{InstanceView, Lease, Options, Wire},
+    },
+};
+
+/// Changes that wait for the hooks; a start or an end has one or two for each instance.
+const CHANGES: usize = 256;
+/// For programs that are told of the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long packets to a VIP are carried after this node's right to it has ended: clients need not know yet.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the rest of the daemon knows and mastership depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen<'a> {
+    pub(super) servers: &'a [VirtualServer],
+    pub(super) states: &'a [Vec<State>],
+    /// Interfaces that packets are not carried on, and why.
+    pub(super) broken: &'a BTreeMap<String, String>,
+}
+
+pub(super) struct Vrrp<'a> {
+    instances: &'a [model::Vrrp],
+    scripts: Scripts,
+    tracked: Vec<Vec<Tracked>>,
+    /// What the thread was told.
+    conditions: Vec<Condition>,
+    /// From the start of the thread to its end.
+    running: Option<(Wire, Hooks)>,
+    /// From the start of the thread on; what it said last stays.
+    views: Option<watch::Receiver<Arc<Vec<InstanceView>>>>,
+}
+
+impl<'a> Vrrp<'a> {
+    /// Begins to run the scripts; nothing is on the wire yet.
+    pub(super) fn new(instances: &'a [model::Vrrp]) -> Self {
+        let (tracked, conditions) = (vec![Vec::new(); instances.len()], vec![Condition::default(); instances.len()]);
+        Self { instances, scripts: Scripts::spawn(instances), tracked, conditions, running: None, views: None }
+    }
+
+    /// Waits for the scripts' first results.
+    pub(super) async fn settle(&mut self) {
+        self.scripts.settle().await;
+    }
+
+    /// Starts to speak VRRP. From here on VIPs may come at any time.
+    pub(super) fn start(&mut self, seen: &Seen<'_>, dataplane: &mut Dataplane) -> anyhow::Result<()> {
+        let fence = dataplane.fence(GRACE)?;
+        let vips = self.instances.iter().flat_map(|instance| instance.addresses.iter().map(IpNet::addr));
+        fence.retain(&vips.collect())?;
+        if self.instances.is_empty() {
+            return Ok(());
+        }
+        self.tracked = self.track(seen);
+        self.conditions = tracking::conditions(self.instances, &self.tracked);
+        let instances = self.instances.iter().zip(&self.conditions).map(|(instance, condition)| {
+            let lease = fence.claimed_until(instance.addresses[0].addr())?.map(Moment);
+            instance::instance(instance, *condition, lease).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))
+        });
+        let instances = instances.collect::<anyhow::Result<_>>()?;
+        let (events, changes) = mpsc::channel(CHANGES);
+        let lease: Box<dyn Lease> = Box::new(Claims(fence));
+        let wire = Wire::start(instances, Options { realtime: true, lease: Some(lease), events: Some(events) })?;
+        let hooks = Hooks::spawn(self.instances, changes);
+        self.views = Some(wire.views());
+        self.running = Some((wire, hooks));
+        Ok(())
+    }
+
+    /// Tells the thread what has changed for the worse. Before the tables follow, which takes its time: another node may be better off.
+    pub(super) fn warn(&mut self, seen: &Seen<'_>) {
+        self.tell(seen, |before, now| now.fault && !before.fault || now.adjustment < before.adjustment);
+    }
+
+    /// Tells the thread all that has changed. After the tables have followed: VIPs may come for it.
+    pub(super) fn follow(&mut self, seen: &Seen<'_>) {
+        self.tell(seen, |before, now| now != before);
+    }
+
+    fn tell(&mut self, seen: &Seen<'_>, wanted: impl Fn(&Condition, &Condition) -> bool) {
+        self.tracked = self.track(seen);
+        let Some((wire, _)) = &self.running else {
+            return;
+        };
+        let now = tracking::conditions(self.instances, &self.tracked);
+        for (index, (before, now)) in self.conditions.iter_mut().zip(now).enumerate() {
+            if wanted(before, &now) {
+                log::info!("{}: {}", self.instances[index].name, told(&self.tracked[index], now));
+                wire.set_condition(InstanceId(index), now);
+                *before = now;
+            }
+        }
+    }
+
+    /// Waits until there is something new to [`follow`](Self::follow) or to show. Cancel-safe.
+    pub(super) async fn changed(&mut self) -> anyhow::Result<()> {
+        let views = async {
+            match &mut self.views {
+                Some(views) => views.changed().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            ended = views => ended.context("the VRRP thread has ended unexpectedly"),
+            changed = self.scripts.changed() => changed.context("a script's task has ended unexpectedly"),
+        }
+    }
+
+    /// Hands the VIPs over to another node.
+    pub(super) fn release(&self) {
+        if let Some((wire, _)) = &self.running {
+            wire.release();
+        }
+    }
+
+    /// Gives the VIPs up; true if there were any. On return priority 0 is out and the addresses are off.
+    pub(super) async fn stop(&mut self) -> bool {
+        let Some((wire, hooks)) = self.running.take() else {
+            return false;
+        };
+        let is_master = |view: &InstanceView| view.router.state == vrrp::State::Master;
+        let was_master = self.views.as_ref().is_some_and(|views| views.borrow().iter().any(is_master));
+        // It waits for the thread.
+        if let Err(error) = spawn_blocking(move || wire.stop()).await {
+            log::error!("stopping VRRP: {error}");
+        }
+        hooks.finish(FAREWELL).await;
+        was_master
+    }
+
+    /// For the status, in the order of the configuration.
+    pub(super) fn status(&self) -> Vec<admin::vrrp::Instance> {
+        let Some(views) = &self.views else {
+            return Vec::new();
+        };
+        let views = views.borrow();
+        let shown = self.instances.iter().zip(&self.tracked).zip(views.iter());
+        let (now, wall) = (shown::now(), SystemTime::now());
+        shown.map(|((instance, tracked), view)| shown::instance(instance, tracked, view, now, wall)).collect()
+    }
+
+    fn track(&self, seen: &Seen<'_>) -> Vec<Vec<Tracked>> {
+        let Seen { servers, states, broken } = *seen;
+        let inputs = tracking::Inputs { servers, states, broken, scripts: &self.scripts.reports() };
+        let of = |(position, instance)| tracking::tracked(instance, position, &inputs);
+        self.instances.iter().enumerate().map(of).collect()
+    }
+}
+
+/// The thread's hand on the fence.
+struct Claims(Fence);
+
+impl Lease for Claims {
+    fn renew(&self, vip: IpAddr, until: Moment) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.0.renew(vip, until.0)?)
+    }
+
+    fn revoke(&self, vip: IpAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.0.revoke(vip)?)
+    }
+}
+
+/// A condition in words: what is not good, and what follows.
+fn told(tracked: &[Tracked], condition: Condition) -> String {
+    let bad = tracked.iter().filter(|tracked| !tracked.good);
+    let bad: Vec<String> = bad.map(|tracked| format!("{} ({})", tracked.what, tracked.text)).collect();
+    let why = match (&bad[..], condition == Condition::default()) {
+        ([], true) => "all is good".to_owned(),
+        // Of the sync group.
+        ([], false) => "all is good here, not in another member of the group".to_owned(),
+        _ => format!("not good: {}", bad.join(", ")),
+    };
+    match condition {
+        Condition { fault: true, .. } => format!("{why}; this is a fault"),
+        Condition { adjustment: 0, .. } => format!("{why}; the priority is as configured"),
+        Condition { adjustment, .. } => format!("{why}; the priority changes by {adjustment}"),
+    }
+}

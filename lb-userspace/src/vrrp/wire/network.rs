@@ -1,0 +1,232 @@
+//! The interfaces of the instances with their sockets, kept as the kernel's news of links and addresses say.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+
+use super::{
+    Instance,
+    claims::Claims,
+    journal::Journal,
+    links::{Link, Links, MARK},
+    netlink::{Netlink, News},
+    socket::VrrpSocket,
+};
+use crate::{
+    host::vip::address_message,
+    vrrp::{Moment, Vrid, packet::Family},
+};
+
+/// After a socket could not be opened.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Network {
+    pub(super) epoll: Epoll,
+    netlink: Netlink,
+    news: News,
+    links: Links,
+    needs: BTreeMap<String, Needs>,
+    ports: BTreeMap<String, Port>,
+    retry: Option<Moment>,
+}
+
+/// What the instances of one interface need.
+#[derive(Debug, Default)]
+struct Needs {
+    v4: Adverts,
+    v6: Adverts,
+    vips: BTreeSet<IpAddr>,
+}
+
+#[derive(Debug, Default)]
+struct Adverts {
+    vrids: BTreeSet<Vrid>,
+    multicast: bool,
+}
+
+/// One interface that is up.
+pub(super) struct Port {
+    index: u32,
+    mac: [u8; 6],
+    v4: Option<VrrpSocket>,
+    v6: Option<VrrpSocket>,
+    pub(super) claims: Option<Claims>,
+}
+
+impl Network {
+    pub(super) fn open(instances: &[Instance], journal: &mut Journal) -> io::Result<Self> {
+        let mut needs: BTreeMap<String, Needs> = BTreeMap::new();
+        for instance in instances {
+            let needs = needs.entry(instance.interface.clone()).or_default();
+            let adverts = match instance.family() {
+                Family::V4 => &mut needs.v4,
+                Family::V6 => &mut needs.v6,
+            };
+            adverts.vrids.insert(instance.vrid);
+            adverts.multicast |= instance.peers.is_empty();
+            needs.vips.extend(instance.addresses.iter().map(IpNet::addr));
+        }
+        // News first, so that nothing falls between them and the dump.
+        let news = News::subscribe()?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        wake_on(&epoll, &news)?;
+        let links = Links::new(needs.keys().cloned());
+        let mut network =
+            Self { epoll, netlink: Netlink::open()?, news, links, needs, ports: BTreeMap::new(), retry: None };
+        network.dump()?;
+        network.connect(Moment::default(), journal);
+        Ok(network)
+    }
+
+    /// Takes in what the kernel tells, and opens and closes sockets. `None` if nothing has changed; otherwise which interfaces
+    /// have new sockets: neighbours there know nothing of us.
+    pub(super) fn update(&mut self, now: Moment, journal: &mut Journal) -> Option<BTreeSet<String>> {
+        let (mut told, mut unknown) = (false, false);
+        let links = &mut self.links;
+        let drained = self.news.drain(|message| {
+            told = true;
+            unknown |= links.apply(message);
+        });
+        let dumped = match drained {
+            Ok(lost) if lost || unknown => self.dump(),
+            other => other.map(drop),
+        };
+        if let Err(e) = dumped {
+            journal.warn(format!("reading the state of the interfaces: {e}"));
+            self.retry = Some(now + RETRY);
+        }
+        let due = self.retry.is_some_and(|retry| retry <= now);
+        (told || due).then(|| self.connect(now, journal))
+    }
+
+    /// When to call [`Network::update`] without news.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.retry
+    }
+
+    pub(super) fn link(&self, interface: &str) -> Option<&Link> {
+        self.links.named(interface)
+    }
+
+    pub(super) fn port(&self, interface: &str) -> Option<&Port> {
+        self.ports.get(interface)
+    }
+
+    pub(super) fn ports(&mut self) -> impl Iterator<Item = (&String, &mut Port)> {
+        self.ports.iter_mut()
+    }
+
+    /// The addresses that were put there for virtual routers.
+    pub(super) fn marked(&self) -> Vec<(String, IpNet)> {
+        let of = |name: &String| {
+            let addresses = self.links.named(name).map_or(&[][..], |link| &link.addresses);
+            addresses
+                .iter()
+                .filter(|address| address.marked)
+                .map(|address| (name.clone(), address.net))
+                .collect::<Vec<_>>()
+        };
+        self.needs.keys().flat_map(of).collect()
+    }
+
+    /// Puts a VIP on an interface; false if it was there.
+    pub(super) fn add(&mut self, interface: &str, vip: IpNet, label: Option<&str>) -> io::Result<bool> {
+        let Some(link) = self.links.named(interface) else { return Err(io::Error::from_raw_os_error(libc::ENODEV)) };
+        let message = address_message(link.index, vip, label, MARK);
+        let added = self.netlink.add_address(message.clone())?;
+        // Not only when the kernel tells it, which would look like a loss until then.
+        self.links.apply(&RouteNetlinkMessage::NewAddress(message));
+        Ok(added)
+    }
+
+    /// Takes an address off an interface; false if it was not there.
+    pub(super) fn remove(&mut self, interface: &str, vip: IpNet) -> io::Result<bool> {
+        let Some(link) = self.links.named(interface) else { return Ok(false) };
+        let message = address_message(link.index, vip, None, MARK);
+        let removed = self.netlink.remove_address(message.clone())?;
+        self.links.apply(&RouteNetlinkMessage::DelAddress(message));
+        Ok(removed)
+    }
+
+    fn dump(&mut self) -> io::Result<()> {
+        self.links.clear();
+        let links = &mut self.links;
+        self.netlink.dump(|message| {
+            links.apply(message);
+        })
+    }
+
+    /// A port for each interface that is up, and none for others. One that was made anew has new sockets.
+    fn connect(&mut self, now: Moment, journal: &mut Journal) -> BTreeSet<String> {
+        self.retry = None;
+        let mut renewed = BTreeSet::new();
+        for (name, needs) in &self.needs {
+            let link = self.links.named(name).filter(|link| link.up);
+            let Some(link) = link else {
+                self.ports.remove(name);
+                continue;
+            };
+            let port = self.ports.remove(name).filter(|port| port.index == link.index && port.mac == link.mac);
+            if port.is_none() {
+                renewed.insert(name.clone());
+            }
+            let mut port = port.unwrap_or(Port { index: link.index, mac: link.mac, v4: None, v6: None, claims: None });
+            if let Err(e) = port.complete(name, needs, &self.epoll) {
+                journal.warn(format!("opening sockets on {name}: {e}; trying again every second"));
+                self.retry = Some(now + RETRY);
+            }
+            self.ports.insert(name.clone(), port);
+        }
+        renewed
+    }
+}
+
+impl Port {
+    pub(super) fn adverts(&self, family: Family) -> Option<&VrrpSocket> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    pub(super) fn sockets(&mut self) -> impl Iterator<Item = (&mut VrrpSocket, Family)> {
+        let v6 = self.v6.iter_mut().map(|socket| (socket, Family::V6));
+        self.v4.iter_mut().map(|socket| (socket, Family::V4)).chain(v6)
+    }
+
+    /// Opens what is needed and missing. Where one fails, the others are tried.
+    fn complete(&mut self, name: &str, needs: &Needs, epoll: &Epoll) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for (socket, family, adverts) in [(&mut self.v4, Family::V4, &needs.v4), (&mut self.v6, Family::V6, &needs.v6)]
+        {
+            if socket.is_none() && !adverts.vrids.is_empty() {
+                let opened =
+                    VrrpSocket::open(name, self.index, family, adverts.multicast, adverts.vrids.iter().copied())
+                        .and_then(|socket| wake_on(epoll, &socket.socket).map(|()| socket));
+                outcome = outcome.and(opened.map(|opened| *socket = Some(opened)));
+            }
+        }
+        // Where there is no Ethernet address, nobody resolves any.
+        if self.claims.is_none() && self.mac != [0; 6] {
+            let opened = Claims::open(name, self.index, self.mac, &needs.vips).and_then(|claims| {
+                claims.sockets().try_for_each(|socket| wake_on(epoll, socket))?;
+                Ok(claims)
+            });
+            outcome = outcome.and(opened.map(|opened| self.claims = Some(opened)));
+        }
+        outcome
+    }
+}
+
+/// Wakes the thread when there is something to read. A descriptor that is closed is no longer watched.
+pub(super) fn wake_on(epoll: &Epoll, what: impl AsFd) -> io::Result<()> {
+    Ok(epoll.add(what, EpollEvent::new(EpollFlags::EPOLLIN, 0))?)
+}

@@ -1,0 +1,272 @@
+//! One instance as the thread drives it: its adverts as bytes, what it holds, and who else claims it.
+
+use std::{collections::BTreeMap, io, net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{
+    Instance,
+    claims::Claim,
+    clock,
+    journal::{Journal, Seldom},
+    links::Address,
+    network::Network,
+    view::InstanceView,
+};
+use crate::vrrp::{
+    Moment, Settings, View,
+    packet::{Advertisement, Family, Proof, Seal, hmac},
+    reception::{Auth, HmacMode, Reception},
+};
+
+/// After a takeover: frames of the former holder may still be under way.
+const SETTLED: Duration = Duration::from_secs(1);
+/// After a takeover, when whoever still has the VIPs is asked to say so.
+const PROBE_AFTER: Duration = Duration::from_millis(1_200);
+/// Between two answers to a claim: both sides may believe that they are right.
+const DEFENCE: Duration = Duration::from_secs(1);
+
+/// A conflict that nobody has renewed for this long is over.
+const RETAINED: Duration = Duration::from_secs(300);
+
+/// Somebody else said that a VIP is theirs while this node held it: another machine has the address, or the nodes do not
+/// hear each other's adverts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    pub vip: IpAddr,
+    /// Absent where the claim did not give it.
+    pub mac: Option<[u8; 6]>,
+    pub first: Moment,
+    pub last: Moment,
+    pub count: u64,
+}
+
+/// Which VIPs are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Those that bear the mark of a virtual router.
+    Ours,
+    Anybodys,
+}
+
+pub(super) struct Running {
+    pub(super) instance: Instance,
+    pub(super) reception: Reception,
+    /// Since when the VIPs are here.
+    pub(super) held: Option<Moment>,
+    pub(super) conflicts: BTreeMap<IpAddr, Conflict>,
+    /// Who spoke to the VIPs lately: told one by one when the VIPs come here.
+    pub(super) neighbours: Vec<(IpAddr, [u8; 6])>,
+    /// When to ask whether anybody else has the VIPs.
+    pub(super) probe: Option<Moment>,
+    failures: Seldom,
+    claims: Seldom,
+    /// Where adverts come from. Kept when the interface loses it: the advert that resigns may still leave.
+    source: Option<IpAddr>,
+    sequence: hmac::Sequence,
+    packet: Vec<u8>,
+    /// Adverts that left, one for each peer.
+    sent: u64,
+    defended: Option<Moment>,
+}
+
+impl Running {
+    pub(super) fn new(instance: Instance) -> Self {
+        Self {
+            reception: Reception::new(instance.rules(None)),
+            instance,
+            held: None,
+            conflicts: BTreeMap::new(),
+            neighbours: Vec::new(),
+            probe: None,
+            failures: Seldom::default(),
+            claims: Seldom::default(),
+            source: None,
+            sequence: hmac::Sequence::default(),
+            packet: Vec::new(),
+            sent: 0,
+            defended: None,
+        }
+    }
+
+    pub(super) fn vips(&self) -> impl Iterator<Item = IpAddr> {
+        self.instance.addresses.iter().map(IpNet::addr)
+    }
+
+    /// The address that adverts can be sent from now.
+    pub(super) fn find_source(&mut self, network: &Network) -> Option<IpAddr> {
+        let Instance { interface, peers, source, addresses, .. } = &self.instance;
+        let family = self.instance.family();
+        network.port(interface)?.adverts(family)?;
+        let found = network.link(interface)?.source(family, *source, peers, addresses);
+        self.reception.set_source(found);
+        self.source = found.or(self.source);
+        found
+    }
+
+    /// Sends one advert to the group or to each peer. An error if it reached nobody.
+    pub(super) fn advertise(&mut self, priority: u8, network: &Network) -> io::Result<()> {
+        let port = network.port(&self.instance.interface);
+        let (Some(source), Some(socket)) = (self.source, port.and_then(|port| port.adverts(self.instance.family())))
+        else {
+            return Err(io::ErrorKind::NetworkDown.into());
+        };
+        let group = [Family::of(source).group()];
+        let to = if self.instance.peers.is_empty() { &group } else { self.instance.peers.as_slice() };
+        let mut outcome = Ok(());
+        let mut sent = false;
+        for destination in to {
+            emit(&self.instance, priority, (source, *destination), &mut self.sequence, &mut self.packet)?;
+            match socket.send(&self.packet, source, *destination) {
+                Ok(()) => {
+                    sent = true;
+                    self.sent += 1;
+                }
+                Err(e) => outcome = Err(e),
+            }
+        }
+        if sent { Ok(()) } else { outcome }
+    }
+
+    /// Puts the VIPs on the interface.
+    pub(super) fn hold(&mut self, network: &mut Network, journal: &mut Journal) {
+        let now = clock::now();
+        (self.held, self.probe) = (Some(now), Some(now + PROBE_AFTER));
+        self.restore(network, journal);
+    }
+
+    /// Puts back the VIPs that are not there; true if there were any.
+    pub(super) fn restore(&mut self, network: &mut Network, journal: &mut Journal) -> bool {
+        let Instance { name, interface, addresses, label, .. } = &self.instance;
+        let mut restored = false;
+        for vip in addresses {
+            if network.link(interface).is_some_and(|link| link.has(vip.addr())) {
+                continue;
+            }
+            match network.add(interface, *vip, label.as_deref()) {
+                Ok(_) => {
+                    restored = true;
+                    journal.info(format!("{name}: VIP {vip} added to {interface}"));
+                }
+                Err(e) => {
+                    journal.seldom(&mut self.failures, || format!("{name}: adding VIP {vip} to {interface}: {e}"))
+                }
+            }
+        }
+        restored
+    }
+
+    /// Takes the VIPs off the interface.
+    pub(super) fn release(&mut self, network: &mut Network, journal: &mut Journal) {
+        (self.held, self.probe) = (None, None);
+        self.clear(network, Whose::Anybodys, journal);
+    }
+
+    /// Takes VIPs off that are not to be there.
+    pub(super) fn clear(&mut self, network: &mut Network, whose: Whose, journal: &mut Journal) {
+        let Instance { name, interface, .. } = &self.instance;
+        let Some(link) = network.link(interface) else { return };
+        let is_vip = |address: &Address| self.instance.addresses.iter().any(|vip| vip.addr() == address.net.addr());
+        let unwanted = |address: &Address| is_vip(address) && (address.marked || whose == Whose::Anybodys);
+        let present: Vec<IpNet> = link.addresses.iter().filter(|a| unwanted(a)).map(|address| address.net).collect();
+        for vip in present {
+            match network.remove(interface, vip) {
+                Ok(true) => journal.info(format!("{name}: VIP {vip} removed from {interface}")),
+                Ok(false) => {}
+                Err(e) => {
+                    journal.seldom(&mut self.failures, || format!("{name}: removing VIP {vip} from {interface}: {e}"));
+                }
+            }
+        }
+    }
+
+    /// Tells everybody on the link that the VIPs are here, and those one by one who spoke to them lately.
+    pub(super) fn announce(&mut self, network: &Network, journal: &mut Journal) {
+        let Some(claims) = network.port(&self.instance.interface).and_then(|port| port.claims.as_ref()) else { return };
+        for vip in self.instance.addresses.iter().map(IpNet::addr) {
+            let told = self.neighbours.iter().try_for_each(|neighbour| claims.tell(vip, *neighbour));
+            if let Err(e) = claims.announce(vip).and(told) {
+                journal.seldom(&mut self.failures, || format!("{}: announcing {vip}: {e}", self.instance.name));
+            }
+        }
+    }
+
+    /// Asks whether anybody else has the VIPs, if it is time.
+    pub(super) fn probe(&mut self, network: &Network, now: Moment) -> io::Result<()> {
+        if self.probe.is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        self.probe = None;
+        match network.port(&self.instance.interface).and_then(|port| port.claims.as_ref()) {
+            Some(claims) => self.vips().try_for_each(|vip| claims.probe(vip)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes in a foreign claim; true if it is to be answered.
+    pub(super) fn claimed(&mut self, claim: Claim, now: Moment, journal: &mut Journal) -> bool {
+        if self.held.is_none_or(|since| now - since < SETTLED) {
+            return false;
+        }
+        let Claim { vip, mac } = claim;
+        let conflict = self.conflicts.entry(vip).or_insert(Conflict { vip, mac, first: now, last: now, count: 0 });
+        (conflict.mac, conflict.last, conflict.count) = (mac, now, conflict.count + 1);
+        journal.seldom(&mut self.claims, || {
+            let by = mac.map_or_else(|| "another MAC".to_owned(), in_hex);
+            format!("{}: {by} says that it has VIP {vip}, which is here", self.instance.name)
+        });
+        let answer = self.defended.is_none_or(|last| now - last >= DEFENCE);
+        if answer {
+            self.defended = Some(now);
+        }
+        answer
+    }
+
+    /// Writes to the log what did not succeed, but not again and again.
+    pub(super) fn note(&mut self, what: &str, outcome: io::Result<()>, journal: &mut Journal) {
+        if let Err(e) = outcome {
+            journal.seldom(&mut self.failures, || format!("{}: {what}: {e}", self.instance.name));
+        }
+    }
+
+    pub(super) fn view(&self, router: View, now: Moment) -> InstanceView {
+        InstanceView {
+            name: self.instance.name.clone(),
+            interface: self.instance.interface.clone(),
+            vrid: self.instance.vrid,
+            addresses: self.instance.addresses.clone(),
+            router,
+            sent: self.sent,
+            counters: self.reception.counters().clone(),
+            reports: self.reception.reports(now),
+            conflicts: self.conflicts.values().filter(|conflict| now - conflict.last < RETAINED).copied().collect(),
+        }
+    }
+}
+
+fn in_hex(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The bytes of one advert.
+fn emit(
+    instance: &Instance,
+    priority: u8,
+    (source, destination): (IpAddr, IpAddr),
+    sequence: &mut hmac::Sequence,
+    packet: &mut Vec<u8>,
+) -> io::Result<()> {
+    let Settings { version, interval, .. } = instance.settings;
+    let advertisement =
+        Advertisement { version, vrid: instance.vrid, priority, interval, addresses: instance.advertised().collect() };
+    let proof = match &instance.auth {
+        Auth::None | Auth::Hmac { mode: HmacMode::ReceiveOnly, .. } => Proof::None,
+        Auth::Password(password) => Proof::Password(password),
+        Auth::Hmac { keys, mode: HmacMode::Permissive | HmacMode::Enforce } => {
+            let stamp = sequence.next(clock::time_of_day(), hmac::window(interval));
+            keys.first().map_or(Proof::None, |key| Proof::Hmac(key, stamp))
+        }
+    };
+    let seal = Seal { source, destination, checksum: instance.checksum, proof };
+    advertisement.emit(packet, &seal).map_err(io::Error::other)
+}

@@ -1,0 +1,119 @@
+//! Asks the segment a thousand times a second who has the VIP, and notes which MAC addresses answer. It asks with frames of its own,
+//! so that no neighbour table is between the question and the answer, and from a host of its own, whose table nobody measures.
+
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Result;
+
+use super::pace::Pair;
+use crate::lab::{Host, Mac};
+
+const ETHERTYPE_ARP: u16 = 0x0806;
+const BROADCAST: Mac = [0xff; 6];
+
+/// Somebody who says that the VIP is his, by the kernel's time of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    pub at: SystemTime,
+    pub mac: Mac,
+    /// Unasked: a gratuitous ARP.
+    pub announced: bool,
+}
+
+#[derive(Debug)]
+pub struct Prober {
+    claims: Arc<Mutex<Vec<Claim>>>,
+    _threads: Pair,
+}
+
+impl Prober {
+    /// Asks from a host's `eth0` until it is dropped.
+    pub fn start(host: &Host, own: Ipv4Addr, vip: Ipv4Addr) -> Result<Self> {
+        let link = Arc::new(host.link("eth0", ETHERTYPE_ARP)?);
+        let claims: Arc<Mutex<Vec<Claim>>> = Arc::default();
+        let (asking, noted) = (Arc::clone(&link), Arc::clone(&claims));
+        let question = question(link.mac(), own, vip);
+        let mut frame = [0; 128];
+        let hear = move || {
+            if let Some((length, at)) = link.receive(&mut frame)?
+                && let Some((mac, announced)) = claim(&frame[..length], vip)
+            {
+                lock(&noted).push(Claim { at, mac, announced });
+            }
+            Ok(())
+        };
+        // A frame that cannot leave is a question without an answer.
+        let threads = Pair::start(move || drop(asking.send(&question)), hear);
+        Ok(Self { claims, _threads: threads })
+    }
+
+    /// Begins anew.
+    pub fn forget(&self) {
+        lock(&self.claims).clear();
+    }
+
+    /// Everything noted from a moment on.
+    pub fn since(&self, moment: SystemTime) -> Vec<Claim> {
+        lock(&self.claims).iter().filter(|claim| claim.at >= moment).copied().collect()
+    }
+
+    /// The first answer from a moment on of somebody else than `master`.
+    pub fn other(&self, master: Mac, moment: SystemTime) -> Option<SystemTime> {
+        self.since(moment).iter().find(|claim| !claim.announced && claim.mac != master).map(|claim| claim.at)
+    }
+
+    /// Who answered in a window.
+    pub fn owners(&self, from: SystemTime, length: Duration) -> BTreeSet<Mac> {
+        let answers = self.since(from).into_iter().filter(|claim| !claim.announced && claim.at <= from + length);
+        answers.map(|claim| claim.mac).collect()
+    }
+}
+
+/// The MAC address by which a host answers.
+pub fn mac(host: &Host) -> Result<Mac> {
+    Ok(host.link("eth0", ETHERTYPE_ARP)?.mac())
+}
+
+fn lock(claims: &Mutex<Vec<Claim>>) -> MutexGuard<'_, Vec<Claim>> {
+    claims.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// RFC 826, as a broadcast: Ethernet, IPv4, 6-byte and 4-byte addresses, request.
+fn question(mac: Mac, own: Ipv4Addr, vip: Ipv4Addr) -> Vec<u8> {
+    const HEADER: [u8; 8] = [0, 1, 0x08, 0, 6, 4, 0, 1];
+    [&BROADCAST[..], &mac, &ETHERTYPE_ARP.to_be_bytes(), &HEADER, &mac, &own.octets(), &[0; 6], &vip.octets()].concat()
+}
+
+/// The sender of an ARP frame whose sender address is the VIP, and whether it was not an answer.
+fn claim(frame: &[u8], vip: Ipv4Addr) -> Option<(Mac, bool)> {
+    let arp = frame.get(14..42)?;
+    let (operation, target) = (arp[7], &arp[24..28]);
+    let sender = arp[8..14].try_into().ok()?;
+    // RFC 5227, 3: an announcement may be a reply too, and then has the VIP as its target.
+    (arp[14..18] == vip.octets()).then_some((sender, operation != 2 || target == vip.octets()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 100);
+    const OWN: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 21);
+
+    #[test]
+    fn answers_and_announcements_are_told_apart() {
+        let mut frame = question([2; 6], VIP, VIP);
+        assert_eq!(claim(&frame, VIP), Some(([2; 6], true)));
+        frame[21] = 2;
+        assert_eq!(claim(&frame, VIP), Some(([2; 6], true)));
+        frame[38..42].copy_from_slice(&OWN.octets());
+        assert_eq!(claim(&frame, VIP), Some(([2; 6], false)));
+        assert_eq!(claim(&question([2; 6], OWN, VIP), VIP), None);
+        assert_eq!(claim(&frame[..41], VIP), None);
+    }
+}
