@@ -208,9 +208,15 @@ impl Address for V4 {
 
     #[inline(always)]
     fn mapped(self) -> [u8; 16] {
-        // Two words: with each byte by itself, the zeros would be written by a loop.
-        let last = u64::from(u32::from_be_bytes(self.0));
-        ((0xffff << 32 | last) as u128).to_be_bytes()
+        // As one number out of whole words: byte by byte, the zeros would be written by a loop and the rest at odd places of the stack,
+        // which the verifier refuses.
+        let (prefix, last) = (u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(self.0));
+        let whole = if cfg!(target_endian = "little") {
+            u128::from(last) << 96 | u128::from(prefix) << 64
+        } else {
+            u128::from(prefix) << 32 | u128::from(last)
+        };
+        whole.to_ne_bytes()
     }
 
     #[inline(always)]
@@ -247,7 +253,7 @@ impl Address for V6 {
     /// RFC 4443 §2.1: messages up to 127 are errors; four of them are defined.
     #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
-        kind >= 1 && kind <= 4
+        matches!(kind, 1..=4)
     }
 
     #[inline(always)]

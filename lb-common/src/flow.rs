@@ -223,7 +223,7 @@ impl<A: Address> Flow<A> {
 
     #[inline(always)]
     pub fn backend(&self) -> BackendId {
-        BackendId(self.backend as u32)
+        BackendId(u32::from(self.backend))
     }
 
     /// Kernel ticks at the last packet, the lower half.

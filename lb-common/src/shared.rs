@@ -2,6 +2,11 @@
 
 use core::{cell::UnsafeCell, fmt};
 
+use crate::{
+    address::Address,
+    flow::{Flow, Key},
+};
+
 /// One aligned load or store an access, never split or left out.
 ///
 /// This is what a relaxed atomic would be, but LLVM selects atomic loads and stores for BPF only from instruction set v4 on,
@@ -58,22 +63,78 @@ pub fn barrier() {
     core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
 }
 
-/// Copies a value in units of `W`, without a place for all of it in between. What is copied whole from one place to another, LLVM may
-/// leave to a loop over its bytes, since the two might overlap.
+/// A value that is made of whole words and nothing else.
 ///
 /// # Safety
-/// `to` is aligned and may be written. What lies there is not dropped, and any bytes of a `T` may be copied as any `W`.
+/// `repr(C)` without padding, aligned for `Word`, its size a multiple of it, and every bit pattern is valid.
+pub unsafe trait Words {
+    type Word: Copy;
+}
+
+// SAFETY: addresses and ports; sizes and alignments are asserted in `abi` and below.
+unsafe impl<A: Address> Words for Key<A> {
+    type Word = u32;
+}
+
+// SAFETY: numbers, keys and arrays of bytes; as above.
+unsafe impl<A: Address> Words for Flow<A> {
+    type Word = u64;
+}
+
+/// Copies a value word by word, without a place for all of it in between. What is copied whole from one place to another, LLVM may leave
+/// to a loop over its bytes, since the two might overlap.
 #[inline(always)]
-pub unsafe fn copy_words<W: Copy, T>(from: &T, to: *mut T) {
-    const { assert!(size_of::<T>().is_multiple_of(size_of::<W>()) && align_of::<T>() >= align_of::<W>()) };
-    let (from, to) = (core::ptr::from_ref(from).cast::<W>(), to.cast::<W>());
+pub fn copy<T: Words>(from: &T, to: &mut T) {
+    // SAFETY: exclusive, by the borrow.
+    unsafe { copy_words(from, to) }
+}
+
+/// # Safety
+/// `to` may be written.
+#[inline(always)]
+unsafe fn copy_words<T: Words>(from: &T, to: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(size_of::<T::Word>()) && align_of::<T>() >= align_of::<T::Word>()) };
+    let (from, to) = (core::ptr::from_ref(from).cast::<T::Word>(), to.cast::<T::Word>());
     let mut word = 0;
-    while word < size_of::<T>() / size_of::<W>() {
+    while word < size_of::<T>() / size_of::<T::Word>() {
         // SAFETY: within both by the length, aligned by the assertion.
         unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
         word += 1;
     }
 }
+
+/// A value that one CPU writes, under a lock, while others may read it: they bear a mixture of what was and what will be.
+#[derive(Default)]
+#[repr(transparent)]
+pub struct Exposed<T>(UnsafeCell<T>);
+
+impl<T: Words> Exposed<T> {
+    #[inline(always)]
+    pub fn read(&self) -> &T {
+        // SAFETY: initialised, and any words make a value.
+        unsafe { &*self.0.get() }
+    }
+
+    /// The caller has the lock that goes with it.
+    #[inline(always)]
+    pub fn write(&self, from: &T) {
+        // SAFETY: no other writer by the lock. On the host the type is not `Sync`; in the kernel each access is one instruction.
+        unsafe { copy_words(from, self.0.get()) }
+    }
+}
+
+impl<T> fmt::Debug for Exposed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Exposed")
+    }
+}
+
+// SAFETY: tests write under a lock, and read when writers are done.
+#[cfg(test)]
+unsafe impl<T> Sync for Exposed<T> {}
+// SAFETY: as above.
+#[cfg(test)]
+unsafe impl<T> Sync for Shared<T> {}
 
 /// The same number, of which the compiler knows nothing: arithmetic that chooses without a branch stays what it is. The kernel's verifier
 /// follows every way, and a branch for each of sixteen slots would be too many.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::LAYOUT;
 use lb_tests::{
     client::{EchoReport, Failure, Load},
     site::{Site, quick},
@@ -172,15 +173,17 @@ fn what_does_not_fit_any_more_is_replaced_with_a_warning() {
             second.wait_for("streams to be found again", END_LIMIT, |status| status.counters.events["rebuilt"] >= 10);
         rebuilt?;
         second.process().kill();
-        fs::rename(pins.join("v1"), pins.join("v0"))?;
+        fs::rename(pins.join(format!("v{LAYOUT}")), pins.join("v0"))?;
         let third = Xvip::start_with(deployment, NODE, &smaller)?;
         assert!(third.log().contains("v0 was left by an xvip with another layout of maps"), "{}", third.log());
-        assert!(!pins.join("v0").exists() && pins.join("v1").exists());
+        assert!(!pins.join("v0").exists() && pins.join(format!("v{LAYOUT}")).exists());
         anyhow::Ok(third)
     };
     // The same port and backend come out for each: they go on all the same.
     let (third, streams) = site.echo_during(false, &site.sources(false, 10).unwrap(), restarts).unwrap();
-    assert!(third.status().unwrap().counters.events["rebuilt"] >= 10);
+    third
+        .wait_for("streams to be found once more", END_LIMIT, |status| status.counters.events["rebuilt"] >= 10)
+        .unwrap();
     assert!(streams.iter().all(|stream| stream.as_ref().is_ok_and(|stream| stream.failure.is_none())), "{streams:?}");
     assert!(third.stop().unwrap().success());
     assert!(!pins.exists());

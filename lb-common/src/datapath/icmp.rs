@@ -16,7 +16,7 @@ use crate::{
     checksum::{Delta, adjust},
     flow::{Flow, Key},
     frame::Frame,
-    table,
+    shared,
     wire::{self, Checksum, Icmp, Link, Quote, QuotedTcp, Tcp},
 };
 
@@ -55,7 +55,7 @@ where
     let generation = settings.generation();
     let Draft { half: flow, arrives, .. } = &mut *sheet;
     match tables.flow(arrives) {
-        Some(known) => table::copy(known, flow),
+        Some(known) => shared::copy(known, flow),
         None => {
             tables.count(Counter::IcmpStranger);
             return Verdict::Pass;

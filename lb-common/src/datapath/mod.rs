@@ -28,6 +28,7 @@ use crate::{
     conntrack::{Phase, Sender},
     flow::{Flow, Hop, Key},
     frame::Frame,
+    shared,
     table::{self, Existing, Inserted, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
@@ -343,7 +344,7 @@ where
     match tables.flow(&arrival.segment.key).filter(|flow| !restarts(&arrival.segment, flow)) {
         Some(flow) => {
             // The entry may be given to another connection by any insertion: from here on, a copy.
-            table::copy(flow, half);
+            shared::copy(flow, half);
             if current(flow, arrival) {
                 note(tables, flow, arrival);
                 return Ok(Next::Send);

@@ -53,11 +53,11 @@ impl Hashing {
         let spread = (sum ^ sum >> 32).wrapping_mul(self.factor);
         let low = spread as u32;
         Place {
-            set: (((spread >> 32) * self.sets as u64) >> 32) as u32,
+            set: (((spread >> 32) * u64::from(self.sets)) >> 32) as u32,
             way: low >> 28 & (WAYS as u32 - 1),
             // The lowest bit has seen the least of the key.
             tag: low | 1,
-            spare: ((low as u64 * self.sets as u64) >> 32) as u32,
+            spare: ((u64::from(low) * u64::from(self.sets)) >> 32) as u32,
         }
     }
 }

@@ -18,7 +18,7 @@ mod victim;
 
 pub(crate) use hashing::product;
 pub use hashing::{Hashing, Place, SECRET_WORDS};
-pub use set::{Set, Slot, WAYS, copy};
+pub use set::{Set, Slot, WAYS};
 pub use victim::{HALF_OPEN_WAYS, QUIET};
 
 use crate::{

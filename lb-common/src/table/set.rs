@@ -1,12 +1,10 @@
 //! Sixteen slots that keys with some of their hash in common share, and how one of them is found, written and cleared.
 
-use core::cell::UnsafeCell;
-
 use super::Place;
 use crate::{
     address::Address,
     flow::{Flow, Key},
-    shared::{Lock, Shared, barrier, copy_words, either, is_zero},
+    shared::{Exposed, Lock, Shared, barrier, either, is_zero},
 };
 
 /// Slots of a set.
@@ -34,8 +32,8 @@ pub struct Set<A> {
 pub struct Slot<A> {
     /// As in [`Set::tags`]. It is part of the key: while a slot is given to another one, no mixture of both has the tag of a third.
     tag: Shared<u32>,
-    key: UnsafeCell<Key<A>>,
-    flow: UnsafeCell<Flow<A>>,
+    key: Exposed<Key<A>>,
+    flow: Exposed<Flow<A>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +60,6 @@ impl<A> core::fmt::Debug for Slot<A> {
     }
 }
 
-/// Makes one entry the same as another.
-#[inline(always)]
-pub fn copy<A>(from: &Flow<A>, to: &mut Flow<A>) {
-    // SAFETY: entries are numbers without padding.
-    unsafe { copy_words::<u64, _>(from, to) }
-}
-
 impl<A: Address> Slot<A> {
     /// Whether it is the key's.
     #[inline(always)]
@@ -92,19 +83,18 @@ impl<A: Address> Slot<A> {
         self.tag.store(0);
     }
 
-    /// Which connection it is. Means nothing while the slot is free.
+    /// Which connection it is. Means nothing while the slot is free. Writers may change it under a reader, who finds by the tag that it is
+    /// not what it was looking for.
     #[inline(always)]
     pub fn key(&self) -> &Key<A> {
-        // SAFETY: initialised, and any bytes make a key. Writers may change it under a reader, who finds by the tag that it is not what it
-        // was looking for.
-        unsafe { &*self.key.get() }
+        self.key.read()
     }
 
+    /// If another CPU gives the slot to another connection while this is used, one packet may be rewritten as that one's, which the
+    /// receiver drops.
     #[inline(always)]
     pub fn flow(&self) -> &Flow<A> {
-        // SAFETY: as above. If another CPU gives the slot to another connection at this moment, this packet may be rewritten as that
-        // one's, which the receiver drops.
-        unsafe { &*self.flow.get() }
+        self.flow.read()
     }
 }
 
@@ -142,11 +132,8 @@ impl<A: Address> Set<A> {
             slot.forget();
         }
         barrier();
-        // SAFETY: the lock keeps other writers away; readers bear a change under them, see `flow`.
-        unsafe {
-            copy_words::<u64, _>(flow, slot.flow.get());
-            copy_words::<u32, _>(key, slot.key.get());
-        }
+        slot.flow.write(flow);
+        slot.key.write(key);
         barrier();
         slot.tag.store(tag);
         self.tags[way as usize & (WAYS - 1)].store(tag);

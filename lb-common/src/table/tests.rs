@@ -16,9 +16,6 @@ struct Table<A> {
     sets: Box<[Set<A>]>,
 }
 
-// SAFETY: as in the kernel, writers lock a set; the tests read when writers are done.
-unsafe impl<A> Sync for Table<A> {}
-
 impl<A: Address> Sets<A> for Table<A> {
     fn hashing(&self) -> Option<&Hashing> {
         Some(&self.hashing)
