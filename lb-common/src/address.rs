@@ -113,7 +113,7 @@ impl Address for V4 {
     /// Destination unreachable, time exceeded, parameter problem (RFC 792).
     #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
-        kind == 3 || kind == 11 || kind == 12
+        matches!(kind, 3 | 11 | 12)
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 use std::{thread, time::Duration};
 
 use lb_tests::{
+    bench::failover::{Event, Options, Profile, System, failover},
     carrier::{By, Carrier, wait_for_holder},
     client::{Load, run},
     lab::Host,
@@ -95,4 +96,38 @@ fn frr_hands_over_to_frr() {
     drop(first);
     becomes(&second, "Master");
     deployment.client_host().ping(vip.into()).unwrap();
+}
+
+/// The bench itself: a killed keepalived goes on answering for the VIP beside its successor, a killed xvip does not.
+#[test]
+fn failovers_are_measured() {
+    let report = failover(&Options {
+        runs: 1,
+        events: vec![Event::Kill, Event::OrderlyStop],
+        systems: System::ALL.to_vec(),
+        profiles: vec![Profile::Fast],
+        partition: Duration::ZERO,
+        busy: Duration::ZERO,
+    })
+    .unwrap();
+    assert!(report.is_whole(), "{report}");
+    let lines: Vec<serde_json::Value> =
+        report.json().unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let shown: Vec<(&str, &str, u64)> = (lines.iter())
+        .map(|line| {
+            let text = |key: &str| line[key].as_str().unwrap();
+            (text("event"), text("system"), line["owners_max"].as_u64().unwrap())
+        })
+        .collect();
+    let expected = [
+        ("kill", "keepalived", 2),
+        ("kill", "xvip", 1),
+        ("orderly-stop", "keepalived", 1),
+        ("orderly-stop", "xvip", 1),
+    ];
+    assert_eq!(shown, expected, "{report}");
+    for line in &lines {
+        // Generous for a busy machine, and far below what a lost VIP costs.
+        assert!(line["n"] == 1 && line["p99_ms"].as_f64().unwrap() < 500.0, "{report}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    os::fd::AsRawFd as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,7 +23,10 @@ use lb_userspace::{
         wire::{Event, Instance, InstanceView, Lease, Options, Wire},
     },
 };
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::socket::{MsgFlags, recv},
+    time::{ClockId, clock_gettime},
+};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressProtocol};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
@@ -134,11 +138,10 @@ impl Tap {
     }
 
     fn wait_for(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> anyhow::Result<Vec<u8>> {
-        let (begun, mut buffer) = (now(), [std::mem::MaybeUninit::uninit(); 2048]);
+        let (begun, mut buffer) = (now(), [0; 2048]);
         while now() - begun < DEADLINE {
-            let length = self.0.recv(&mut buffer).with_context(|| format!("{what} did not arrive"))?;
-            // SAFETY: the kernel has written that many bytes.
-            let frame = unsafe { buffer[..length].assume_init_ref() };
+            let received = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty());
+            let frame = &buffer[..received.with_context(|| format!("{what} did not arrive"))?];
             if wanted(frame) {
                 return Ok(frame.to_vec());
             }
@@ -400,9 +403,12 @@ fn what_leaves_is_what_the_protocol_says() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A renewal with its end, or an end at once.
+type Asked = (IpAddr, Option<Moment>);
+
 /// What was asked of the data plane, in its order.
 #[derive(Clone, Debug, Default)]
-struct Ledger(Arc<Mutex<Vec<(IpAddr, Option<Moment>)>>>);
+struct Ledger(Arc<Mutex<Vec<Asked>>>);
 
 impl Lease for Ledger {
     fn renew(&self, vip: IpAddr, until: Moment) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -23,7 +23,7 @@ pub(crate) enum Bench {
     },
     /// Milliseconds until a VIP is served by another node, for xvip and for keepalived; about half an hour
     Failover {
-        /// Passed on to the benchmark; `--json` prints one object a line, `--help` tells the rest
+        /// Passed on to the benchmark; `--json` prints one object a line, `-- --help` tells the rest
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },

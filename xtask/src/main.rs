@@ -31,11 +31,11 @@ enum Verb {
     Build,
     /// Remove what an interrupted demo or test left on this host
     Clean,
-    /// Carry HTTPS through the data plane in a lab of network namespaces, kill a backend, bring it back
+    /// Carry HTTPS through the data plane in a lab of network namespaces, kill a backend, bring it back; lose the VIP's holder
     Demo(demo::Demo),
     /// Run every test there is: host, lab, fuzz, virtual machine
     Test(test::Test),
-    /// Measure the data plane
+    /// Measure the data plane, or failovers
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Load every program and run the packet table on older kernels, in virtual machines

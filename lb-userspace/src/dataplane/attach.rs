@@ -284,7 +284,7 @@ impl Dataplane {
         if !self.has_tcx {
             match qdisc_add_clsact(&interface) {
                 Ok(()) => self.pins.as_ref().map_or(Ok(()), |pins| pins.links().note_qdisc(index))?,
-                Err(TcError::AlreadyAttached) => {}
+                Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
                 Err(error) => return Err(failed(error.into())),
             }
             let filter = filter(classifier(&mut self.ebpf, program), &interface, point).map_err(failed)?;

@@ -185,7 +185,7 @@ fn failures<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> usize {
 }
 
 /// Why requests failed, in parentheses; nothing where none did.
-fn kinds<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
+pub(super) fn kinds<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for failure in outcomes.filter_map(|outcome| outcome.result.as_ref().err()) {
         *counts.entry(failure.to_string()).or_default() += 1;

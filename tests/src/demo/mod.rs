@@ -1,6 +1,8 @@
-//! The demo: deployment C, its real addresses, the real xvip, many clients; a backend is killed and comes back.
+//! The demo: deployment C, its real addresses, the real xvip on both load balancers, many clients. A backend is killed and comes
+//! back; then the load balancer that holds the VIP is lost, in three ways, and comes back each time.
 
 mod claims;
+mod failover;
 mod interrupt;
 mod live;
 mod screen;
@@ -20,18 +22,22 @@ use lb_userspace::health::State;
 
 use self::{
     claims::{Claim, Moments, Record, Shares},
+    failover::Failover,
     interrupt::{Interrupt, Interrupted},
     screen::Screen,
-    show::Show,
+    show::{Appliance, Show},
     traffic::{Requests, SOURCES, Streams},
 };
 use crate::{
     apiserver::Apiserver,
+    client::Outcome,
     topology::{Deployment, Topology},
     xvip::{self, Xvip},
 };
 
+/// Holds the VIP while it can.
 const NODE: &str = "ha-lb-a";
+const PARTNER: &str = "ha-lb-b";
 const VICTIM: &str = "master-2";
 /// Quicker than the default of 2 s and 3, so that nobody has to wait.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -82,32 +88,47 @@ fn run(check: bool, interrupt: &Interrupt) -> Result<bool> {
     interrupt.check()?;
     let mut apiservers = deployment.start_apiservers()?;
     interrupt.check()?;
-    let xvip = start_xvip(&deployment)?;
+    let mut first = Some(start_xvip(&deployment, NODE)?);
     interrupt.check()?;
-    screen.tell(&format!("xvip runs on {NODE} and checks every {INTERVAL:?}; {FALL} failures are enough"));
+    let second = start_xvip(&deployment, PARTNER)?;
+    interrupt.check()?;
+    screen.tell(&format!(
+        "xvip runs on {NODE} and {PARTNER}; it checks every {INTERVAL:?}, and {FALL} failures are enough"
+    ));
 
-    let summary = perform(&mut screen, interrupt, &deployment, &mut apiservers, &xvip)?;
+    let summary = perform(&mut screen, interrupt, &deployment, &mut apiservers, &mut first)?;
+    let first = first.context("the first appliance came back")?;
     report(&screen, &summary);
     let kept = summary.claims.iter().all(|claim| claim.holds);
     if !check {
-        invite(&screen, &deployment, &xvip, &summary)?;
+        invite(&screen, &deployment, &first, &summary)?;
         interrupt.wait();
         screen.print("");
     }
-    let ended = xvip.stop()?;
-    ensure!(ended.success(), "xvip ended with {ended}");
+    for xvip in [second, first] {
+        let ended = xvip.stop()?;
+        ensure!(ended.success(), "xvip ended with {ended}");
+    }
     Ok(kept)
 }
 
-fn start_xvip(deployment: &Deployment) -> Result<Xvip> {
-    let usual = deployment.xvip_config(NODE)?;
-    let quick = usual
+/// Starts one of the two, and waits until it is ready to hold the VIPs.
+fn start_xvip(deployment: &Deployment, node: &str) -> Result<Xvip> {
+    let priority = if node == NODE { 100 } else { 98 };
+    let quick = (deployment.xvip_config(node)?)
         .replace("interval = \"2s\"", &format!("interval = \"{INTERVAL:?}\""))
         .replace("fall = 3", &format!("fall = {FALL}"));
-    let xvip = Xvip::start_with(deployment, NODE, &quick)?;
+    let mut text = quick;
+    for (vrid, name, v6) in [(51, "ipv4", false), (52, "ipv6", true)] {
+        let vip = Topology::C.endpoint(v6).ip();
+        text += &format!(
+            "\n[[vrrp]]\nname = \"{name}\"\ninterface = \"eth0\"\nvrid = {vrid}\nversion = 3\npriority = {priority}\naddresses = [\"{vip}\"]\n"
+        );
+    }
+    let xvip = Xvip::start_with(deployment, node, &text)?;
     xvip.wait_for("all backends up", PATIENCE, |status| {
         let mut all = status.virtual_servers.iter();
-        all.all(|server| server.held && server.backends.iter().all(|backend| backend.state == State::Up))
+        all.all(|server| server.backends.iter().all(|backend| backend.state == State::Up))
     })?;
     Ok(xvip)
 }
@@ -118,7 +139,7 @@ fn perform(
     interrupt: &Interrupt,
     deployment: &Deployment,
     apiservers: &mut [Apiserver],
-    xvip: &Xvip,
+    first: &mut Option<Xvip>,
 ) -> Result<Summary> {
     let masters: Vec<String> =
         deployment.nodes().iter().filter(|node| node.runs_apiserver).map(|node| node.name.clone()).collect();
@@ -128,8 +149,11 @@ fn perform(
     let vip = Topology::C.endpoint(false);
     let (host, client) = (deployment.client_host(), deployment.client(vip)?);
     let requests = Requests::start(host, client.clone())?;
-    let at = (vip, NODE, xvip.socket().to_owned());
-    let mut show = Show::new(screen, interrupt, requests, at)?;
+    let mut appliances = Vec::new();
+    for node in [NODE, PARTNER] {
+        appliances.push(Appliance::new(node, deployment.control_socket(node)?));
+    }
+    let mut show = Show::new(screen, interrupt, requests, (vip, appliances))?;
     show.until("every client to be answered", PATIENCE, |show| show.live.owners().len() == SOURCES as usize)?;
     show.screen.tell(&format!("{SOURCES} clients ask; each stays with the backend that its address picks"));
     let others = masters.iter().filter(|name| *name != VICTIM);
@@ -164,16 +188,24 @@ fn perform(
     show.hold(STEADY)?;
 
     let (native, packets) = (show.is_native(), show.packets());
+    let (streams, refuge, act) = (streams.finish()?, refuge.finish()?, Instant::now());
+    let moved = Failover::new(deployment, first)?.perform(&mut show)?;
     let report = show.finish()?;
-    let record = Record::new(&report.outcomes, VICTIM, Moments { killed, noticed, listening, up, back });
+    // Requests that the moves may have hit are no matter of the first act.
+    let (outcomes, moving): (Vec<Outcome>, Vec<Outcome>) =
+        report.outcomes.iter().cloned().partition(|outcome| outcome.ended() < act);
+    let failed = moving.iter().filter(|outcome| outcome.result.is_err()).count();
+    screen.tell(&format!("{failed} of {} requests failed meanwhile{}", moving.len(), claims::kinds(moving.iter())));
+    let record = Record::new(&outcomes, VICTIM, Moments { killed, noticed, listening, up, back });
     let mut claims = record.claims(masters.len(), ALLOWED);
     let elsewhere = |backend: &str| backend != VICTIM;
-    claims.push(claims::streams("streams of the others", &streams.finish()?, elsewhere));
-    claims.push(claims::streams("streams begun meanwhile", &refuge.finish()?, elsewhere));
+    claims.push(claims::streams("streams of the others", &streams, elsewhere));
+    claims.push(claims::streams("streams begun meanwhile", &refuge, elsewhere));
+    claims.extend(moved);
     let wrong = deployment.lab.checksum_errors()?;
     claims.push(Claim::new(wrong.is_empty(), format!("wrong checksums on all hosts: {}", wrong.len())));
     // A TLS request is far more than ten packets.
-    let enough = packets > 10 * report.good() as u64;
+    let enough = packets > 10 * outcomes.iter().filter(|outcome| outcome.result.is_ok()).count() as u64;
     let mode = if native { "native" } else { "generic" };
     claims.push(Claim::new(native && enough, format!("XDP mode {mode}; xvip carried {packets} packets")));
     let [before, during, after] =

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use lb_userspace::{
     admin::{
         client,
-        status::{Backend, Mode, Status},
+        status::{Backend, Mode, Status, VirtualServer},
     },
     health::State,
 };
@@ -36,9 +36,25 @@ pub(super) struct Show<'a> {
     interrupt: &'a Interrupt,
     requests: Requests,
     vip: SocketAddr,
-    node: String,
-    socket: PathBuf,
+    appliances: Vec<Appliance>,
+    /// Which of them holds the VIP.
+    holder: usize,
     runtime: Runtime,
+}
+
+/// A node with an xvip that may hold the VIP.
+#[derive(Debug)]
+pub(super) struct Appliance {
+    node: &'static str,
+    socket: PathBuf,
+    /// Behind a cut cable it goes on, and holds a VIP that nobody sees.
+    connected: bool,
+}
+
+impl Appliance {
+    pub(super) fn new(node: &'static str, socket: PathBuf) -> Self {
+        Self { node, socket, connected: true }
+    }
 }
 
 impl<'a> Show<'a> {
@@ -46,21 +62,12 @@ impl<'a> Show<'a> {
         screen: &'a mut Screen,
         interrupt: &'a Interrupt,
         requests: Requests,
-        (vip, node, socket): (SocketAddr, &str, PathBuf),
+        (vip, appliances): (SocketAddr, Vec<Appliance>),
     ) -> Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let status = runtime.block_on(client::status(&socket))?;
-        Ok(Self {
-            screen,
-            live: Live::default(),
-            status,
-            interrupt,
-            requests,
-            vip,
-            node: node.to_owned(),
-            socket,
-            runtime,
-        })
+        let first = appliances.first().context("a demo without appliances")?;
+        let status = runtime.block_on(client::status(&first.socket))?;
+        Ok(Self { screen, live: Live::default(), status, interrupt, requests, vip, appliances, holder: 0, runtime })
     }
 
     /// Goes on for some time.
@@ -98,6 +105,12 @@ impl<'a> Show<'a> {
         !interfaces.is_empty() && interfaces.iter().all(|interface| interface.mode == Mode::Native)
     }
 
+    /// Tells whether a node's cable is in.
+    pub(super) fn set_connected(&mut self, node: &str, connected: bool) {
+        let own = self.appliances.iter_mut().filter(|appliance| appliance.node == node);
+        own.for_each(|appliance| appliance.connected = connected);
+    }
+
     /// Stops the requests; the last picture stays.
     pub(super) fn finish(self) -> Result<Report> {
         let picture = self.picture();
@@ -112,15 +125,32 @@ impl<'a> Show<'a> {
             self.live.add(&outcome);
         }
         self.live.forget(Instant::now());
-        self.status = self.runtime.block_on(client::status(&self.socket)).context("asking xvip")?;
+        self.ask()?;
         let picture = self.picture();
         self.screen.show(&picture);
         Ok(())
     }
 
+    /// The status of whoever holds the VIP; while nobody does, the last one stays.
+    fn ask(&mut self) -> Result<()> {
+        let mut silence = None;
+        let mut answered = false;
+        for (index, appliance) in self.appliances.iter().enumerate().filter(|(_, appliance)| appliance.connected) {
+            match self.runtime.block_on(client::status(&appliance.socket)) {
+                Ok(status) => {
+                    answered = true;
+                    if server(&status, self.vip).is_some_and(|server| server.held) {
+                        (self.status, self.holder) = (status, index);
+                    }
+                }
+                Err(error) => silence = Some(error),
+            }
+        }
+        silence.filter(|_| !answered).map_or(Ok(()), Err).context("asking xvip")
+    }
+
     fn backends(&self) -> &[Backend] {
-        let own = self.status.virtual_servers.iter().find(|server| server.vip() == self.vip);
-        own.map_or(&[], |server| &server.backends)
+        server(&self.status, self.vip).map_or(&[], |server| &server.backends)
     }
 
     fn picture(&self) -> Picture {
@@ -131,7 +161,7 @@ impl<'a> Show<'a> {
         };
         let mode = if self.is_native() { "native" } else { "generic" };
         Picture {
-            title: format!("https://{}   xvip on {}, XDP {mode}", self.vip, self.node),
+            title: format!("https://{}   xvip on {}, XDP {mode}", self.vip, self.appliances[self.holder].node),
             rows: self.backends().iter().map(row).collect(),
             footer: format!(
                 "{SOURCES} clients   {} requests, {} failed   {} packets",
@@ -141,4 +171,8 @@ impl<'a> Show<'a> {
             ),
         }
     }
+}
+
+fn server(status: &Status, vip: SocketAddr) -> Option<&VirtualServer> {
+    status.virtual_servers.iter().find(|server| server.vip() == vip)
 }

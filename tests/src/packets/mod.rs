@@ -2,6 +2,7 @@
 
 pub mod discovery;
 pub mod frames;
+mod relay;
 pub mod stage;
 mod table;
 
@@ -23,9 +24,14 @@ pub struct Summary {
     pub programs: Vec<(String, u32)>,
 }
 
-/// Runs all cases for both families, in a network namespace of their own. Needs root.
+/// Runs all cases for both families, in a network namespace of their own, and one daemon after another. Needs root.
 pub fn run() -> Summary {
-    summarize(|script| script)
+    let mut summary = summarize(|script| script);
+    summary.cases += 1;
+    if let Err(error) = relay::run() {
+        summary.failed.push(format!("one daemon after another: {error:#}"));
+    }
+    summary
 }
 
 /// Runs all cases with one expected byte turned wrong in each, or one frame if there is no byte: all must fail.

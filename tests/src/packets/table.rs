@@ -1,5 +1,7 @@
 //! The cases. Frames out are written as the frames in with what must have changed, and put together from nothing.
 
+mod icmp;
+
 use lb_common::{
     abi::{Backend, Counter, Port},
     wire::Tags,
@@ -8,7 +10,7 @@ use lb_common::{
 use super::{
     Change,
     discovery::{Question, answer},
-    frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
+    frames::{ACK, Extra, FIN, PSH, RST, SYN, Segment},
     stage::{
         BACKEND_PORT, CLIENTS, EMPTY, Family, HERE, Host, NEAR_MAC, REMOTE, STRANGER, Service, Stage, TRUNK_MAC,
         TRUNK_TAG, TRUNKED, Tenure, UNRESOLVED, UNROUTED, VIP, mac, settings,
@@ -80,10 +82,10 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("the backend is down", down),
     ("the backend is gone from the configuration", gone),
     ("a backend on this host", local),
-    ("a router before the backend", too_big_for_the_backend),
-    ("a router before the client", too_big_for_the_client),
-    ("a reply of a backend on this host is too big", too_big_from_here),
-    ("an error about nobody's connection", stranger_error),
+    ("a router before the backend", icmp::too_big_for_the_backend),
+    ("a router before the client", icmp::too_big_for_the_client),
+    ("a reply of a backend on this host is too big", icmp::too_big_from_here),
+    ("an error about nobody's connection", icmp::stranger),
     ("the last hop", expired),
     ("a fragment", fragment),
     ("lengths that contradict each other", malformed),
@@ -419,97 +421,6 @@ fn local(scene: &Scene) -> Script {
             .leaving();
     }
     script
-}
-
-/// How much of a segment is quoted: with its checksum, without it, all.
-const QUOTED: [usize; 3] = [20, 8, usize::MAX];
-
-/// What a router between the two says to the VIP.
-fn too_big(scene: &Scene, about: &Segment, quoted: usize) -> Error {
-    Error {
-        macs: [mac(1), mac(9)],
-        from: scene.family.address(STRANGER),
-        to: scene.family.address(VIP),
-        hops: 60,
-        mtu: 1400,
-        about: Segment { hops: about.hops - 2, ..about.clone() },
-        quoted,
-    }
-}
-
-/// What the end that sent the packet hears instead.
-fn heard(scene: &Scene, error: &Error, by: Host, from: Host, about: &Segment) -> Error {
-    Error {
-        macs: [mac(by), NEAR_MAC],
-        from: scene.family.address(from),
-        to: scene.family.address(by),
-        hops: error.hops - 1,
-        about: Segment { hops: error.about.hops, ..about.clone() },
-        ..error.clone()
-    }
-}
-
-fn too_big_for_the_backend(scene: &Scene) -> Script {
-    let syn = scene.asks(REMOTE, SYN);
-    // Extension headers are not looked through in what is quoted.
-    let extra = if scene.family == Family::Ipv4 { Extra::Options } else { Extra::None };
-    let data = Segment { extra, payload: vec![7; 333], ..scene.asks(REMOTE, ACK | PSH) };
-    let sent = scene.sent_on(REMOTE, &data, NEAR_MAC);
-    let mut script = Script::default()
-        .then("SYN", syn.bytes(), REDIRECT, scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(), &[Counter::Connected])
-        .then(
-            "the reply",
-            scene.answers(REMOTE, SYN | ACK).bytes(),
-            REDIRECT,
-            scene.sent_back(REMOTE, &scene.answers(REMOTE, SYN | ACK)).bytes(),
-            &[],
-        );
-    for quoted in QUOTED {
-        let error = too_big(scene, &sent, quoted);
-        let out = heard(scene, &error, CLIENT, VIP, &data).bytes();
-        script = script.then("too big", error.bytes(), REDIRECT, out, &[Counter::IcmpError]);
-    }
-    script
-}
-
-fn too_big_for_the_client(scene: &Scene) -> Script {
-    let syn = scene.asks(REMOTE, SYN);
-    let reply = Segment { payload: vec![7; 333], ..scene.answers(REMOTE, ACK | PSH) };
-    let sent = scene.sent_back(REMOTE, &reply);
-    let mut script = Script::default().then(
-        "SYN",
-        syn.bytes(),
-        REDIRECT,
-        scene.sent_on(REMOTE, &syn, NEAR_MAC).bytes(),
-        &[Counter::Connected],
-    );
-    for quoted in QUOTED {
-        let error = too_big(scene, &sent, quoted);
-        let out = heard(scene, &error, REMOTE.backend, VIP, &reply).bytes();
-        script = script.then("too big", error.bytes(), REDIRECT, out, &[Counter::IcmpError]);
-    }
-    script
-}
-
-fn too_big_from_here(scene: &Scene) -> Script {
-    let syn = scene.asks(HERE, SYN);
-    let seen = scene.family.socket(CLIENT, scene.local_port());
-    let up = Segment { from: seen, to: scene.family.socket(HERE.backend, BACKEND_PORT), hops: 63, ..syn.clone() };
-    let sent = Segment { from: up.to, to: seen, ..scene.asks(HERE, ACK) };
-    let turned = Segment { from: syn.to, to: syn.from, ..sent.clone() };
-    let mut script = Script::default().then("up the stack", syn.bytes(), PASS, up.bytes(), &[Counter::Connected]);
-    for quoted in QUOTED {
-        let error = too_big(scene, &turned, quoted);
-        let out = Error { macs: error.macs, ..heard(scene, &error, HERE.backend, CLIENT, &sent) };
-        script = script.then("too big", error.bytes(), PASS, out.bytes(), &[Counter::IcmpError]);
-    }
-    script
-}
-
-fn stranger_error(scene: &Scene) -> Script {
-    let sent = scene.sent_on(REMOTE, &scene.asks(REMOTE, ACK), NEAR_MAC);
-    let frame = too_big(scene, &sent, 8).bytes();
-    Script::default().then("too big", frame.clone(), PASS, frame, &[Counter::IcmpStranger])
 }
 
 fn expired(scene: &Scene) -> Script {

@@ -10,10 +10,13 @@ use std::{
 
 use anyhow::Result;
 
-use super::pace::Pair;
+use super::pace::{Pair, between};
 use crate::lab::{Host, Mac};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
+/// A question or two may go unanswered for reasons of the machine's.
+const SILENCE: Duration = Duration::from_millis(50);
+const HANDOVER: Duration = Duration::from_millis(20);
 const BROADCAST: Mac = [0xff; 6];
 
 /// Somebody who says that the VIP is his, by the kernel's time of arrival.
@@ -67,6 +70,12 @@ impl Prober {
         self.since(moment).iter().find(|claim| !claim.announced && claim.mac != master).map(|claim| claim.at)
     }
 
+    /// The most nodes that answered at the same time in a window, hand-overs aside.
+    pub fn at_once(&self, from: SystemTime, length: Duration) -> usize {
+        let answers = self.since(from).into_iter().filter(|claim| !claim.announced && claim.at <= from + length);
+        at_once(&answers.map(|claim| (claim.mac, claim.at)).collect::<Vec<_>>())
+    }
+
     /// Who answered in a window.
     pub fn owners(&self, from: SystemTime, length: Duration) -> BTreeSet<Mac> {
         let answers = self.since(from).into_iter().filter(|claim| !claim.announced && claim.at <= from + length);
@@ -81,6 +90,25 @@ pub fn mac(host: &Host) -> Result<Mac> {
 
 fn lock(claims: &Mutex<Vec<Claim>>) -> MutexGuard<'_, Vec<Claim>> {
     claims.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A node reigns from an answer on, as long as the next one is less than [`SILENCE`] away, but for the last [`HANDOVER`]: who is
+/// told that another one has come goes when he hears of it, and may have answered until then.
+fn at_once(answers: &[(Mac, SystemTime)]) -> usize {
+    let mut reigns: Vec<(Mac, SystemTime, SystemTime)> = Vec::new();
+    for &(mac, at) in answers {
+        match reigns.iter_mut().rev().find(|(own, ..)| *own == mac) {
+            Some((.., until)) if between(*until, at) <= SILENCE => *until = at,
+            _ => reigns.push((mac, at, at)),
+        }
+    }
+    let lasting: Vec<_> = (reigns.iter())
+        .filter(|(_, from, until)| between(*from, *until) > HANDOVER)
+        .map(|(_, from, until)| (*from, *until - HANDOVER))
+        .collect();
+    let during = |moment: SystemTime| lasting.iter().filter(|(from, until)| (*from..=*until).contains(&moment)).count();
+    let most = lasting.iter().map(|(from, _)| during(*from)).max().unwrap_or_default();
+    most.max(usize::from(!answers.is_empty()))
 }
 
 /// RFC 826, as a broadcast: Ethernet, IPv4, 6-byte and 4-byte addresses, request.
@@ -100,6 +128,8 @@ fn claim(frame: &[u8], vip: Ipv4Addr) -> Option<(Mac, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 100);
@@ -115,5 +145,27 @@ mod tests {
         assert_eq!(claim(&frame, VIP), Some(([2; 6], false)));
         assert_eq!(claim(&question([2; 6], OWN, VIP), VIP), None);
         assert_eq!(claim(&frame[..41], VIP), None);
+    }
+
+    #[test]
+    fn a_handover_has_one_owner_and_two_that_go_on_are_two() {
+        // Answers each 5 ms, from one time to another, in milliseconds.
+        let run = |mac: u8, from: u64, to: u64| {
+            let at = |ms| UNIX_EPOCH + Duration::from_millis(ms);
+            (from..=to).step_by(5).map(move |ms| ([mac; 6], at(ms))).collect::<Vec<_>>()
+        };
+        for (runs, expected) in [
+            (vec![], 0),
+            (vec![run(1, 0, 0)], 1),
+            (vec![run(1, 0, 500), run(2, 505, 1000)], 1),
+            (vec![run(1, 0, 500), run(2, 490, 1000)], 1),
+            (vec![run(1, 0, 500), run(2, 470, 1000)], 2),
+            (vec![run(1, 0, 200), run(2, 210, 500), run(1, 510, 900)], 1),
+            (vec![run(1, 0, 900), run(2, 0, 900), run(3, 400, 500)], 3),
+        ] {
+            let mut answers = runs.concat();
+            answers.sort_by_key(|(_, at)| *at);
+            assert_eq!(at_once(&answers), expected, "{runs:?}");
+        }
     }
 }

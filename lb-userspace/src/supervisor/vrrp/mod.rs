@@ -164,7 +164,8 @@ impl<'a> Vrrp<'a> {
         let Some(views) = &self.views else {
             return Vec::new();
         };
-        let views = views.borrow();
+        // Held no longer than it takes to copy a pointer: the thread must not wait for this one when it has news.
+        let views = Arc::clone(&views.borrow());
         let shown = self.instances.iter().zip(&self.tracked).zip(views.iter());
         let (now, wall) = (shown::now(), SystemTime::now());
         shown.map(|((instance, tracked), view)| shown::instance(instance, tracked, view, now, wall)).collect()

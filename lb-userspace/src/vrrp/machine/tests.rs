@@ -301,3 +301,13 @@ fn a_member_that_is_ready_compares_again_when_its_priority_falls() {
     machine.on(Event::Changed, at(220), &mut Actions::new());
     assert_eq!(machine.phase, Phase::Backup(kind('D').since(at(150))));
 }
+
+#[test]
+fn who_looks_for_a_slow_master_is_as_patient() {
+    let mut machine = machine('K');
+    machine.settings.interval = Duration::from_millis(10);
+    machine.on(Event::Due, at(250), &mut Actions::new());
+    assert_eq!(machine.phase, Phase::Backup(kind('K').since(at(100))));
+    machine.on(Event::Due, at(261), &mut Actions::new());
+    assert!(machine.is_ready());
+}

@@ -180,10 +180,10 @@ impl World {
         }
         match path.fate {
             Fate::NeverSent | Fate::Underway | Fate::Lost => None,
-            // An old one that is well would have been heard by listening.
+            // An old one that is well would have been heard by listening; a nap after two lost ones is not noticed.
             Fate::Unheard => {
                 let well_since = self.quiet_since.max(from.fit_since);
-                (from.is_fit() && !to.is_drowsy && self.now - well_since > self.plan.overlap())
+                (from.is_fit() && !to.is_drowsy && self.now - well_since > self.plan.down)
                     .then_some("it did not listen")
             }
             Fate::Arrived => Some("it did not read what had arrived"),

@@ -3,10 +3,14 @@
 use std::{
     collections::BTreeSet,
     io,
-    mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsRawFd as _,
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::filter;
@@ -71,7 +75,7 @@ impl Claims {
 
     /// Hands over the claims that came, but no more than `limit`: a flood must not hold up what is more urgent.
     pub(super) fn drain(&self, limit: usize, mut each: impl FnMut(Claim)) -> io::Result<()> {
-        let mut buffer = [MaybeUninit::uninit(); LARGEST];
+        let mut buffer = [0; LARGEST];
         for (socket, parse) in
             [(&self.arp, parse_arp as fn(&[u8]) -> Option<Claim>), (&self.neighbours, parse_advertisement)]
         {
@@ -115,17 +119,16 @@ fn listen_to_neighbours(interface: &str, vips: Vec<Ipv6Addr>) -> io::Result<Opti
     socket.set_nonblocking(true)?;
     socket.attach_filter(&filter::advertised_targets(vips))?;
     socket.bind_device(Some(interface.as_bytes()))?;
-    let mut buffer = [MaybeUninit::uninit(); LARGEST];
+    let mut buffer = [0; LARGEST];
     while receive(&socket, &mut buffer)?.is_some() {}
     Ok(Some(socket))
 }
 
-fn receive<'a>(socket: &Socket, buffer: &'a mut [MaybeUninit<u8>]) -> io::Result<Option<&'a [u8]>> {
-    match socket.recv(buffer) {
-        // SAFETY: the kernel has written the first `length` bytes of the buffer.
-        Ok(length) => Ok(Some(unsafe { buffer[..length].assume_init_ref() })),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(e) => Err(e),
+fn receive<'a>(socket: &Socket, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+    match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+        Ok(length) => Ok(Some(&buffer[..length])),
+        Err(Errno::EAGAIN) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -21,7 +21,9 @@ use nix::{
 use tokio::sync::mpsc;
 
 use super::{
-    Event, Instance, Options, StartError, clock,
+    Event, Instance, Options, StartError,
+    claims::Claim,
+    clock,
     journal::Journal,
     lease::Leases,
     network::{Network, wake_on},
@@ -103,8 +105,11 @@ impl Driver {
             }
             let stop = self.take_commands();
             self.look_at_interfaces();
+            // Whoever takes a VIP over advertises first and claims it then: with the claim, the advertisement is there to be read.
+            let claims = self.hear_claims();
             self.receive();
-            self.hear_claims();
+            self.act();
+            self.answer(claims);
             if stop {
                 self.router.on_shutdown(clock::now());
                 self.act();
@@ -220,24 +225,32 @@ impl Driver {
         }
     }
 
-    /// Foreign claims to VIPs that are here.
-    fn hear_claims(&mut self) {
-        let now = clock::now();
+    /// What others claim, by interface.
+    fn hear_claims(&mut self) -> Vec<(String, Claim)> {
+        let mut all = Vec::new();
         for (interface, port) in self.network.ports() {
             let Some(claims) = &port.claims else { continue };
-            let heard = claims.drain(CLAIMS, |claim| {
-                let concerned = |running: &&mut Running| {
-                    running.instance.interface == *interface && running.vips().any(|vip| vip == claim.vip)
-                };
-                for running in self.instances.iter_mut().filter(concerned) {
-                    if running.claimed(claim, now, &mut self.journal) {
-                        running.note("answering a claim", claims.announce(claim.vip), &mut self.journal);
-                    }
-                    self.publisher.touch();
-                }
-            });
-            if let Err(e) = heard {
+            if let Err(e) = claims.drain(CLAIMS, |claim| all.push((interface.clone(), claim))) {
                 self.journal.debug(|| format!("listening on {interface}: {e}"));
+            }
+        }
+        all
+    }
+
+    /// Contradicts claims to VIPs that are here.
+    fn answer(&mut self, heard: Vec<(String, Claim)>) {
+        let now = clock::now();
+        for (on, claim) in heard {
+            let concerned =
+                |running: &&mut Running| running.instance.interface == on && running.vips().any(|vip| vip == claim.vip);
+            for running in self.instances.iter_mut().filter(concerned) {
+                let claims = self.network.ports().find(|(interface, _)| **interface == on);
+                if running.claimed(claim, now, &mut self.journal)
+                    && let Some(claims) = claims.and_then(|(_, port)| port.claims.as_ref())
+                {
+                    running.note("answering a claim", claims.announce(claim.vip), &mut self.journal);
+                }
+                self.publisher.touch();
             }
         }
     }

@@ -15,9 +15,9 @@
 //! | stall | its processes are stopped for 30 ms | how long another node answers: 0 where there was no false takeover |
 //! | busy | every CPU has ordinary work for 10 minutes; only when asked for, once | the same |
 //!
-//! Owners are the nodes that answer for the VIP within one second, which begins 100 ms after another node has answered first, or
-//! after the partition has healed; at a stall and under work, with
-//! its beginning.
+//! Owners are the most nodes that answer for the VIP at the same time, for more than the 20 ms that a hand-over may take, within
+//! one second that begins 100 ms after another node has answered first, or after the partition has healed. At a stall and under
+//! work they are all that ever answer.
 
 mod report;
 mod scene;

@@ -153,7 +153,11 @@ impl Scene {
                 thread::scope(|scope| {
                     // Twice as many as there are CPUs, so that none of them is ever idle.
                     for _ in 0..2 * thread::available_parallelism().map_or(1, usize::from) {
-                        scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+                        scope.spawn(|| {
+                            while !over.load(Ordering::Relaxed) {
+                                std::hint::spin_loop();
+                            }
+                        });
                     }
                     let sample = self.watch(mac, begin, options.busy);
                     over.store(true, Ordering::Relaxed);
@@ -191,7 +195,7 @@ impl Scene {
     fn owners(&self, transition: SystemTime) -> usize {
         let from = transition + GRACE;
         thread::sleep((GRACE + WINDOW).saturating_sub(between(transition, SystemTime::now())));
-        self.prober.owners(from, WINDOW).len()
+        self.prober.at_once(from, WINDOW)
     }
 
     /// When somebody else than the master answered first.
