@@ -29,7 +29,7 @@ use crate::{
     flow::{Flow, Hop, Key},
     frame::Frame,
     shared,
-    table::{self, Existing, Inserted, Sets},
+    table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
 
@@ -281,9 +281,8 @@ where
     // Nearly every packet ends here. Kept apart from what follows: merged with it, the compiler spills all it knows, which costs a
     // third of the whole way.
     let key = &arrival.segment.key;
-    let (slot, tag) = table::home(tables, key).ok_or(Stop::drop(Counter::TableFull))?;
-    let flow = slot.flow();
-    if slot.holds(tag, key)
+    let known = table::home(tables, key).map_err(|NoTable| Stop::drop(Counter::TableFull))?;
+    if let Some(flow) = known
         && flow.phase() == Phase::Established
         && !arrival.segment.flags.any(CONTROLS)
         && current(flow, arrival)

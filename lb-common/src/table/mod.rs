@@ -120,15 +120,29 @@ impl Inserted {
     }
 }
 
-/// The slot that a key takes if it can, and the tag that it has there: this is on the way of nearly every packet.
+/// The entry under a key, if it is in one of the two slots that a key takes if it can: this is on the way of nearly every packet. `Err` where
+/// there is no table.
 #[inline(always)]
-pub fn home<'a, A, S>(sets: &'a S, key: &Key<A>) -> Option<(&'a Slot<A>, u32)>
+pub fn home<'a, A, S>(sets: &'a S, key: &Key<A>) -> Result<Option<&'a Flow<A>>, NoTable>
 where
     A: Address,
     S: Sets<A> + ?Sized,
 {
-    let place = sets.hashing()?.place(key);
-    sets.set(place.set).map(|set| (set.slot(place.way), place.tag))
+    let place = sets.hashing().ok_or(NoTable)?.place(key);
+    let set = sets.set(place.set).ok_or(NoTable)?;
+    let first = set.slot(place.way);
+    let slot = if first.holds(place.tag, key) { first } else { set.slot(beside(place.way)) };
+    Ok(slot.holds(place.tag, key).then(|| slot.flow()))
+}
+
+/// The daemon has not made the table yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoTable;
+
+/// The way that a key takes where its own is taken: next to it in memory.
+#[inline(always)]
+const fn beside(way: u32) -> u32 {
+    way ^ 1
 }
 
 /// The entry under a key.

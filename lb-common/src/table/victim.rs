@@ -10,7 +10,7 @@
 //! ```
 //! So a flood of SYNs passes through its own part of each set, and moves no connection that is alive.
 
-use super::{Existing, Inserted, Place, Set, WAYS, set::State};
+use super::{Existing, Inserted, Place, Set, WAYS, beside, set::State};
 use crate::{
     address::Address,
     flow::{Flow, Key},
@@ -97,8 +97,10 @@ pub(super) fn choose<A: Address>(
     if flow.is_half_open() && half_open >= HALF_OPEN_WAYS {
         return Choice::new(oldest, Inserted::HalfOpen);
     }
-    if set.tags[place.way as usize & (WAYS - 1)].load() == 0 {
-        return Choice::new(place.way, Inserted::Free);
+    for way in [place.way, beside(place.way)] {
+        if set.tags[way as usize & (WAYS - 1)].load() == 0 {
+            return Choice::new(way, Inserted::Free);
+        }
     }
     if let Some(way) = set.tagged(0) {
         return Choice::new(way, Inserted::Free);
