@@ -42,7 +42,8 @@ pub(super) const SERVING: &str = "serving";
 const PLAIN_HTTP: &[u8] = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
 /// As Go listens: net.core.somaxconn of today's kernels.
 const BACKLOG: u32 = 4096;
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// The kube-apiserver's `ReadHeaderTimeout`, by which Go bounds handshakes too.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(32);
 
 /// The command line.
 #[derive(Clone, Debug, clap::Parser)]
