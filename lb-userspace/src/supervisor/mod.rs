@@ -41,7 +41,7 @@ use crate::{
         hints,
         model::{self, Config, VirtualServer},
     },
-    dataplane::{Change, Dataplane, Mode, Options},
+    dataplane::{Change, Dataplane, Mode, Options, Swept},
     health::{BackendKey, Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
     reconcile::{Applied, Inputs, Numbers, desired, plan, service},
@@ -119,7 +119,7 @@ struct Node<'a> {
     /// Packets of backends that are gone.
     forwarded_before: u64,
     timeouts: watch::Sender<model::Timeouts>,
-    alive: watch::Receiver<Alive>,
+    swept: watch::Receiver<Swept>,
     /// The same of this host's own sockets.
     own: watch::Receiver<Alive>,
     closer: Closer,
@@ -154,7 +154,7 @@ impl<'a> Node<'a> {
             virtual_servers: u32::try_from(room).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
-        let counts = watch::Sender::new(Alive::new());
+        let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
         let own = watch::Sender::new(Alive::new());
         let own_counts = own.subscribe();
@@ -197,7 +197,7 @@ impl<'a> Node<'a> {
             room,
             forwarded_before: 0,
             timeouts,
-            alive: counts.subscribe(),
+            swept: counts.subscribe(),
             own: own_counts,
             closer,
             status: watch::Sender::new(Arc::new(Status::starting(started, file))),
@@ -423,7 +423,7 @@ impl<'a> Node<'a> {
             carriers: &self.carriers,
             held: &held,
             dataplane: &self.dataplane,
-            alive: &self.alive.borrow(),
+            swept: &self.swept.borrow(),
             own: &self.own.borrow(),
             vrrp: self.vrrp.status(),
         })?;

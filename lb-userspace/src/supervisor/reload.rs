@@ -175,10 +175,10 @@ impl Node<'_> {
         if changed {
             log::info!("the drain time of removed backends is over: connections that they still have are reset");
         }
-        if self.alive.has_changed().unwrap_or_default() {
+        if self.swept.has_changed().unwrap_or_default() {
             let freed = {
-                let (alive, own) = (self.alive.borrow_and_update(), self.own.borrow());
-                let count = |id| [&*alive, &*own].into_iter().filter_map(|counts| counts.get(&id)).sum();
+                let (swept, own) = (self.swept.borrow_and_update(), self.own.borrow());
+                let count = |id| [&swept.alive, &*own].into_iter().filter_map(|counts| counts.get(&id)).sum();
                 self.numbers.swept(count)
             };
             for id in &freed {
