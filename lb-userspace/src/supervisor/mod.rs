@@ -304,6 +304,7 @@ impl<'a> Node<'a> {
         let reports = self.reports.borrow_and_update().clone();
         let now = self.health(&reports);
         if now == self.health(&self.followed) {
+            self.followed = reports;
             return Ok(());
         }
         let broken = self.broken();
