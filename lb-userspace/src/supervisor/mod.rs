@@ -4,6 +4,7 @@
 mod attaching;
 mod closing;
 mod leaving;
+mod ordering;
 mod placement;
 mod reload;
 mod sweeping;
@@ -44,7 +45,7 @@ use crate::{
     dataplane::{Change, Dataplane, Mode, Options, Swept},
     health::{BackendKey, Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
-    reconcile::{Applied, Inputs, Numbers, desired, plan, service},
+    reconcile::{Applied, Inputs, Numbers, Orders, desired, plan, service},
 };
 
 /// How often the counters in the published status are refreshed.
@@ -114,6 +115,7 @@ struct Node<'a> {
     host: Interfaces,
     applied: Applied,
     numbers: Numbers,
+    orders: Orders,
     /// Virtual servers that there is room for.
     room: usize,
     /// Packets of backends that are gone.
@@ -194,6 +196,7 @@ impl<'a> Node<'a> {
             host,
             applied,
             numbers,
+            orders: ordering::lasting(config),
             room,
             forwarded_before: 0,
             timeouts,
@@ -349,7 +352,7 @@ impl<'a> Node<'a> {
 
     /// Brings the tables to what configuration, health and host ask for.
     fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
-        let servers = &self.config.virtual_servers;
+        let servers = &self.orders.weighted(&self.config.virtual_servers);
         let reports = self.reports.borrow_and_update().clone();
         let (states, removed) = self.health(&reports);
         let takes = |(backend, state): (&model::Backend, &State)| *state == State::Up && backend.weight > 0;
@@ -393,8 +396,10 @@ impl<'a> Node<'a> {
             reports.get(&BackendKey::of(server, backend)).map(|report| report.state)
         };
         let of = |server: &VirtualServer| {
-            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Down));
-            all.collect()
+            let ordered = |backend: &model::Backend| {
+                self.orders.state(server, backend, state(server, backend).unwrap_or(State::Down))
+            };
+            server.backends.iter().map(ordered).collect()
         };
         let removed = self.numbers.removed().filter_map(|(_, removed)| {
             let server = removed.was.as_ref()?;
@@ -417,6 +422,7 @@ impl<'a> Node<'a> {
                 last_reload: self.last_reload.clone(),
             },
             numbers: &self.numbers,
+            orders: &self.orders,
             forwarded_before: self.forwarded_before,
             started: self.started,
             reports: &self.followed,

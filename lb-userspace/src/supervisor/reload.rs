@@ -68,6 +68,7 @@ impl Node<'_> {
                 };
                 judgement.tell(&outcome);
             }
+            Command::Order { request, judgement } => self.order(&request, judgement)?,
         }
         Ok(())
     }
@@ -110,6 +111,7 @@ impl Node<'_> {
             outcome.problem = Some(format!("{error:#}. The configuration before goes on."));
             return Ok(outcome);
         }
+        self.forget_orders();
         outcome.verdict = Verdict::Applied;
         Ok(outcome)
     }
