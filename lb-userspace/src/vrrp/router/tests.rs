@@ -217,6 +217,25 @@ fn an_orderly_stop_costs_the_skew() {
     assert_eq!(segment.owners(), [1]);
 }
 
+#[test]
+fn what_is_read_later_arrived_later_whatever_the_stamps_say() {
+    let settings = Settings { preempt: false, ..Settings::example(200, address(0)) };
+    let mut router = Router::new(vec![settings], at(1000));
+    let hear = |router: &mut Router, source: usize, priority: u8, received: u64, now: u64| {
+        let heard = Heard { source: address(source), priority, interval: INTERVAL, received: at(received) };
+        router.on_advertisement(InstanceId(0), &heard, at(now));
+    };
+    hear(&mut router, 1, 150, 1010, 1010);
+    router.on_timeout(at(1010));
+    // It resigns, another takes over, and in between the clock that stamps them is set back.
+    hear(&mut router, 1, 0, 1080, 1060);
+    hear(&mut router, 2, 100, 1055, 1061);
+    router.on_timeout(at(1061));
+    assert_eq!(router.view(InstanceId(0)).master, Some((address(2), 100)));
+    router.on_timeout(at(1100));
+    assert_eq!(router.view(InstanceId(0)).state, State::Backup);
+}
+
 const NO_BACKENDS: Condition = Condition { adjustment: -253, fault: false };
 
 #[test]
