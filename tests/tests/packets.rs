@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use etherparse::PacketBuilder;
-use lb_common::abi::BackendId;
 use lb_tests::{
     packets::{
         self,
@@ -11,7 +10,7 @@ use lb_tests::{
     },
     wait,
 };
-use lb_userspace::dataplane::Timeouts;
+use lb_userspace::dataplane::{Swept, Timeouts};
 
 /// Of the one million that the verifier follows at most.
 const MOST_INSTRUCTIONS: u32 = 50_000;
@@ -56,16 +55,17 @@ fn idle_connections_are_swept_out_and_live_ones_counted() {
         let mut sweeper = dataplane.sweeper()?;
         let (never, at_once) = (Duration::MAX, Duration::ZERO);
         let patient = Timeouts { syn: never, established: at_once, closing: at_once };
-        let before = sweeper.sweep(&patient)?;
+        let before = sweeper.sweep(&patient);
         // A tick must pass before a connection that may be idle for none is.
         let hasty = Timeouts { syn: at_once, established: never, closing: never };
-        let swept = wait::until("the sweep", Duration::from_secs(2), || {
-            sweeper.sweep(&hasty).ok().filter(BTreeMap::is_empty).map(drop)
-        });
+        let swept =
+            wait::until("the sweep", Duration::from_secs(2), || (sweeper.sweep(&hasty).entries == 0).then_some(()));
         swept?;
-        Ok((before, sweeper.sweep(&patient)?))
+        Ok((before, sweeper.sweep(&patient)))
     });
     let (before, after) = counts.unwrap();
-    assert_eq!(before, BTreeMap::from([(REMOTE.id(Family::Ipv4), 1)]), "one connection, counted once");
-    assert_eq!(after, BTreeMap::<BackendId, u64>::new());
+    assert_eq!(before.alive, BTreeMap::from([(REMOTE.id(Family::Ipv4), 1)]), "one connection, counted once");
+    assert_eq!((before.entries, before.half_open, before.full_sets), (2, 2, 0));
+    assert_eq!(after, Swept { room: before.room, ..Swept::default() });
+    assert!(before.room >= 2 * 65_536 * 2, "both families' connections have two entries each");
 }

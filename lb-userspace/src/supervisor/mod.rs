@@ -39,7 +39,7 @@ use crate::{
         hints,
         model::{Config, VirtualServer},
     },
-    dataplane::{Change, Dataplane, Mode, Options},
+    dataplane::{Change, Dataplane, Mode, Options, Swept},
     health::{Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
     reconcile::{Applied, Inputs, desired, plan},
@@ -101,7 +101,7 @@ struct Node<'a> {
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
-    alive: watch::Receiver<Alive>,
+    swept: watch::Receiver<Swept>,
     /// The same of this host's own sockets.
     own: watch::Receiver<Alive>,
     closer: Closer,
@@ -135,7 +135,7 @@ impl<'a> Node<'a> {
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
-        let counts = watch::Sender::new(Alive::new());
+        let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
         let own = watch::Sender::new(Alive::new());
         let own_counts = own.subscribe();
@@ -166,7 +166,7 @@ impl<'a> Node<'a> {
             carriers,
             host,
             applied,
-            alive: counts.subscribe(),
+            swept: counts.subscribe(),
             own: own_counts,
             closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
@@ -351,7 +351,7 @@ impl<'a> Node<'a> {
             carriers: &self.carriers,
             held: &held,
             dataplane: &self.dataplane,
-            alive: &self.alive.borrow(),
+            swept: &self.swept.borrow(),
             own: &self.own.borrow(),
             vrrp: self.vrrp.status(),
         })?;

@@ -1,16 +1,12 @@
 //! The sweep of idle connections, beside the loop that must answer at once.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use lb_common::abi::BackendId;
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use crate::{
     config::model,
-    dataplane::{Sweeper, Timeouts},
+    dataplane::{Sweeper, Swept, Timeouts},
 };
 
 /// A sweep takes at most one part in this many of the time…
@@ -18,28 +14,21 @@ const SHARE: u32 = 50;
 /// …and there is not more than one in this time.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Sweeps for ever, publishing what is alive. Cancel-safe: a walk under way ends by itself.
-pub(super) async fn run(
-    mut sweeper: Sweeper,
-    timeouts: model::Timeouts,
-    counts: watch::Sender<BTreeMap<BackendId, u64>>,
-) {
+/// Sweeps for ever, publishing what it found. Cancel-safe: a walk under way ends by itself.
+pub(super) async fn run(mut sweeper: Sweeper, timeouts: model::Timeouts, counts: watch::Sender<Swept>) {
     let timeouts = Timeouts { syn: timeouts.syn, established: timeouts.established, closing: timeouts.closing };
     loop {
         let start = Instant::now();
         let walk = spawn_blocking(move || {
-            let outcome = sweeper.sweep(&timeouts);
-            (sweeper, outcome)
+            let swept = sweeper.sweep(&timeouts);
+            (sweeper, swept)
         });
-        let Ok((back, outcome)) = walk.await else {
+        let Ok((back, swept)) = walk.await else {
             log::error!("the sweep of idle connections has failed: they go only when the table is full");
             return;
         };
         sweeper = back;
-        match outcome {
-            Ok(alive) => drop(counts.send_replace(alive)),
-            Err(error) => log::warn!("sweeping idle connections: {error}"),
-        }
+        counts.send_replace(swept);
         sleep(pause(start.elapsed())).await;
     }
 }
