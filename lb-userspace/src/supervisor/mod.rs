@@ -2,6 +2,7 @@
 //! which everything is taken away again.
 
 mod attaching;
+mod callers;
 mod closing;
 mod leaving;
 mod placement;
@@ -27,6 +28,7 @@ use tokio::{
 
 use self::{
     attaching::families,
+    callers::Caller,
     closing::Closer,
     placement::{carried, moves, ports},
     vips::Vips,
@@ -104,6 +106,8 @@ struct Node<'a> {
     swept: watch::Receiver<Swept>,
     /// The same of this host's own sockets.
     own: watch::Receiver<Alive>,
+    /// Who is told one by one when a VIP comes here.
+    callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
     status: watch::Sender<Arc<Status>>,
     forwarding: Vec<Forwarding>,
@@ -137,6 +141,7 @@ impl<'a> Node<'a> {
         })?;
         let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
+        let (told, callers) = watch::channel(Arc::default());
         let own = watch::Sender::new(Alive::new());
         let own_counts = own.subscribe();
         let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
@@ -152,7 +157,7 @@ impl<'a> Node<'a> {
             config,
             started,
             vips: Vips::new(handle.clone()),
-            handle,
+            handle: handle.clone(),
             vrrp: Vrrp::new(&config.vrrp),
             commands,
             servers: JoinSet::new(),
@@ -167,12 +172,14 @@ impl<'a> Node<'a> {
             host,
             applied,
             swept: counts.subscribe(),
+            callers,
             own: own_counts,
             closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             forwarding: vec![forwarding],
         };
-        node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts));
+        let told = (!config.vrrp.is_empty()).then_some((handle, told));
+        node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts, told));
         if let Err(error) = node.bring_up().await {
             node.stop().await;
             return Err(error);
@@ -246,6 +253,11 @@ impl<'a> Node<'a> {
                 },
                 error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
+                Ok(()) = self.callers.changed() => {
+                    let callers = Arc::clone(&self.callers.borrow_and_update());
+                    self.vrrp.meet(&callers, &self.host);
+                    Ok(())
+                }
                 changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
                 Some(Command::Release) = self.commands.recv() => {
                     self.vrrp.release();
