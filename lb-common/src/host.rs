@@ -11,12 +11,12 @@ use std::{
 use crate::{
     abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic},
     address::{Address, V4, V6},
-    checksum::adjust,
+    checksum::{Delta, adjust},
     conntrack::Sender,
     datapath::{self, Family, Outgoing, Refused, Route, Tables, Verdict, local::Locals},
     flow::{Draft, Flow, Hop, Key},
     frame::Frame,
-    wire::{Segment, Tags, Tcp},
+    wire::{Checksum, Segment, Tags, Tcp},
 };
 
 /// What becomes of a frame that arrives, by whichever of the programs decides.
@@ -206,5 +206,15 @@ impl Outgoing for [u8] {
         tcp.destination = flow.new_destination_port();
         tcp.checksum = adjust(tcp.checksum, flow.segment_delta);
         true
+    }
+
+    fn replace_mac(&mut self, at: usize, old: [u8; 6], new: [u8; 6], checksum: Option<usize>) -> bool {
+        if let Some(checksum) = checksum {
+            let Ok(checksum) = Frame::get_mut::<Checksum>(self, checksum) else {
+                return false;
+            };
+            checksum.0 = adjust(checksum.0, Delta::new().address(&old, &new).folded());
+        }
+        self.get_mut(at..).and_then(|rest| rest.first_chunk_mut()).map(|mac| *mac = new).is_some()
     }
 }
