@@ -15,10 +15,10 @@ const SYSCTLS: [&str; 3] = ["ipv4/conf/@/forwarding", "ipv6/conf/@/forwarding", 
 pub struct Traces(BTreeMap<String, String>);
 
 impl Traces {
-    /// Addresses, links with their XDP programs, qdiscs, classifiers, sysctls, files in the BPF filesystem and `socket`.
+    /// Addresses, links with their XDP programs, qdiscs, MAC addresses that are listened to, classifiers, sysctls, files in the BPF filesystem and `socket`.
     pub fn of(host: &Host, interface: &str, socket: &Path) -> Result<Self> {
         let mut traces = BTreeMap::new();
-        for question in ["ip -oneline address", "ip -oneline link", "tc qdisc"] {
+        for question in ["ip -oneline address", "ip -oneline link", "tc qdisc", "bridge fdb"] {
             let words: Vec<&str> = question.split_whitespace().collect();
             traces.insert(question.to_owned(), host.exec(&words)?);
         }

@@ -7,12 +7,13 @@ use ipnet::IpNet;
 use super::{
     Instance,
     claims::Claim,
-    clock,
+    clock, framed,
     journal::{Journal, Seldom},
     links::Address,
     network::Network,
     view::InstanceView,
 };
+use crate::host::unicast::in_hex;
 use crate::vrrp::{
     Moment, Settings, View,
     packet::{Advertisement, Family, Proof, Seal, hmac},
@@ -97,7 +98,9 @@ impl Running {
     pub(super) fn find_source(&mut self, network: &Network) -> Option<IpAddr> {
         let Instance { interface, peers, source, addresses, .. } = &self.instance;
         let family = self.instance.family();
-        network.port(interface)?.adverts(family)?;
+        if !network.port(interface)?.is_ready(family, self.instance.virtual_mac) {
+            return None;
+        }
         let found = network.link(interface)?.source(family, *source, peers, addresses);
         self.reception.set_source(found);
         self.source = found.or(self.source);
@@ -105,19 +108,28 @@ impl Running {
     }
 
     /// Sends one advert to the group or to each peer. An error if it reached nobody.
-    pub(super) fn advertise(&mut self, priority: u8, network: &Network) -> io::Result<()> {
+    ///
+    /// Who stays master sends to the group from the virtual MAC, so that switches know where that is (RFC 9568, 7.2); who gives up, from the
+    /// interface's own, so that they do not believe that it is here when the next master has spoken.
+    pub(super) fn advertise(&mut self, priority: u8, stays: bool, network: &Network) -> io::Result<()> {
         let port = network.port(&self.instance.interface);
-        let (Some(source), Some(socket)) = (self.source, port.and_then(|port| port.adverts(self.instance.family())))
-        else {
+        let (Some(source), Some(port)) = (self.source, port) else {
             return Err(io::ErrorKind::NetworkDown.into());
         };
+        let socket = port.adverts(self.instance.family()).ok_or(io::ErrorKind::NetworkDown)?;
+        let mac = self.instance.mac().filter(|_| stays && self.instance.peers.is_empty());
+        let from = mac.zip(port.claims.as_ref());
         let group = [Family::of(source).group()];
         let to = if self.instance.peers.is_empty() { &group } else { self.instance.peers.as_slice() };
         let mut outcome = Ok(());
         let mut sent = false;
         for destination in to {
             emit(&self.instance, priority, (source, *destination), &mut self.sequence, &mut self.packet)?;
-            match socket.send(&self.packet, source, *destination) {
+            let left = match from {
+                Some((mac, link)) => link.send(&framed::to_group(mac, source, &self.packet)),
+                None => socket.send(&self.packet, source, *destination),
+            };
+            match left {
                 Ok(()) => {
                     sent = true;
                     self.sent += 1;
@@ -181,7 +193,15 @@ impl Running {
     }
 
     /// Tells everybody on the link that the VIPs are here, and those one by one who spoke to them lately.
-    pub(super) fn announce(&mut self, network: &Network, journal: &mut Journal) {
+    pub(super) fn announce(&mut self, network: &mut Network, journal: &mut Journal) {
+        if let Some(mac) = self.instance.mac() {
+            let Instance { name, interface, .. } = &self.instance;
+            match network.listen_to(interface, mac) {
+                Ok(false) => {}
+                Ok(true) => journal.warn(format!("{name}: {interface} had lost virtual MAC {}: put back", in_hex(mac))),
+                Err(e) => journal.seldom(&mut self.failures, || format!("{name}: {}: {e}", in_hex(mac))),
+            }
+        }
         let Some(claims) = network.port(&self.instance.interface).and_then(|port| port.claims.as_ref()) else { return };
         for vip in self.instance.addresses.iter().map(IpNet::addr) {
             let told = self.neighbours.iter().try_for_each(|neighbour| claims.tell(vip, *neighbour));
@@ -242,10 +262,6 @@ impl Running {
             conflicts: self.conflicts.values().filter(|conflict| now - conflict.last < RETAINED).copied().collect(),
         }
     }
-}
-
-fn in_hex(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The bytes of one advert.
