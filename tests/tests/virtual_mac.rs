@@ -231,11 +231,12 @@ fn nothing_is_left_behind() {
         pair.host(A).sysctl(&format!("net/{family}/conf/eth0/forwarding"), "1").unwrap();
     }
     let before = traces(&pair, A);
-    pair.start(B, "virtual_mac = true\n");
     pair.start(A, "virtual_mac = true\n");
     pair.wait_for(A, State::Master);
+    pair.start(B, "virtual_mac = true\n");
     pair.wait_for(B, State::Backup);
     assert_eq!(listens(pair.host(A)).len(), 2);
+    assert_eq!(listens(pair.host(B)), [""; 0], "it has never been master");
 
     // Killed: what came to the virtual MAC is carried on, until another node is there.
     pair.daemons.remove(A).unwrap().process().kill();
@@ -271,7 +272,7 @@ fn one_that_somebody_takes_off_is_put_back() {
         pair.host(A).exec(&["bridge", "fdb", "del", mac, "dev", "eth0", "self"]).unwrap();
     }
     wait::until("both to be back", LIMIT, || (listens(pair.host(A)).len() == 2).then_some(())).unwrap();
-    assert!(pair.daemons[A].log().contains("eth0 had lost virtual MAC 00:00:5e:00:01:33: put back"));
+    assert!(pair.daemons[A].log().contains("vip51: eth0 had lost its virtual MAC: put back"));
     pair.assert_serves();
 }
 

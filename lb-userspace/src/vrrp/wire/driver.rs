@@ -261,6 +261,10 @@ impl Driver {
             let running = &mut self.instances[id.0];
             match action {
                 Action::Advertise { priority, lease: Some(until) } => {
+                    if running.held.is_none() {
+                        // First: with this advert switches begin to send here.
+                        running.listen(&mut self.network, &mut self.journal);
+                    }
                     let sent = running.advertise(priority, true, &self.network);
                     if sent.is_ok() {
                         self.leases.renew(running, until, &mut self.journal);

@@ -63,8 +63,8 @@ pub(super) struct Port {
     v4: Option<VrrpSocket>,
     v6: Option<VrrpSocket>,
     pub(super) claims: Option<Claims>,
-    /// Whether the interface takes what is sent to the virtual MACs.
-    listens: bool,
+    /// Whether the interface can listen to the virtual MACs.
+    takes_macs: bool,
 }
 
 impl Network {
@@ -163,7 +163,7 @@ impl Network {
         Ok(removed)
     }
 
-    /// Makes an interface listen to a virtual MAC, if somebody has taken it off.
+    /// Makes an interface listen to a virtual MAC; false if it did.
     pub(super) fn listen_to(&mut self, interface: &str, mac: [u8; 6]) -> io::Result<bool> {
         let Some(link) = self.links.named(interface) else { return Err(io::Error::from_raw_os_error(libc::ENODEV)) };
         self.netlink.listen_to(link.index, mac)
@@ -228,11 +228,11 @@ impl Network {
                 v4: None,
                 v6: None,
                 claims: None,
-                listens: false,
+                takes_macs: false,
             });
             let completed =
                 port.complete(name, needs, &self.epoll).map_err(|e| format!("opening sockets on {name}: {e}"));
-            if let Err(why) = completed.and(port.listen(name, needs, &mut self.netlink)) {
+            if let Err(why) = completed.and(port.try_macs(name, needs, &mut self.netlink)) {
                 journal.warn(format!("{why}; trying again every second"));
                 self.retry = Some(now + RETRY);
             }
@@ -251,7 +251,7 @@ impl Needs {
 impl Port {
     /// Whether adverts can be sent, and VIPs be reached where they will be.
     pub(super) fn is_ready(&self, family: Family, virtual_mac: bool) -> bool {
-        self.adverts(family).is_some() && (self.listens || !virtual_mac)
+        self.adverts(family).is_some() && (self.takes_macs || !virtual_mac)
     }
 
     pub(super) fn adverts(&self, family: Family) -> Option<&VrrpSocket> {
@@ -266,19 +266,22 @@ impl Port {
         self.v4.iter_mut().map(|socket| (socket, Family::V4)).chain(v6)
     }
 
-    fn listen(&mut self, name: &str, needs: &Needs, netlink: &mut Netlink) -> Result<(), String> {
-        if self.listens {
+    /// Tries whether the interface takes virtual MACs. One that has never been master does not listen to any: if the switch sent a frame to
+    /// everybody, two nodes would carry it.
+    fn try_macs(&mut self, name: &str, needs: &Needs, netlink: &mut Netlink) -> Result<(), String> {
+        if self.takes_macs {
             return Ok(());
         }
         for mac in needs.macs().collect::<BTreeSet<_>>() {
-            netlink.listen_to(self.index, mac).map_err(|e| {
+            let tried = netlink.listen_to(self.index, mac);
+            tried.and_then(|added| if added { netlink.ignore(self.index, mac) } else { Ok(false) }).map_err(|e| {
                 format!(
                     "{name} does not take what is sent to virtual MAC {}: {e}. Leave `virtual_mac` out",
                     in_hex(mac)
                 )
             })?;
         }
-        self.listens = true;
+        self.takes_macs = true;
         Ok(())
     }
 

@@ -140,6 +140,21 @@ impl Running {
         if sent { Ok(()) } else { outcome }
     }
 
+    /// Makes the interface listen to the virtual MAC, if there is one; true if it did not. It goes on with that when the VIPs have gone, for
+    /// what is still on its way: `host::unicast` takes it off at the end.
+    pub(super) fn listen(&mut self, network: &mut Network, journal: &mut Journal) -> bool {
+        let Some(mac) = self.instance.mac() else { return false };
+        let Instance { name, interface, .. } = &self.instance;
+        match network.listen_to(interface, mac) {
+            Ok(added) => added,
+            Err(e) => {
+                let what = || format!("{name}: making {interface} listen to virtual MAC {}: {e}", in_hex(mac));
+                journal.seldom(&mut self.failures, what);
+                false
+            }
+        }
+    }
+
     /// Puts the VIPs on the interface.
     pub(super) fn hold(&mut self, network: &mut Network, journal: &mut Journal) {
         let now = clock::now();
@@ -194,13 +209,9 @@ impl Running {
 
     /// Tells everybody on the link that the VIPs are here, and those one by one who spoke to them lately.
     pub(super) fn announce(&mut self, network: &mut Network, journal: &mut Journal) {
-        if let Some(mac) = self.instance.mac() {
+        if self.listen(network, journal) {
             let Instance { name, interface, .. } = &self.instance;
-            match network.listen_to(interface, mac) {
-                Ok(false) => {}
-                Ok(true) => journal.warn(format!("{name}: {interface} had lost virtual MAC {}: put back", in_hex(mac))),
-                Err(e) => journal.seldom(&mut self.failures, || format!("{name}: {}: {e}", in_hex(mac))),
-            }
+            journal.warn(format!("{name}: {interface} had lost its virtual MAC: put back"));
         }
         let Some(claims) = network.port(&self.instance.interface).and_then(|port| port.claims.as_ref()) else { return };
         for vip in self.instance.addresses.iter().map(IpNet::addr) {
