@@ -86,6 +86,7 @@ interface = "eth1"
 vrid = 51
 addresses = ["10.0.0.100"]
 sync_group = "all"
+virtual_mac = true
 "#;
 
 fn mistakes(text: &str) -> Vec<String> {

@@ -34,7 +34,11 @@ use self::{
     vips::Vips,
     vrrp::{Seen, Vrrp},
 };
-pub(crate) use self::{attaching::hooked, leaving::vips, placement::carriers};
+pub(crate) use self::{
+    attaching::hooked,
+    leaving::{macs, vips},
+    placement::carriers,
+};
 use crate::{
     admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command},
     config::{

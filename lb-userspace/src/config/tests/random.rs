@@ -180,6 +180,7 @@ fn vrrp() -> impl Strategy<Value = Vrrp> {
             preempt,
             preempt_delay: if preempt { delay } else { Duration::ZERO },
             addresses: (1..).zip(prefixes).map(vip).collect(),
+            virtual_mac: preempt != message,
             peers: (0..peers).map(|host| address(200, host)).collect(),
             min_ttl,
             source: has_source.then(|| address(201, 1)),
@@ -357,6 +358,7 @@ fn write_vrrp(text: &mut String, instance: &Vrrp) {
     }
     key("addresses", instance.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().into());
     key("peers", instance.peers.iter().map(ToString::to_string).collect::<Vec<_>>().into());
+    key("virtual_mac", instance.virtual_mac.into());
     key("min_ttl", number(instance.min_ttl.into()));
     instance.source.iter().for_each(|source| key("source", source.to_string().into()));
     if instance.checksum == ChecksumForm::Message {
