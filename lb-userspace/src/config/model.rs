@@ -98,6 +98,8 @@ pub struct VirtualServer {
     pub port: u16,
     /// The interface that carries the VIP; `None` finds the one whose subnet holds it.
     pub interface: Option<String>,
+    /// How long connections go on with a backend that was taken out of the configuration.
+    pub drain: Duration,
     pub check: Check,
     /// At least one; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,

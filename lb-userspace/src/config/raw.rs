@@ -88,6 +88,9 @@ section! {
         port: u16 = required(16443) from 1 to 65535,
         /// The interface that carries the VIP. Without it, the one whose subnet holds the VIP.
         interface: InterfaceName = optional("eth0"),
+        /// When a backend is taken out of this file and xvip reloads it: how long its connections may go on. Those that have not ended by
+        /// then are reset. New ones go to the other backends at once.
+        drain: Time = default("10m") from "0s" to "7days",
     } sections {
         check: One<Check>,
         backend: Many<Backend>,
