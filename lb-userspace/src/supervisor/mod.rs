@@ -406,10 +406,12 @@ impl<'a> Node<'a> {
 
     fn health(&self, reports: &Reports) -> Health {
         let state = |server: &VirtualServer, backend: &model::Backend| {
-            reports.get(&BackendKey::of(server, backend)).map(|report| report.state)
+            let report = reports.get(&BackendKey::of(server, backend))?;
+            report.last_check.is_some().then_some(report.state)
         };
+        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
         let of = |server: &VirtualServer| {
-            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Down));
+            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Draining));
             all.collect()
         };
         let removed = self.numbers.removed().filter_map(|(_, removed)| {
