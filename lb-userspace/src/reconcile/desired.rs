@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use crate::{
-    config::model::{self, VirtualServer},
+    config::model::{self, OnDown, VirtualServer},
     health::State,
 };
 
@@ -85,7 +85,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
             if local {
                 mark(&mut desired.locals, backend.address);
             }
-            desired.backends.insert(id, entry(backend, state, local));
+            desired.backends.insert(id, entry(backend, state == State::Down && server.on_down == OnDown::Reset, local));
             let replies = ServiceKey::new(mapped(backend.address), backend.port.to_be_bytes());
             desired.services.insert(replies, ServiceId::BACKEND);
             members.push(Member {
@@ -101,9 +101,9 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
     Ok(desired)
 }
 
-fn entry(backend: &model::Backend, state: State, local: bool) -> Backend {
-    // Draining is not down: its connections go on.
-    let down = if state == State::Down { Backend::DOWN } else { 0 };
+/// Draining is not down: its connections go on.
+fn entry(backend: &model::Backend, down: bool, local: bool) -> Backend {
+    let down = if down { Backend::DOWN } else { 0 };
     let local = if local { Backend::LOCAL } else { 0 };
     Backend::new(mapped(backend.address), backend.port.to_be_bytes(), down | local)
 }
@@ -137,6 +137,7 @@ pub(super) mod tests {
             address: [192, 168, 2, last].into(),
             port: 16443,
             interface: None,
+            on_down: OnDown::Reset,
             check: Check {
                 kind: CheckKind::Tcp,
                 interval: second,
@@ -174,6 +175,14 @@ pub(super) mod tests {
         assert_eq!(chosen(&desired, 0), BTreeSet::from([0]));
         let down: Vec<bool> = desired.backends.values().map(|backend| backend.is(Backend::DOWN)).collect();
         assert_eq!(down, [false, false, true]);
+    }
+
+    #[test]
+    fn a_dead_backend_keeps_its_connections_if_asked_to() {
+        let servers = [VirtualServer { on_down: OnDown::Keep, ..server("a", 100, 2) }];
+        let desired = with_states(&servers, &[vec![State::Up, State::Down]], &[]);
+        assert_eq!(chosen(&desired, 0), BTreeSet::from([0]));
+        assert!(desired.backends.values().all(|backend| !backend.is(Backend::DOWN)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{
-    config::model::{Backend, CheckKind},
+    config::model::{Backend, CheckKind, OnDown},
     health::{
         failure::Reason,
         stand_in::{Reply, StandIn, check, closed_port, readyz},
@@ -219,6 +219,7 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         address: [10, 0, 0, 100].into(),
         port: 6443,
         interface: None,
+        on_down: OnDown::Reset,
         check,
         backends: backends
             .iter()
