@@ -87,8 +87,9 @@ fn summary(instance: &Vrrp) -> String {
         Authentication::Password(_) => "with a password",
         Authentication::Hmac(_) => "signed",
     };
+    let at = instance.mac().map_or(String::new(), |mac| format!(" at {}", host::unicast::in_hex(mac)));
     format!(
-        "vrrp {name}: VRID {vrid}, version {version}, on {interface}; {}; priority {priority}, an advertisement every {} {to}, {how}; takeover \
+        "vrrp {name}: VRID {vrid}, version {version}, on {interface}; {}{at}; priority {priority}, an advertisement every {} {to}, {how}; takeover \
          after {down_factor} missed\n",
         list(instance.addresses.iter().map(ToString::to_string).collect()),
         humantime::format_duration(*interval),

@@ -11,6 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use crate::vrrp::{Version, packet::ChecksumForm, reception::HmacMode};
+use crate::vrrp::{Vrid, packet::Family};
 
 /// One node's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,16 @@ pub enum OnStop {
     Keep,
 }
 
+/// What becomes of a backend's connections when it goes down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDown {
+    /// They end at once.
+    #[default]
+    Reset,
+    /// They are carried on as before.
+    Keep,
+}
+
 /// Idle times after which a connection is forgotten, by TCP phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -99,6 +110,7 @@ pub struct VirtualServer {
     pub interface: Option<String>,
     /// How long connections go on with a backend that was taken out of the configuration.
     pub drain: Duration,
+    pub on_down: OnDown,
     pub check: Check,
     /// At least one; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,
@@ -186,6 +198,7 @@ pub struct Vrrp {
     pub preempt_delay: Duration,
     /// At least one, of one family, no duplicates; link-local ones first, as RFC 9568 section 5.2.9 asks.
     pub addresses: Vec<IpNet>,
+    pub virtual_mac: bool,
     /// None means multicast. Of the addresses' family, as is `source`, which is not among them.
     pub peers: Vec<IpAddr>,
     /// Of what peers send.
@@ -203,6 +216,14 @@ pub struct Vrrp {
     pub dataplane_weight: i16,
     /// Unique by name.
     pub scripts: Vec<Script>,
+}
+
+impl Vrrp {
+    /// The virtual MAC that its VIPs are at, if they are at one.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        let family = self.addresses.first().map(|net| Family::of(net.addr()))?;
+        self.virtual_mac.then(|| family.virtual_mac(Vrid(self.vrid)))
+    }
 }
 
 /// How advertisements show that they come from a member.

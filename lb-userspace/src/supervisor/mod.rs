@@ -2,11 +2,13 @@
 //! which everything is taken away again.
 
 mod attaching;
+mod callers;
 mod closing;
 mod leaving;
 mod ordering;
 mod placement;
 mod reload;
+mod resetting;
 mod sweeping;
 mod view;
 mod vips;
@@ -30,12 +32,18 @@ use tokio::{
 
 use self::{
     attaching::families,
+    callers::Caller,
     closing::Closer,
     placement::{carried, moves, ports},
+    resetting::Resetter,
     vips::Vips,
     vrrp::{Seen, Vrrp},
 };
-pub(crate) use self::{attaching::hooked, leaving::vips, placement::carriers};
+pub(crate) use self::{
+    attaching::hooked,
+    leaving::{macs, vips},
+    placement::carriers,
+};
 use crate::{
     admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command, status},
     config::{
@@ -124,7 +132,12 @@ struct Node<'a> {
     swept: watch::Receiver<Swept>,
     /// The same of this host's own sockets.
     own: watch::Receiver<Alive>,
+    /// Who is told one by one when a VIP comes here.
+    callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
+    /// Clients that were told that their backend is down.
+    reset: watch::Receiver<u64>,
+    resetter: Resetter,
     status: watch::Sender<Arc<Status>>,
     forwarding: Vec<Forwarding>,
 }
@@ -158,9 +171,13 @@ impl<'a> Node<'a> {
         })?;
         let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
+        let (told, callers) = watch::channel(Arc::default());
         let own = watch::Sender::new(Alive::new());
         let own_counts = own.subscribe();
         let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
+        let resets = watch::Sender::new(0);
+        let reset = resets.subscribe();
+        let resetter = Resetter::start(dataplane.ender()?, resets).context("starting a thread")?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
@@ -170,7 +187,8 @@ impl<'a> Node<'a> {
         let mut numbers = Numbers::of_former(dataplane.former_backends(), Instant::now());
         numbers.follow(&[], &config.virtual_servers, Instant::now())?;
         let timeouts = watch::Sender::new(config.dataplane.timeouts);
-        let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone());
+        let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
+        let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
         let started = SystemTime::now();
         let (ask, commands) = mpsc::channel(COMMANDS);
         let mut node = Self {
@@ -201,8 +219,11 @@ impl<'a> Node<'a> {
             forwarded_before: 0,
             timeouts,
             swept: counts.subscribe(),
+            callers,
             own: own_counts,
             closer,
+            reset,
+            resetter,
             status: watch::Sender::new(Arc::new(Status::starting(started, file))),
             forwarding: vec![forwarding],
         };
@@ -288,6 +309,11 @@ impl<'a> Node<'a> {
                 },
                 error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
+                Ok(()) = self.callers.changed() => {
+                    let callers = Arc::clone(&self.callers.borrow_and_update());
+                    self.vrrp.meet(&callers, &self.host);
+                    Ok(())
+                }
                 changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
                 Some(command) = self.commands.recv() => self.obey(command).await,
                 _ = self.hangup.recv() => self.reload().await.map(drop),
@@ -371,6 +397,10 @@ impl<'a> Node<'a> {
         if !lost.is_empty() {
             self.closer.close(lost);
         }
+        let down: BTreeMap<BackendId, Backend> = changes.iter().filter_map(down).collect();
+        if !down.is_empty() {
+            self.resetter.reset(down, self.host.local_addresses());
+        }
         self.applied = applied;
         self.followed = reports;
         Ok(())
@@ -393,11 +423,13 @@ impl<'a> Node<'a> {
 
     fn health(&self, reports: &Reports) -> Health {
         let state = |server: &VirtualServer, backend: &model::Backend| {
-            reports.get(&BackendKey::of(server, backend)).map(|report| report.state)
+            let report = reports.get(&BackendKey::of(server, backend))?;
+            report.last_check.is_some().then_some(report.state)
         };
+        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
         let of = |server: &VirtualServer| {
             let ordered = |backend: &model::Backend| {
-                self.orders.state(server, backend, state(server, backend).unwrap_or(State::Down))
+                self.orders.state(server, backend, state(server, backend).unwrap_or(State::Draining))
             };
             server.backends.iter().map(ordered).collect()
         };
@@ -432,6 +464,7 @@ impl<'a> Node<'a> {
             dataplane: &self.dataplane,
             swept: &self.swept.borrow(),
             own: &self.own.borrow(),
+            reset: *self.reset.borrow(),
             vrrp: self.vrrp.status(),
         })?;
         self.status.send_replace(Arc::new(status));
@@ -443,6 +476,14 @@ impl<'a> Node<'a> {
 fn lost(change: &Change) -> Option<BackendId> {
     match change {
         Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
+        _ => None,
+    }
+}
+
+/// A backend whose clients are told that it is down. One that was taken out of the configuration keeps those that go by the VIP.
+fn down(change: &Change) -> Option<(BackendId, Backend)> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) => Some((*id, *backend)),
         _ => None,
     }
 }
