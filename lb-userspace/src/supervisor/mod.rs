@@ -123,6 +123,8 @@ struct Node<'a> {
     host: Interfaces,
     applied: Applied,
     numbers: Numbers,
+    /// Where their time begins.
+    begun: Instant,
     orders: Orders,
     /// Virtual servers that there is room for.
     room: usize,
@@ -184,8 +186,8 @@ impl<'a> Node<'a> {
 
         // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
         let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
-        let mut numbers = Numbers::of_former(dataplane.former_backends(), Instant::now());
-        numbers.follow(&[], &config.virtual_servers, Instant::now())?;
+        let mut numbers = Numbers::of_former(dataplane.former_backends(), Duration::ZERO);
+        numbers.follow(&[], &config.virtual_servers, Duration::ZERO)?;
         let timeouts = watch::Sender::new(config.dataplane.timeouts);
         let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
         let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
@@ -214,6 +216,7 @@ impl<'a> Node<'a> {
             host,
             applied,
             numbers,
+            begun: Instant::now(),
             orders: ordering::lasting(config),
             room,
             forwarded_before: 0,
@@ -454,6 +457,7 @@ impl<'a> Node<'a> {
                 last_reload: self.last_reload.clone(),
             },
             numbers: &self.numbers,
+            begun: self.begun,
             orders: &self.orders,
             forwarded_before: self.forwarded_before,
             started: self.started,

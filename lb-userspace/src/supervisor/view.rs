@@ -1,6 +1,10 @@
 //! The published status, put together from all rooms.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Instant, SystemTime},
+};
 
 use lb_common::abi::{BackendId, Counter};
 
@@ -20,6 +24,8 @@ pub(super) struct Sources<'a> {
     pub(super) config: &'a Config,
     pub(super) configuration: status::Configuration,
     pub(super) numbers: &'a Numbers,
+    /// Where their time begins.
+    pub(super) begun: Instant,
     pub(super) orders: &'a Orders,
     /// Packets of backends that are gone.
     pub(super) forwarded_before: u64,
@@ -94,7 +100,9 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
 }
 
 fn drained(sources: &Sources<'_>, endpoint: &Endpoint, removed: &Removed) -> status::Removed {
-    let since = SystemTime::now().checked_sub(removed.since.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let since = SystemTime::now()
+        .checked_sub(sources.begun.elapsed().saturating_sub(removed.since))
+        .unwrap_or(SystemTime::UNIX_EPOCH);
     let server = removed.was.as_ref();
     status::Removed {
         virtual_server: server.map(|server| server.name.clone()),
