@@ -9,6 +9,7 @@ mod placement;
 mod reload;
 mod resetting;
 mod sweeping;
+mod syncing;
 mod view;
 mod vips;
 mod vrrp;
@@ -53,6 +54,7 @@ use crate::{
     health::{BackendKey, Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
     reconcile::{Applied, Inputs, Numbers, desired, plan, service},
+    sync::Sync,
 };
 
 /// How often the counters in the published status are refreshed.
@@ -107,6 +109,8 @@ struct Node<'a> {
     /// Those that do not move.
     vips: Vips,
     vrrp: Vrrp<'a>,
+    /// `None` where connections stay on this node.
+    sync: Option<Sync>,
     commands: mpsc::Receiver<Command>,
     servers: JoinSet<()>,
     checkers: Checkers,
@@ -199,6 +203,7 @@ impl<'a> Node<'a> {
             vips: Vips::new(handle.clone()),
             handle,
             vrrp: Vrrp::new(&config.vrrp),
+            sync: None,
             commands,
             servers: JoinSet::new(),
             checkers,
@@ -254,6 +259,7 @@ impl<'a> Node<'a> {
         self.attach_hooks()?;
         self.await_health().await?;
         self.dataplane.take_over()?;
+        self.sync = syncing::start(self.config.sync.as_ref(), &mut self.dataplane)?;
         self.hold().await?;
         self.vrrp.settle().await;
         let broken = self.broken();
@@ -441,6 +447,10 @@ impl<'a> Node<'a> {
             server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
+        if let Some(sync) = &self.sync {
+            let servers = &self.config.virtual_servers;
+            sync.follow(syncing::backends(servers, &self.numbers, &self.host_addresses(), &held));
+        }
         let status = view::status(view::Sources {
             config: &self.config,
             configuration: status::Configuration {
@@ -460,6 +470,7 @@ impl<'a> Node<'a> {
             own: &self.own.borrow(),
             reset: *self.reset.borrow(),
             vrrp: self.vrrp.status(),
+            sync: self.sync.as_ref().map(|sync| syncing::shown(sync.view())),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())
