@@ -276,6 +276,11 @@ impl Filter {
         Self([0; FILTER_WORDS])
     }
 
+    /// Says of nothing that it surely is not there.
+    pub const fn full() -> Self {
+        Self([u64::MAX; FILTER_WORDS])
+    }
+
     pub fn insert<A: Address>(&mut self, address: A) {
         let (word, bit) = Self::place(address);
         self.0[word] |= bit;
@@ -287,10 +292,31 @@ impl Filter {
         self.0[word] & bit != 0
     }
 
+    pub fn insert_mac(&mut self, mac: [u8; 6]) {
+        let (word, bit) = Self::place_of(Self::digest(mac));
+        self.0[word] |= bit;
+    }
+
+    #[inline(always)]
+    pub fn may_hold_mac(&self, mac: [u8; 6]) -> bool {
+        let (word, bit) = Self::place_of(Self::digest(mac));
+        self.0[word] & bit != 0
+    }
+
+    #[inline(always)]
+    fn digest([a, b, c, d, e, f]: [u8; 6]) -> u32 {
+        u32::from_ne_bytes([c, d, e, f]) ^ u32::from(u16::from_ne_bytes([a, b]))
+    }
+
     #[inline(always)]
     fn place<A: Address>(address: A) -> (usize, u64) {
+        Self::place_of(address.digest())
+    }
+
+    #[inline(always)]
+    fn place_of(digest: u32) -> (usize, u64) {
         // Fibonacci hashing: the upper 12 bits.
-        let hash = address.digest().wrapping_mul(0x9e37_79b1) >> 20;
+        let hash = digest.wrapping_mul(0x9e37_79b1) >> 20;
         ((hash >> 6) as usize & (FILTER_WORDS - 1), 1 << (hash & 63))
     }
 }
@@ -306,11 +332,13 @@ pub struct Settings {
     pub vips: Filter,
     /// Addresses of backends on this host.
     pub locals: Filter,
+    /// MAC addresses of this host, virtual ones among them: what is for another's is not carried here.
+    pub macs: Filter,
 }
 
 impl Settings {
-    pub const fn new(generation: u32, vips: Filter, locals: Filter) -> Self {
-        Self { generation, reserved: 0, vips, locals }
+    pub const fn new(generation: u32, vips: Filter, locals: Filter, macs: Filter) -> Self {
+        Self { generation, reserved: 0, vips, locals, macs }
     }
 
     #[inline(always)]
@@ -506,7 +534,7 @@ const _: () = {
     assert!(size_of::<Port>() == 8);
     assert!(size_of::<Lease>() == 24);
     assert!(size_of::<Fence>() == 8);
-    assert!(size_of::<Settings>() == 8 + 2 * 512);
+    assert!(size_of::<Settings>() == 8 + 3 * 512);
 };
 
 #[cfg(feature = "user")]

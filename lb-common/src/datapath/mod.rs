@@ -256,6 +256,10 @@ where
         Ok(header) if settings.vips.may_hold(A::destination(header)) => {}
         _ => return fence::other::<A, _, _>(frame, tables, settings, link.at),
     }
+    // What a switch floods reaches every node that has the VIP configured; only the one that it is for may carry it.
+    if !frame.get::<wire::Ethernet>(0).is_ok_and(|ethernet| settings.macs.may_hold_mac(ethernet.destination)) {
+        return Verdict::Pass;
+    }
     let mut from = Port { interface, tags: link.tags };
     let mut segment = match wire::segment::<A, F>(frame, link.at) {
         Ok(segment) => segment,

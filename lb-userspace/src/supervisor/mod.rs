@@ -389,11 +389,18 @@ impl<'a> Node<'a> {
             servers.iter().zip(&states).filter(|(server, states)| server.backends.iter().zip(*states).any(takes));
         let served: BTreeSet<_> = served.map(|(server, _)| service(server)).collect();
         self.numbers.relieve(|service| served.contains(service));
-        let local = self.host_addresses();
+        let (local, macs) = (self.host_addresses(), &self.host.macs() | &macs(&self.config));
         let ports = ports(&self.attached, &self.host);
         let numbers = &self.numbers;
-        let wanted =
-            desired(&Inputs { servers, states: &states, numbers, removed: &removed, local: &local, ports: &ports });
+        let wanted = desired(&Inputs {
+            servers,
+            states: &states,
+            numbers,
+            removed: &removed,
+            local: &local,
+            macs: &macs,
+            ports: &ports,
+        });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
         let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();

@@ -118,7 +118,25 @@ fn port(body: &mut &[u8]) -> Result<u16, Malformed> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whatever comes: an answer, and what is read is written the same.
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), family in prop_oneof![Just(4), Just(6)]) {
+            let _ = read(&bytes);
+            let mut likely = vec![family, 2, 0, 0];
+            likely.extend(&bytes);
+            let length = if family == 4 { HEAD + 20 } else { LONGEST };
+            likely.truncate(length);
+            let Ok(connections) = read(&likely) else { return Ok(()) };
+            let mut written = Vec::new();
+            connections.iter().for_each(|connection| write(connection, &mut written));
+            prop_assert_eq!(read(&written), Ok(connections));
+        }
+    }
 
     pub(in crate::sync) fn connection(number: u16) -> Connection {
         let socket = |last, port| SocketAddr::from(([192, 168, 2, last], port));

@@ -21,10 +21,5 @@ pub(super) fn families(sync: &Sync, encoder: &mut Families<'_, '_>) -> fmt::Resu
     encoder.counters("sync_refused_datagrams", help, None, peers(|p| p.refused))?;
     let outcomes = [("taken", sync.taken), ("ended", sync.ended), ("refused", sync.refused), ("foreign", sync.foreign)];
     let help = "Connections heard from peers, by what became of them here";
-    encoder.counters(
-        "sync_connections",
-        help,
-        None,
-        outcomes.map(|(name, count)| ([("outcome", name)], count)).into_iter(),
-    )
+    encoder.counters("sync_connections", help, None, outcomes.map(|(name, count)| ([("outcome", name)], count)))
 }
