@@ -28,6 +28,8 @@ pub struct Inputs<'a> {
     pub removed: &'a BTreeMap<BackendId, State>,
     /// Addresses of this host.
     pub local: &'a BTreeSet<IpAddr>,
+    /// MAC addresses of this host.
+    pub macs: &'a BTreeSet<[u8; 6]>,
     /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
     pub ports: &'a BTreeMap<Port, Port>,
 }
@@ -41,6 +43,7 @@ pub struct Desired {
     pub ports: BTreeMap<Port, Port>,
     pub vips: Filter,
     pub locals: Filter,
+    pub macs: Filter,
 }
 
 /// The configuration asks for more than the tables take.
@@ -88,6 +91,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         let died = inputs.removed.get(&removed.id) == Some(&State::Down);
         desired.add(inputs, endpoint, removed.id, removed.over || died && resets);
     }
+    inputs.macs.iter().for_each(|mac| desired.macs.insert_mac(*mac));
     desired
 }
 
@@ -177,7 +181,8 @@ pub(super) mod tests {
     ) -> Desired {
         let local = local.iter().copied().collect();
         let (ports, removed) = (BTreeMap::new(), removed.iter().copied().collect());
-        desired(&Inputs { servers, states, local: &local, ports: &ports, numbers, removed: &removed })
+        let macs = BTreeSet::new();
+        desired(&Inputs { servers, states, local: &local, macs: &macs, ports: &ports, numbers, removed: &removed })
     }
 
     fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {

@@ -9,6 +9,7 @@ mod placement;
 mod reload;
 mod resetting;
 mod sweeping;
+mod syncing;
 mod view;
 mod vips;
 mod vrrp;
@@ -53,6 +54,7 @@ use crate::{
     health::{BackendKey, Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
     reconcile::{Applied, Inputs, Numbers, desired, plan, service},
+    sync::Sync,
 };
 
 /// How often the counters in the published status are refreshed.
@@ -107,6 +109,8 @@ struct Node<'a> {
     /// Those that do not move.
     vips: Vips,
     vrrp: Vrrp<'a>,
+    /// `None` where connections stay on this node.
+    sync: Option<Sync>,
     commands: mpsc::Receiver<Command>,
     servers: JoinSet<()>,
     checkers: Checkers,
@@ -199,6 +203,7 @@ impl<'a> Node<'a> {
             vips: Vips::new(handle.clone()),
             handle,
             vrrp: Vrrp::new(&config.vrrp),
+            sync: None,
             commands,
             servers: JoinSet::new(),
             checkers,
@@ -254,6 +259,7 @@ impl<'a> Node<'a> {
         self.attach_hooks()?;
         self.await_health().await?;
         self.dataplane.take_over()?;
+        self.sync = syncing::start(self.config.sync.as_ref(), &mut self.dataplane)?;
         self.hold().await?;
         self.vrrp.settle().await;
         let broken = self.broken();
@@ -383,11 +389,18 @@ impl<'a> Node<'a> {
             servers.iter().zip(&states).filter(|(server, states)| server.backends.iter().zip(*states).any(takes));
         let served: BTreeSet<_> = served.map(|(server, _)| service(server)).collect();
         self.numbers.relieve(|service| served.contains(service));
-        let local = self.host_addresses();
+        let (local, macs) = (self.host_addresses(), &self.host.macs() | &macs(&self.config));
         let ports = ports(&self.attached, &self.host);
         let numbers = &self.numbers;
-        let wanted =
-            desired(&Inputs { servers, states: &states, numbers, removed: &removed, local: &local, ports: &ports });
+        let wanted = desired(&Inputs {
+            servers,
+            states: &states,
+            numbers,
+            removed: &removed,
+            local: &local,
+            macs: &macs,
+            ports: &ports,
+        });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
         let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
@@ -441,6 +454,10 @@ impl<'a> Node<'a> {
             server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
+        if let Some(sync) = &self.sync {
+            let servers = &self.config.virtual_servers;
+            sync.follow(syncing::backends(servers, &self.numbers, &self.host_addresses(), &held));
+        }
         let status = view::status(view::Sources {
             config: &self.config,
             configuration: status::Configuration {
@@ -460,6 +477,7 @@ impl<'a> Node<'a> {
             own: &self.own.borrow(),
             reset: *self.reset.borrow(),
             vrrp: self.vrrp.status(),
+            sync: self.sync.as_ref().map(|sync| syncing::shown(sync.view())),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())

@@ -36,6 +36,7 @@ pub(super) struct Sources<'a> {
     /// Clients that were told that their backend is down.
     pub(super) reset: u64,
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
+    pub(super) sync: Option<admin::sync::Sync>,
 }
 
 pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
@@ -75,6 +76,7 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
         removed: gone,
         configuration: sources.configuration,
         vrrp: sources.vrrp,
+        sync: sources.sync,
         connections: Connections {
             tracked: sources.swept.alive.values().sum(),
             capacity: sources.dataplane.capacity(),

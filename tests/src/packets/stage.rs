@@ -150,7 +150,9 @@ pub fn settings(generation: u32) -> Change {
         family.insert(&mut vips, VIP);
         family.insert(&mut locals, HERE.backend);
     }
-    Change::Settings(Box::new(Settings::new(generation, vips, locals)))
+    let mut macs = Filter::empty();
+    [1, 9].map(mac).into_iter().for_each(|mac| macs.insert_mac(mac));
+    Change::Settings(Box::new(Settings::new(generation, vips, locals, macs)))
 }
 
 /// How it stands with the lease of a VIP.

@@ -467,8 +467,13 @@ fn not_ours(scene: &Scene) -> Script {
     let mut script = Script::default();
     let frame = scene.asks(REMOTE, SYN).bytes();
     let protocol = if scene.family == Family::Ipv4 { 23 } else { 20 };
-    for (what, at, byte) in [("ARP", 13, 0x06), ("UDP", protocol, 17), ("ICMP", protocol, 1), ("ICMPv6", protocol, 58)]
-    {
+    for (what, at, byte) in [
+        ("to another host's MAC", 5, 99),
+        ("ARP", 13, 0x06),
+        ("UDP", protocol, 17),
+        ("ICMP", protocol, 1),
+        ("ICMPv6", protocol, 58),
+    ] {
         let mut frame = frame.clone();
         frame[at] = byte;
         script = script.then(what, frame.clone(), PASS, frame, &[]);
