@@ -14,6 +14,7 @@ use lb_common::{
     frame::Frame,
     host::{Memory, received},
     maglev::SLOTS,
+    table::Hashing,
     wire::{self, Tags},
 };
 use libfuzzer_sys::fuzz_target;
@@ -203,13 +204,13 @@ fn backend(v4: bool, index: usize, flags: u8) -> Backend {
 }
 
 fn tables() -> Memory {
-    let mut memory = Memory::default();
+    // So small that entries give way to each other.
+    let mut memory = Memory::with(Hashing::new([7, 11, 13, 17, 19, 23, 29, 31, 37, 41], 0x9e37_79b9_7f4a_7c15, 1));
     memory.settings = Some(settings(1));
     memory.fence = Fence::after(0);
     for v4 in [false, true] {
         memory.leases.insert(mapped(v4, VIP), Lease::new(CLAIMED, CARRIED));
     }
-    memory.capacity = 8;
     for v4 in [false, true] {
         for (index, (port, host)) in SERVICES.into_iter().enumerate() {
             let id = id(v4, index);

@@ -6,6 +6,7 @@ use crate::{
     address::Address,
     conntrack::Sender,
     flow::{Flow, Key, mix},
+    table::Hashing,
     wire::Tags,
 };
 
@@ -37,17 +38,19 @@ pub mod names {
     pub const LEASES: &str = "LEASES";
     pub const FENCE: &str = "FENCE";
     pub const LOCALS: &str = "LOCALS";
-    pub const MAPS: [&str; 13] = [
-        SETTINGS, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES, FENCE, LOCALS,
+    pub const HASHING: &str = "HASHING";
+    pub const MAPS: [&str; 14] = [
+        SETTINGS, HASHING, FLOWS4, FLOWS6, SERVICES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS, LEASES,
+        FENCE, LOCALS,
     ];
     /// The tables of connections, which mean something only together.
-    pub const FLOWS: &[&str] = &[FLOWS4, FLOWS6];
+    pub const FLOWS: &[&str] = &[HASHING, FLOWS4, FLOWS6];
     /// What a new daemon takes over from the one before it, each group as a whole or not at all.
     pub const KEPT: [&[&str]; 6] = [FLOWS, &[TRAFFIC], &[COUNTERS], &[LEASES], &[FENCE], &[LOCALS]];
 }
 
 /// Version of what the maps in [`names::KEPT`] mean. Raise it when that changes while the sizes of keys and values stay.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Virtual servers at once.
 pub const MAX_SERVICES: usize = 256;
@@ -67,8 +70,8 @@ pub mod programs {
     pub const COUNT: usize = 1;
 }
 
-/// Entries of a connection table as compiled; the loader sets the configured number.
-pub const DEFAULT_FLOWS: usize = 2 * 262_144;
+/// Connections that there is room for unless something else is configured.
+pub const DEFAULT_CONNECTIONS: u32 = 262_144;
 
 /// Place of a backend in the backend table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,7 +178,9 @@ impl Backend {
     /// Whether this entry is the backend with that address and port, and not a successor in its place.
     #[inline(always)]
     pub fn answers<A: Address>(&self, address: &A, port: [u8; 2]) -> bool {
-        self.is(Self::PRESENT) && self.address == address.mapped() && self.port == port
+        // As numbers: arrays are compared by a loop.
+        let same = u128::from_ne_bytes(self.address) == u128::from_ne_bytes(address.mapped());
+        self.is(Self::PRESENT) && same && self.port == port
     }
 }
 
@@ -426,6 +431,12 @@ counters! {
     NoPort = "no_port",
     /// Connections dropped because the table would not take them.
     TableFull = "table_full",
+    /// Half-open connections that gave way to newer ones.
+    EvictedHalfOpen = "evicted_half_open",
+    /// Closing connections that gave way to new ones, because the table is nearly full.
+    EvictedClosing = "evicted_closing",
+    /// Established connections without a packet for minutes that gave way to new ones, because the table is nearly full.
+    EvictedIdle = "evicted_idle",
     /// Packets without a route to where they should go, dropped.
     NoRoute = "no_route",
     /// Packets that the kernel sent instead of XDP: the neighbour was not resolved, or the way out has other tags or no program.
@@ -462,8 +473,9 @@ pub fn socket_hash(cookie: u64) -> u32 {
 const _: () = {
     assert!(size_of::<Key<crate::address::V4>>() == 12);
     assert!(size_of::<Key<crate::address::V6>>() == 36);
-    assert!(size_of::<Flow<crate::address::V4>>() == 72);
-    assert!(size_of::<Flow<crate::address::V6>>() == 96);
+    assert!(size_of::<Flow<crate::address::V4>>() == 64);
+    assert!(size_of::<Flow<crate::address::V6>>() == 88);
+    assert!(size_of::<Hashing>() == 56);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<Traffic>() == 40);
@@ -476,11 +488,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Backend, BackendId, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic};
-    use crate::{
-        address::{V4, V6},
-        flow::{Flow, Key},
-    };
+    use super::{Backend, BackendId, Fence, Hashing, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic};
 
     /// SAFETY of all: `repr(C)` or `repr(transparent)` over integers and arrays of them, no implicit padding, every bit
     /// pattern valid.
@@ -490,51 +498,8 @@ mod pod {
             unsafe impl aya::Pod for $type {}
         )* };
     }
-    pod!(BackendId, ServiceId, ServiceKey, Backend, Local, Traffic, Port, Settings, Lease, Fence, Key<V4>, Key<V6>);
-
-    /// A connection entry as bytes: [`Flow`] has shared numbers and cannot be `Copy`.
-    macro_rules! record {
-        ($($name:ident for $address:ty),*) => { $(
-            #[doc = concat!("A stored [`Flow`] of ", stringify!($address), ".")]
-            #[derive(Clone, Copy)]
-            #[repr(C, align(8))]
-            pub struct $name([u8; size_of::<Flow<$address>>()]);
-            // SAFETY: bytes.
-            unsafe impl aya::Pod for $name {}
-
-            impl core::fmt::Debug for $name {
-                fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                    super::Stored::flow(self).fmt(f)
-                }
-            }
-
-            impl super::Stored for $name {
-                type Address = $address;
-
-                fn flow(&self) -> &Flow<$address> {
-                    // SAFETY: same size and alignment, every bit pattern valid.
-                    unsafe { &*core::ptr::from_ref(self).cast() }
-                }
-            }
-
-            impl From<&Flow<$address>> for $name {
-                fn from(flow: &Flow<$address>) -> Self {
-                    // SAFETY: same size; an entry has no padding.
-                    Self(unsafe { core::ptr::from_ref(flow).cast::<[u8; size_of::<Flow<$address>>()]>().read() })
-                }
-            }
-        )* };
-    }
-    record!(Record4 for V4, Record6 for V6);
+    pod!(BackendId, ServiceId, ServiceKey, Backend, Local, Traffic, Port, Settings, Lease, Fence, Hashing);
 }
-/// A connection entry as it lies in a map.
-#[cfg(feature = "user")]
-pub trait Stored {
-    type Address: Address;
-    fn flow(&self) -> &Flow<Self::Address>;
-}
-#[cfg(feature = "user")]
-pub use pod::{Record4, Record6};
 
 #[cfg(test)]
 mod tests {

@@ -5,8 +5,9 @@ use core::hash::Hash;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
-    checksum::Delta,
+    checksum::{Delta, sum_pairs},
     frame::{Frame, Header, Truncated},
+    table::product,
 };
 
 // SAFETY: all fields are bytes or arrays of bytes.
@@ -26,15 +27,16 @@ pub struct V6(pub [u8; 16]);
 
 impl V6 {
     /// The address in four words of the host's byte order.
+    ///
+    /// By way of one number: taken apart byte by byte, an address would stay sixteen values for the compiler, each with a place on the stack.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
-        let b = &self.0;
-        [
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-        ]
+        let whole = u128::from_ne_bytes(self.0);
+        if cfg!(target_endian = "little") {
+            [whole as u32, (whole >> 32) as u32, (whole >> 64) as u32, (whole >> 96) as u32]
+        } else {
+            [(whole >> 96) as u32, (whole >> 64) as u32, (whole >> 32) as u32, whole as u32]
+        }
     }
 }
 
@@ -77,8 +79,8 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
     fn readdress(header: &mut Self::Header, source: Self, destination: Self);
     /// What [`Self::rewrite`] does to the header's own checksum.
     fn header_delta(old: (&Self, &Self), new: (&Self, &Self)) -> u16;
-    /// What new addresses do to a checksum that covers the pseudo-header.
-    fn pseudo_delta(delta: Delta, old: &Self, new: &Self) -> Delta;
+    /// Adds what another address in its place does to a checksum that covers it.
+    fn delta(&self, delta: Delta, new: &Self) -> Delta;
     /// Turns the header round and gives it `payload` bytes after `header_length`, with a fresh hop count.
     fn answer(header: &mut Self::Header, header_length: u16, payload: u16);
     /// Unfolded sum of the pseudo-header (RFC 9293 §3.1) for TCP.
@@ -87,10 +89,15 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
     fn mapped(self) -> [u8; 16];
     /// The inverse of [`Self::mapped`], without a check.
     fn from_mapped(mapped: &[u8; 16]) -> Self;
+    /// The same address by way of registers. Sixteen bytes from one place in memory to another are moved by a loop, since the two might
+    /// overlap.
+    fn copied(&self) -> Self;
     /// 0 if the two are the same.
     fn difference(&self, other: &Self) -> u32;
     /// 32 bits to be mixed further.
     fn digest(self) -> u32;
+    /// The sum of products of two addresses' words, each with a word of the secret added: see [`crate::table::Hashing`].
+    fn products(one: &Self, other: &Self, secret: &[u32; 8]) -> u64;
 }
 
 /// Hops that a packet of our own making starts with.
@@ -159,7 +166,7 @@ impl Address for V4 {
 
     #[inline(always)]
     fn readdress(header: &mut Ipv4Hdr, source: Self, destination: Self) {
-        let delta = Delta::new().address(&header.src_addr, &source.0).address(&header.dst_addr, &destination.0);
+        let delta = Self(header.dst_addr).delta(Self(header.src_addr).delta(Delta::new(), &source), &destination);
         header.src_addr = source.0;
         header.dst_addr = destination.0;
         header.check = crate::checksum::adjust(header.check, delta.folded());
@@ -167,17 +174,16 @@ impl Address for V4 {
 
     #[inline(always)]
     fn header_delta(old: (&Self, &Self), new: (&Self, &Self)) -> u16 {
-        Delta::new()
-            .address(&old.0.0, &new.0.0)
-            .address(&old.1.0, &new.1.0)
+        old.1
+            .delta(old.0.delta(Delta::new(), new.0), new.1)
             // TTL is the upper half of its word: one hop less is always the same difference.
             .word([1, 0], [0, 0])
             .folded()
     }
 
     #[inline(always)]
-    fn pseudo_delta(delta: Delta, old: &Self, new: &Self) -> Delta {
-        delta.address(&old.0, &new.0)
+    fn delta(&self, delta: Delta, new: &Self) -> Delta {
+        delta.pair(self.digest(), new.digest())
     }
 
     #[inline(always)]
@@ -195,21 +201,32 @@ impl Address for V4 {
 
     #[inline(always)]
     fn pseudo_sum(header: &Ipv4Hdr, length: u16) -> u32 {
-        crate::checksum::sum(&header.src_addr)
-            + crate::checksum::sum(&header.dst_addr)
+        sum_pairs([Self(header.src_addr).digest(), Self(header.dst_addr).digest()])
             + crate::checksum::sum(&[0, IpProto::Tcp as u8])
             + crate::checksum::sum(&length.to_be_bytes())
     }
 
     #[inline(always)]
     fn mapped(self) -> [u8; 16] {
-        let [a, b, c, d] = self.0;
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+        // As one number out of whole words: byte by byte, the zeros would be written by a loop and the rest at odd places of the stack,
+        // which the verifier refuses.
+        let (prefix, last) = (u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(self.0));
+        let whole = if cfg!(target_endian = "little") {
+            u128::from(last) << 96 | u128::from(prefix) << 64
+        } else {
+            u128::from(prefix) << 32 | u128::from(last)
+        };
+        whole.to_ne_bytes()
     }
 
     #[inline(always)]
     fn from_mapped(mapped: &[u8; 16]) -> Self {
         Self([mapped[12], mapped[13], mapped[14], mapped[15]])
+    }
+
+    #[inline(always)]
+    fn copied(&self) -> Self {
+        *self
     }
 
     #[inline(always)]
@@ -220,6 +237,11 @@ impl Address for V4 {
     #[inline(always)]
     fn digest(self) -> u32 {
         u32::from_ne_bytes(self.0)
+    }
+
+    #[inline(always)]
+    fn products(one: &Self, other: &Self, secret: &[u32; 8]) -> u64 {
+        product(one.digest().wrapping_add(secret[0]), other.digest().wrapping_add(secret[1]))
     }
 }
 
@@ -236,7 +258,7 @@ impl Address for V6 {
 
     #[inline(always)]
     fn icmp_delta(delta: Delta, old: &Self, new: &Self) -> Delta {
-        delta.address(&old.0, &new.0)
+        old.delta(delta, new)
     }
 
     #[inline(always)]
@@ -305,8 +327,9 @@ impl Address for V6 {
     }
 
     #[inline(always)]
-    fn pseudo_delta(delta: Delta, old: &Self, new: &Self) -> Delta {
-        delta.address(&old.0, &new.0)
+    fn delta(&self, delta: Delta, new: &Self) -> Delta {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), new.words());
+        delta.pair(a, e).pair(b, f).pair(c, g).pair(d, h)
     }
 
     #[inline(always)]
@@ -319,8 +342,8 @@ impl Address for V6 {
 
     #[inline(always)]
     fn pseudo_sum(header: &Ipv6Hdr, length: u16) -> u32 {
-        crate::checksum::sum(&header.src_addr)
-            + crate::checksum::sum(&header.dst_addr)
+        sum_pairs(Self(header.src_addr).words())
+            + sum_pairs(Self(header.dst_addr).words())
             + crate::checksum::sum(&[0, IpProto::Tcp as u8])
             + crate::checksum::sum(&length.to_be_bytes())
     }
@@ -332,7 +355,12 @@ impl Address for V6 {
 
     #[inline(always)]
     fn from_mapped(mapped: &[u8; 16]) -> Self {
-        Self(*mapped)
+        Self(*mapped).copied()
+    }
+
+    #[inline(always)]
+    fn copied(&self) -> Self {
+        Self(u128::from_ne_bytes(self.0).to_ne_bytes())
     }
 
     #[inline(always)]
@@ -345,6 +373,17 @@ impl Address for V6 {
     fn digest(self) -> u32 {
         let [a, b, c, d] = self.words();
         a ^ b.rotate_left(7) ^ c.rotate_left(13) ^ d.rotate_left(19)
+    }
+
+    #[inline(always)]
+    fn products(one: &Self, other: &Self, secret: &[u32; 8]) -> u64 {
+        let ([a, b, c, d], [e, f, g, h]) = (one.words(), other.words());
+        let [s0, s1, s2, s3, s4, s5, s6, s7] = *secret;
+        let keyed = |one: u32, s: u32, other: u32, t: u32| product(one.wrapping_add(s), other.wrapping_add(t));
+        keyed(a, s0, e, s1)
+            .wrapping_add(keyed(b, s2, f, s3))
+            .wrapping_add(keyed(c, s4, g, s5))
+            .wrapping_add(keyed(d, s6, h, s7))
     }
 }
 

@@ -1,6 +1,14 @@
 //! Connections: their keys, what is kept of each, and the hashes that choose for them.
 
-use crate::{abi::BackendId, address::Address, checksum::Delta, conntrack::Phase, shared::Shared, wire::Tags};
+use crate::{
+    abi::BackendId,
+    address::Address,
+    checksum::Delta,
+    conntrack::{Phase, Sender},
+    shared::{Shared, either, is_below},
+    table::QUIET,
+    wire::Tags,
+};
 
 /// One direction of a connection as it arrives: addresses and ports in network order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -25,14 +33,21 @@ impl<A: Address> Key<A> {
         core::hint::black_box(addresses | (ports(self) ^ ports(other))) == 0
     }
 
+    /// Makes this the same key as another one.
+    #[inline(always)]
+    pub fn set(&mut self, other: &Self) {
+        (self.source, self.destination) = (other.source.copied(), other.destination.copied());
+        (self.source_port, self.destination_port) = (other.source_port, other.destination_port);
+    }
+
     /// What turning packets of `self` into packets against `other` does to a checksum that covers the ports and the
     /// pseudo-header.
     #[inline(always)]
     fn segment_delta(&self, other: &Self) -> u16 {
         let delta =
             Delta::new().word(self.source_port, other.destination_port).word(self.destination_port, other.source_port);
-        let delta = A::pseudo_delta(delta, &self.source, &other.destination);
-        A::pseudo_delta(delta, &self.destination, &other.source).folded()
+        let delta = self.source.delta(delta, &other.destination);
+        self.destination.delta(delta, &other.source).folded()
     }
 }
 
@@ -83,48 +98,48 @@ pub struct Hop {
 
 /// One half of a tracked connection: how its packets are rewritten, and what has been seen of it.
 ///
-/// Both halves carry all that is needed to make the other again. Only what is [`Shared`] changes after insertion; anything else
-/// is changed by inserting anew, so that no packet sees half a change.
+/// Both halves carry all that is needed to make the other again. What is read for every packet comes first; only what is [`Shared`]
+/// changes in place.
 #[derive(Clone, Debug, Default)]
 #[repr(C, align(8))]
 pub struct Flow<A> {
-    /// Kernel ticks at the last packet.
-    last_seen: Shared<u64>,
-    packets: Shared<u64>,
-    bytes: Shared<u64>,
     /// Key of the other half. What this half's packets become is the same, turned round.
     pub other: Key<A>,
-    pub hop: Hop,
-    /// [`crate::abi::Settings::generation`] under which `hop` and the backend's state were looked up.
-    pub generation: u32,
-    pub backend: BackendId,
     /// Folded differences of the checksums, see [`crate::checksum`].
     pub header_delta: u16,
     pub segment_delta: u16,
+    pub hop: Hop,
+    /// [`crate::abi::Settings::generation`] under which `hop` and the backend's state were looked up.
+    pub generation: u32,
+    /// A [`BackendId`].
+    backend: u16,
     pub role: Role,
     /// A [`Phase`].
     phase: Shared<u8>,
-    reserved: [u8; 2],
+    /// Kernel ticks at the last packet, the lower half.
+    last_seen: Shared<u32>,
+    packets: Shared<u32>,
+    reserved: [u8; 4],
+    bytes: Shared<u64>,
 }
 
 impl<A: Address> Flow<A> {
-    /// Makes this the half for packets of `key`, with no way yet.
+    /// Makes this the half for packets of `key`, with no way yet: what `hop` says counts for nothing.
     ///
     /// In place, because two of these and what it takes to make them are more than a BPF program's stack.
     #[inline(always)]
     pub fn start(&mut self, key: &Key<A>, other: &Key<A>, role: Role, backend: BackendId, phase: Phase, now: u64) {
-        self.last_seen.store(now);
+        self.last_seen.store(now as u32);
         self.packets.store(0);
+        self.reserved = [0; 4];
         self.bytes.store(0);
-        self.other = *other;
+        self.other.set(other);
         self.role = role;
-        self.backend = backend;
+        self.backend = backend.0 as u16;
         self.phase.store(phase as u8);
-        self.reserved = [0; 2];
         self.header_delta =
             A::header_delta((&key.source, &key.destination), (self.new_source(), self.new_destination()));
         self.segment_delta = key.segment_delta(other);
-        self.hop = Hop::default();
         self.generation = 0;
     }
 
@@ -167,7 +182,7 @@ impl<A: Address> Flow<A> {
     /// is cheaper than a locked instruction a packet.
     #[inline(always)]
     pub fn touch(&self, now: u64, bytes: usize) {
-        self.last_seen.store(now);
+        self.last_seen.store(now as u32);
         self.packets.store(self.packets.load().wrapping_add(1));
         self.bytes.store(self.bytes.load().wrapping_add(bytes as u64));
     }
@@ -182,14 +197,59 @@ impl<A: Address> Flow<A> {
         self.phase.store(phase as u8);
     }
 
-    /// Kernel ticks at the last packet.
+    /// Takes over the phase of another entry.
     #[inline(always)]
-    pub fn last_seen(&self) -> u64 {
-        self.last_seen.load()
+    pub fn follow(&self, other: &Self) {
+        self.phase.store(other.phase.load());
+    }
+
+    /// Whether the handshake is not complete.
+    #[inline(always)]
+    pub fn is_half_open(&self) -> bool {
+        self.phase.load() < Phase::Established as u8
+    }
+
+    /// 1 if it is closing, 0 if not, without a branch.
+    #[inline(always)]
+    pub fn closing(&self) -> u64 {
+        1 - is_below(u64::from(self.phase.load()), Phase::ClientClosing as u64)
+    }
+
+    /// Whose packets this half is for.
+    #[inline(always)]
+    pub fn sender(&self) -> Sender {
+        if self.role.from_client() { Sender::Client } else { Sender::Backend }
     }
 
     #[inline(always)]
-    pub fn packets(&self) -> u64 {
+    pub fn backend(&self) -> BackendId {
+        BackendId(u32::from(self.backend))
+    }
+
+    /// Kernel ticks at the last packet, the lower half.
+    #[inline(always)]
+    pub fn last_seen(&self) -> u32 {
+        self.last_seen.load()
+    }
+
+    /// Ticks since the last packet.
+    #[inline(always)]
+    pub fn idle(&self, now: u32) -> u32 {
+        /// A packet that came while somebody looked at the clock.
+        const AHEAD: u32 = 1 << 24;
+        let idle = u64::from(now.wrapping_sub(self.last_seen.load()));
+        either(is_below(u64::from(u32::MAX - AHEAD), idle), 0, idle) as u32
+    }
+
+    /// Whether the last packet is so recent that the other half cannot have given way to another connection.
+    #[inline(always)]
+    pub fn is_fresh(&self, now: u64) -> bool {
+        (now as u32).wrapping_sub(self.last_seen.load()) < QUIET / 2
+    }
+
+    /// Wraps around.
+    #[inline(always)]
+    pub fn packets(&self) -> u32 {
         self.packets.load()
     }
 
@@ -197,17 +257,6 @@ impl<A: Address> Flow<A> {
     pub fn bytes(&self) -> u64 {
         self.bytes.load()
     }
-}
-
-/// Room to make the two halves of a connection in.
-#[derive(Clone, Debug, Default)]
-#[repr(C, align(8))]
-pub struct Draft<A> {
-    pub forward: Flow<A>,
-    pub reply: Flow<A>,
-    /// Key of `reply`.
-    pub arrives: Key<A>,
-    reserved: [u8; 4],
 }
 
 /// Mixes 32 bits so that each bit of the input reaches each of the output (the finaliser of MurmurHash3).
@@ -281,19 +330,13 @@ mod tests {
             destination_port: ports[1].to_be_bytes(),
         };
         let (asks, answers) = (key(50, 100, [40000, 16443]), key(11, 100, [6443, 40000]));
-        let mut draft = Draft::<V4>::default();
-        draft.forward.start(&asks, &answers, Role::FORWARD, BackendId(3), Phase::SynSent, 9);
-        draft.reply.start(&answers, &asks, Role::REPLY, BackendId(3), Phase::SynSent, 9);
-        assert_eq!(
-            (draft.forward.new_source(), draft.forward.new_destination()),
-            (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 11]))
-        );
-        assert_eq!(
-            (draft.reply.new_source(), draft.reply.new_destination()),
-            (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 50]))
-        );
-        assert_eq!(draft.reply.new_source_port(), asks.destination_port);
-        assert_eq!(draft.reply.new_destination_port(), asks.source_port);
+        let (mut forward, mut reply) = (Flow::<V4>::default(), Flow::default());
+        forward.start(&asks, &answers, Role::FORWARD, BackendId(3), Phase::SynSent, 9);
+        reply.start(&answers, &asks, Role::REPLY, BackendId(3), Phase::SynSent, 9);
+        assert_eq!((forward.new_source(), forward.new_destination()), (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 11])));
+        assert_eq!((reply.new_source(), reply.new_destination()), (&V4([10, 0, 0, 100]), &V4([10, 0, 0, 50])));
+        assert_eq!(reply.new_source_port(), asks.destination_port);
+        assert_eq!(reply.new_destination_port(), asks.source_port);
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub trait Frame {
     fn get_mut<T: Header>(&mut self, at: usize) -> Result<&mut T, Truncated>;
     /// Length in bytes.
     fn len(&self) -> usize;
+    /// Forgets what is known of the packet's place. The kernel's verifier remembers how much of it was looked at, which differs between the
+    /// ways that led here; what comes after this it follows once.
+    fn forget(&mut self) {}
 }
 
 impl Frame for [u8] {

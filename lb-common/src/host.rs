@@ -4,7 +4,6 @@ use std::{
     boxed::Box,
     cell::{Cell, RefCell},
     collections::HashMap,
-    rc::Rc,
     vec::Vec,
 };
 
@@ -13,9 +12,10 @@ use crate::{
     address::{Address, V4, V6},
     checksum::{Delta, adjust},
     conntrack::Sender,
-    datapath::{self, Family, Outgoing, Refused, Route, Tables, Verdict, local::Locals},
-    flow::{Draft, Flow, Hop, Key},
+    datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
+    flow::{Flow, Hop, mix},
     frame::Frame,
+    table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
 };
 
@@ -27,11 +27,8 @@ pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> 
     }
 }
 
-/// Connections of one family.
-type Flows<A> = RefCell<HashMap<Key<A>, Rc<Flow<A>>>>;
-
 /// All tables of a data plane.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
     pub settings: Option<Settings>,
     pub services: HashMap<ServiceKey, ServiceId>,
@@ -46,17 +43,47 @@ pub struct Memory {
     pub fence: Fence,
     /// What leases are measured against.
     pub uptime: u64,
-    /// Entries per family; 0 is no limit.
-    pub capacity: usize,
-    pub flows4: Flows<V4>,
-    pub flows6: Flows<V6>,
+    hashing: Hashing,
+    flows4: Vec<Set<V4>>,
+    flows6: Vec<Set<V6>>,
     locals: RefCell<HashMap<u64, Local>>,
     counters: RefCell<HashMap<Counter, u64>>,
     traffic: RefCell<HashMap<BackendId, Traffic>>,
     lookups: Cell<u64>,
 }
 
+impl Default for Memory {
+    /// With room for some hundred connections.
+    fn default() -> Self {
+        let secret = core::array::from_fn::<u32, SECRET_WORDS, _>(|number| mix(number as u32 + 1));
+        Self::with(Hashing::new(secret, 0x9e37_79b9_7f4a_7c15, 32))
+    }
+}
+
 impl Memory {
+    /// With connection tables as large as that says.
+    pub fn with(hashing: Hashing) -> Self {
+        let sets = 0..hashing.sets();
+        Self {
+            settings: None,
+            services: HashMap::new(),
+            tables: HashMap::new(),
+            backends: HashMap::new(),
+            routes: HashMap::new(),
+            vlans: HashMap::new(),
+            leases: HashMap::new(),
+            fence: Fence::default(),
+            uptime: 0,
+            locals: RefCell::default(),
+            hashing,
+            flows4: sets.clone().map(|_| Set::default()).collect(),
+            flows6: sets.map(|_| Set::default()).collect(),
+            counters: RefCell::default(),
+            traffic: RefCell::default(),
+            lookups: Cell::default(),
+        }
+    }
+
     /// How often a thing was counted.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.borrow().get(&counter).copied().unwrap_or(0)
@@ -154,34 +181,21 @@ impl Locals for Memory {
 
 macro_rules! family {
     ($address:ty, $flows:ident) => {
-        impl Family<$address> for Memory {
-            type Entry<'a> = Rc<Flow<$address>>;
+        impl Sets<$address> for Memory {
+            fn hashing(&self) -> Option<&Hashing> {
+                Some(&self.hashing)
+            }
 
+            fn set(&self, number: u32) -> Option<&Set<$address>> {
+                self.$flows.get(number as usize)
+            }
+        }
+
+        impl Family<$address> for Memory {
             type Sheet<'a> = Box<Draft<$address>>;
 
             fn draft(&self) -> Option<Box<Draft<$address>>> {
                 Some(Box::default())
-            }
-
-            fn flow(&self, key: &Key<$address>) -> Option<Rc<Flow<$address>>> {
-                self.$flows.borrow().get(key).cloned()
-            }
-
-            fn insert(&self, key: &Key<$address>, flow: &Flow<$address>, replace: bool) -> Result<(), Refused> {
-                let mut flows = self.$flows.borrow_mut();
-                if flows.contains_key(key) {
-                    if !replace {
-                        return Err(Refused::Exists);
-                    }
-                } else if self.capacity != 0 && flows.len() >= self.capacity {
-                    return Err(Refused::Full);
-                }
-                flows.insert(*key, Rc::new(flow.clone()));
-                Ok(())
-            }
-
-            fn remove(&self, key: &Key<$address>) {
-                self.$flows.borrow_mut().remove(key);
             }
 
             fn route(&self, from: Port, _source: &$address, destination: &$address) -> Route {
@@ -213,7 +227,10 @@ impl Outgoing for [u8] {
             let Ok(checksum) = Frame::get_mut::<Checksum>(self, checksum) else {
                 return false;
             };
-            checksum.0 = adjust(checksum.0, Delta::new().address(&old, &new).folded());
+            let words = |[a, b, c, d, e, f]: [u8; 6]| [[a, b], [c, d], [e, f]];
+            let change = words(old).into_iter().zip(words(new));
+            let delta = change.fold(Delta::new(), |delta, (old, new)| delta.word(old, new));
+            checksum.0 = adjust(checksum.0, delta.folded());
         }
         self.get_mut(at..).and_then(|rest| rest.first_chunk_mut()).map(|mac| *mac = new).is_some()
     }

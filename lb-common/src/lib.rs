@@ -2,6 +2,8 @@
 //!
 //! No clock, no socket and no map lives here: time is a parameter and tables are traits.
 #![no_std]
+// For the two atomic instructions of `shared`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(any(test, feature = "user"))]
 extern crate std;
@@ -17,4 +19,5 @@ pub mod frame;
 pub mod host;
 pub mod maglev;
 pub mod shared;
+pub mod table;
 pub mod wire;

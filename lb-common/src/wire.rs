@@ -213,7 +213,7 @@ pub fn link<F: Frame + ?Sized>(frame: &F) -> Result<Link, Truncated> {
 }
 
 /// A TCP segment in a well-formed IP packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Segment<A> {
     pub key: Key<A>,
     pub flags: Flags,

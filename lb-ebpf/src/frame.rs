@@ -11,6 +11,7 @@ use lb_common::{
     datapath::Outgoing,
     flow::Flow,
     frame::{Frame, Header, Truncated},
+    shared::opaque,
     wire::Segment,
 };
 use network_types::{
@@ -20,6 +21,8 @@ use network_types::{
 
 /// The linear part of a packet.
 pub(crate) struct Packet {
+    /// Fields of the context that say where it starts and ends.
+    bounds: [*const u32; 2],
     start: usize,
     end: usize,
 }
@@ -27,13 +30,17 @@ pub(crate) struct Packet {
 impl Packet {
     #[inline(always)]
     pub(crate) fn received(ctx: &XdpContext) -> Self {
-        Self { start: ctx.data(), end: ctx.data_end() }
+        // SAFETY: addresses of fields.
+        let bounds = unsafe { [&raw const (*ctx.ctx).data, &raw const (*ctx.ctx).data_end] };
+        Self { bounds, start: ctx.data(), end: ctx.data_end() }
     }
 
-    /// What of a received socket buffer is in one piece: the Ethernet header always.
+    /// What of a socket buffer is in one piece; of a received one, the Ethernet header always.
     #[inline(always)]
     pub(crate) fn buffered(ctx: &TcContext) -> Self {
-        Self { start: ctx.data(), end: ctx.data_end() }
+        // SAFETY: addresses of fields.
+        let bounds = unsafe { [&raw const (*ctx.skb.skb).data, &raw const (*ctx.skb.skb).data_end] };
+        Self { bounds, start: ctx.data(), end: ctx.data_end() }
     }
 
     #[inline(always)]
@@ -63,6 +70,13 @@ impl Frame for Packet {
     fn len(&self) -> usize {
         self.end - self.start
     }
+
+    #[inline(always)]
+    fn forget(&mut self) {
+        // Opaque, or the compiler leaves out checks that others imply, which the verifier does not see.
+        // SAFETY: fields of the context, which lives while the program runs.
+        [self.start, self.end] = unsafe { self.bounds.map(|bound| opaque(u64::from(bound.read_volatile())) as usize) };
+    }
 }
 
 /// Bytes that must be linear: Ethernet, two tags, IPv6 and TCP, or as much of an IPv4 packet with options.
@@ -84,7 +98,7 @@ impl<'a> Buffer<'a> {
             // SAFETY: a plain helper call. If it fails the headers stay out of sight and the packet is left alone.
             let _ = unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
         }
-        Self { ctx, packet: Packet { start: ctx.data(), end: ctx.data_end() } }
+        Self { ctx, packet: Packet::buffered(ctx) }
     }
 
     #[inline(always)]

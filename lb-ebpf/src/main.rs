@@ -5,6 +5,8 @@
 #[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
+mod functions;
+#[cfg(target_arch = "bpf")]
 mod local;
 #[cfg(target_arch = "bpf")]
 mod maps;

@@ -1,28 +1,38 @@
 //! The maps. Their layout is `lb_common::abi`'s, the sizes of the connection tables are the loader's.
 
 use aya_ebpf::{
-    bindings::bpf_fib_lookup,
+    bindings::{BPF_F_MMAPABLE, bpf_fib_lookup},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Backend, BackendId, Counter, DEFAULT_FLOWS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES, MAX_LOCALS,
+        Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES, MAX_LOCALS,
         MAX_PORTS, MAX_SERVICES, Port, ServiceId, ServiceKey, Settings, Traffic, programs,
     },
     address::{V4, V6},
-    flow::{Draft, Flow, Key},
+    datapath::Draft,
     maglev::SLOTS,
+    table::{Hashing, Set, sets_for},
 };
+
+/// As compiled; the loader sets the configured number.
+const SETS: usize = sets_for(DEFAULT_CONNECTIONS) as usize;
+const MAPPABLE: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 
+/// Where in the tables of connections a key belongs.
 #[btf_map]
-pub(crate) static FLOWS4: LruHashMap<Key<V4>, Flow<V4>, DEFAULT_FLOWS> = LruHashMap::new();
+pub(crate) static HASHING: Array<Hashing, 1> = Array::new();
+
+/// The connections; the daemon reads them through its own memory.
+#[btf_map]
+pub(crate) static FLOWS4: Array<Set<V4>, SETS, MAPPABLE> = Array::new();
 
 #[btf_map]
-pub(crate) static FLOWS6: LruHashMap<Key<V6>, Flow<V6>, DEFAULT_FLOWS> = LruHashMap::new();
+pub(crate) static FLOWS6: Array<Set<V6>, SETS, MAPPABLE> = Array::new();
 
 /// Where new entries are made.
 #[btf_map]

@@ -14,6 +14,7 @@ use aya_log_ebpf::debug;
 use lb_common::{
     abi::{Counter, programs},
     datapath::{self, Tables as _, Verdict},
+    shared::opaque,
 };
 
 use crate::{
@@ -78,7 +79,9 @@ fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
 /// Cuts the frame to `length` and sends it back.
 #[inline(always)]
 fn answer(ctx: &XdpContext, length: usize) -> u32 {
-    let excess = (ctx.data_end() - ctx.data()) as i32 - length as i32;
+    // The compiler would take `length` off a packet pointer first, which the verifier refuses.
+    let whole = opaque((ctx.data_end() - ctx.data()) as u64);
+    let excess = whole as i32 - length as i32;
     if excess > 0 {
         // SAFETY: a plain helper call. If the driver cannot shrink the frame, the rest is padding after the IP packet.
         let _ = unsafe { bpf_xdp_adjust_tail(ctx.ctx, -excess) };

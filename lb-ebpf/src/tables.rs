@@ -3,23 +3,24 @@
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, BPF_NOEXIST, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup,
     },
-    btf_maps::{LruHashMap, PerCpuArray},
+    btf_maps::PerCpuArray,
     cty::c_void,
     helpers,
 };
 use lb_common::{
-    abi::{Backend, BackendId, Counter, DEFAULT_FLOWS, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::Sender,
-    datapath::{Family, Refused, Route, Tables, local::Locals},
-    flow::{Draft, Flow, Hop, Key},
+    datapath::{Draft, Family, Route, Tables, local::Locals},
+    flow::{Flow, Hop, Key},
     maglev::SLOTS,
+    table::{Existing, Hashing, Set, Sets},
     wire::Tags,
 };
 
-use crate::maps;
+use crate::{functions, maps};
 
 /// The maps, seen from one run of a program.
 pub(crate) struct Maps {
@@ -117,14 +118,40 @@ impl Locals for Maps {
     }
 }
 
-/// `EEXIST`, negated as helpers return it.
-const EEXIST: i32 = -17;
-
 /// What differs between the families inside the kernel: the map, and how an address stands in a route lookup.
 pub(crate) trait Kernel: Address + 'static {
-    fn flows() -> &'static LruHashMap<Key<Self>, Flow<Self>, DEFAULT_FLOWS>;
+    fn set(number: u32) -> Option<&'static Set<Self>>;
+    fn locate(key: &Key<Self>) -> u64;
+    fn insert(key: &Key<Self>, flow: &Flow<Self>, existing: u32) -> u64;
+    fn remove(key: &Key<Self>, now: u32);
+    fn advance(key: &Key<Self>, other: &Key<Self>, leader: &Flow<Self>);
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1>;
     fn ask(parameters: &mut bpf_fib_lookup, source: &Self, destination: &Self);
+}
+
+/// Calls of the functions below.
+macro_rules! functions {
+    ($locate:ident, $insert:ident, $remove:ident, $advance:ident) => {
+        #[inline(always)]
+        fn locate(key: &Key<Self>) -> u64 {
+            functions::$locate(key)
+        }
+
+        #[inline(always)]
+        fn insert(key: &Key<Self>, flow: &Flow<Self>, existing: u32) -> u64 {
+            functions::$insert(key, flow, existing)
+        }
+
+        #[inline(always)]
+        fn remove(key: &Key<Self>, now: u32) {
+            functions::$remove(key, now);
+        }
+
+        #[inline(always)]
+        fn advance(key: &Key<Self>, other: &Key<Self>, leader: &Flow<Self>) {
+            functions::$advance(key, other, leader);
+        }
+    };
 }
 
 /// Address families of `bpf_fib_lookup` (include/linux/socket.h).
@@ -133,9 +160,11 @@ const AF_INET6: u8 = 10;
 
 impl Kernel for V4 {
     #[inline(always)]
-    fn flows() -> &'static LruHashMap<Key<Self>, Flow<Self>, DEFAULT_FLOWS> {
-        &maps::FLOWS4
+    fn set(number: u32) -> Option<&'static Set<Self>> {
+        maps::FLOWS4.get(number)
     }
+
+    functions!(locate4, insert4, remove4, advance4);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -152,9 +181,11 @@ impl Kernel for V4 {
 
 impl Kernel for V6 {
     #[inline(always)]
-    fn flows() -> &'static LruHashMap<Key<Self>, Flow<Self>, DEFAULT_FLOWS> {
-        &maps::FLOWS6
+    fn set(number: u32) -> Option<&'static Set<Self>> {
+        maps::FLOWS6.get(number)
     }
+
+    functions!(locate6, insert6, remove6, advance6);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -169,38 +200,45 @@ impl Kernel for V6 {
     }
 }
 
-impl<A: Kernel> Family<A> for Maps {
-    type Entry<'a> = &'a Flow<A>;
+impl<A: Kernel> Sets<A> for Maps {
+    #[inline(always)]
+    fn hashing(&self) -> Option<&Hashing> {
+        maps::HASHING.get(0)
+    }
 
+    #[inline(always)]
+    fn set(&self, number: u32) -> Option<&Set<A>> {
+        A::set(number)
+    }
+
+    #[inline(always)]
+    fn locate(&self, key: &Key<A>) -> u64 {
+        A::locate(key)
+    }
+
+    #[inline(always)]
+    fn insert_as(&self, key: &Key<A>, flow: &Flow<A>, existing: Existing) -> u64 {
+        A::insert(key, flow, existing as u32)
+    }
+
+    #[inline(always)]
+    fn remove_at(&self, key: &Key<A>, now: u32) {
+        A::remove(key, now);
+    }
+
+    #[inline(always)]
+    fn advance(&self, key: &Key<A>, other: &Key<A>, leader: &Flow<A>) {
+        A::advance(key, other, leader);
+    }
+}
+
+impl<A: Kernel> Family<A> for Maps {
     type Sheet<'a> = &'a mut Draft<A>;
 
     #[inline(always)]
     fn draft(&self) -> Option<&mut Draft<A>> {
         // SAFETY: this CPU's own, and the data path asks once a packet.
         A::drafts().get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
-    }
-
-    #[inline(always)]
-    fn flow(&self, key: &Key<A>) -> Option<&Flow<A>> {
-        // SAFETY: what changes in place is `Shared`. An entry that is evicted while it is read is memory of the map still; if
-        // another CPU gives it to another connection at that moment, this packet may be rewritten as that one's, which the
-        // receiver drops. The data path copies an entry before it inserts.
-        unsafe { A::flows().get(key) }
-    }
-
-    #[inline(always)]
-    fn insert(&self, key: &Key<A>, flow: &Flow<A>, replace: bool) -> Result<(), Refused> {
-        let flags = if replace { 0 } else { u64::from(BPF_NOEXIST) };
-        match A::flows().insert(key, flow, flags) {
-            Ok(()) => Ok(()),
-            Err(EEXIST) => Err(Refused::Exists),
-            Err(_) => Err(Refused::Full),
-        }
-    }
-
-    #[inline(always)]
-    fn remove(&self, key: &Key<A>) {
-        let _ = A::flows().remove(key);
     }
 
     #[inline(always)]
@@ -211,7 +249,10 @@ impl<A: Kernel> Family<A> for Maps {
         // The helper wants unused fields zero.
         // SAFETY: this CPU's own, as large as the parameters and aligned for them; zero is a valid value of each field.
         let parameters = unsafe {
-            room.write([0; size_of::<bpf_fib_lookup>() / 8]);
+            // Word by word: all at once would be a loop over its bytes.
+            for word in 0..size_of::<bpf_fib_lookup>() / 8 {
+                room.cast::<u64>().add(word).write_volatile(0);
+            }
             &mut *room.cast::<bpf_fib_lookup>()
         };
         A::ask(parameters, source, destination);

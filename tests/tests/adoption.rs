@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::LAYOUT;
 use lb_tests::{
     client::{EchoReport, Failure, Load},
     site::{Site, quick},
@@ -16,6 +17,7 @@ use lb_tests::{
     wait,
     xvip::Xvip,
 };
+use lb_userspace::admin::Status;
 use nix::{
     mount::{MsFlags, mount, umount},
     sys::signal::Signal,
@@ -178,10 +180,10 @@ fn what_does_not_fit_any_more_is_replaced_with_a_warning() {
         };
         found_again(&second)?;
         second.process().kill();
-        fs::rename(pins.join("v1"), pins.join("v0"))?;
+        fs::rename(pins.join(format!("v{LAYOUT}")), pins.join("v0"))?;
         let third = Xvip::start_with(deployment, NODE, &smaller)?;
         assert!(third.log().contains("v0 was left by an xvip with another layout of maps"), "{}", third.log());
-        assert!(!pins.join("v0").exists() && pins.join("v1").exists());
+        assert!(!pins.join("v0").exists() && pins.join(format!("v{LAYOUT}")).exists());
         found_again(&third)?;
         anyhow::Ok(third)
     };

@@ -98,7 +98,8 @@ struct Twins {
 impl Twins {
     fn new(stage: Stage, generation: u32) -> anyhow::Result<Self> {
         let mut dataplane = load()?;
-        let mut twins = Self { landlord: Landlord::new(&mut dataplane)?, dataplane, memory: Memory::default() };
+        let memory = Memory::with(dataplane.hashing());
+        let mut twins = Self { landlord: Landlord::new(&mut dataplane)?, dataplane, memory };
         twins.memory.uptime = NOW;
         twins.apply(&stage.tables())?;
         twins.apply(&[settings(generation)])?;

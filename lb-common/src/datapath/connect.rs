@@ -1,12 +1,15 @@
 //! Connections that are not known yet.
 
-use super::{Arrival, Family, Refused, Stop};
+use core::hint::black_box;
+
+use super::{Draft, Family, Refused, Stop};
 use crate::{
     abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
     address::Address,
     conntrack::Phase,
-    flow::{Draft, Ports, Role},
+    flow::{Flow, Key, Ports, Role},
     maglev,
+    table::Existing,
     wire::Flags,
 };
 
@@ -17,11 +20,12 @@ use crate::{
 /// depends on the client's address only, and the first port tried is the client's own, so the entry comes out as it was. If
 /// it was another connection after all, its backend answers with a reset.
 #[inline(always)]
-pub(super) fn open<A, T>(tables: &T, arrival: &Arrival<A>, draft: &mut Draft<A>) -> Result<(), Stop>
+pub(super) fn open<A, T>(tables: &T, draft: &mut Draft<A>) -> Result<(), Stop>
 where
     A: Address,
     T: Family<A>,
 {
+    let Draft { arrival, half: forward, other: reply, arrives, .. } = draft;
     let key = &arrival.segment.key;
     let Some(service) = tables.service(&ServiceKey::new(key.destination.mapped(), key.destination_port)) else {
         // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
@@ -40,47 +44,53 @@ where
     let local = backend.is(Backend::LOCAL);
 
     // How the backend will see the connection, turned round: that is how its replies arrive.
-    draft.arrives.source = backend.address();
-    draft.arrives.source_port = backend.port();
-    draft.arrives.destination = if local { key.source } else { key.destination };
-    draft.arrives.destination_port = [0; 2];
+    arrives.source = backend.address();
+    arrives.source_port = backend.port();
+    arrives.destination = if local { key.source.copied() } else { key.destination.copied() };
+    arrives.destination_port = [0; 2];
     let role = if local { Role::LOCAL_REPLY } else { Role::REPLY };
-    draft.reply.start(&draft.arrives, key, role, chosen, phase, arrival.now);
-    reserve(tables, arrival, draft).map_err(Stop::drop)?;
+    reply.start(arrives, key, role, chosen, phase, arrival.now);
+    reserve(tables, key, arrives, reply).map_err(Stop::drop)?;
 
     // Read back rather than remembered: the verifier followed the search above for each case, and forgets them here.
-    let Draft { forward, reply, arrives, .. } = draft;
-    forward.start(key, arrives, reply.role.opposite(), reply.backend, reply.phase(), arrival.now);
+    forward.start(key, arrives, reply.role.opposite(), reply.backend(), reply.phase(), arrival.now);
     tables.count(if reply.phase() == Phase::SynSent { Counter::Connected } else { Counter::Rebuilt });
-    tables.connected(reply.backend);
+    tables.connected(reply.backend());
     Ok(())
 }
 
-/// Finds a source port under which the backend's replies can be told from all others', by inserting their half.
+/// Finds a source port under which the backend's replies can be told from all others', and inserts their half.
 #[inline(always)]
-fn reserve<A, T>(tables: &T, arrival: &Arrival<A>, draft: &mut Draft<A>) -> Result<(), Counter>
+fn reserve<A, T>(tables: &T, key: &Key<A>, arrives: &mut Key<A>, reply: &mut Flow<A>) -> Result<(), Counter>
 where
     A: Address,
     T: Family<A>,
 {
-    let key = &arrival.segment.key;
-    let ports = Ports::new(key.source_port, key.source.digest(), draft.reply.role.is_local());
-    let unported = draft.reply.segment_delta;
+    let ports = Ports::new(key.source_port, key.source.digest(), reply.role.is_local());
+    let mut found = false;
+    // The key is read again for each: kept on the stack, it would be too much for that.
     for attempt in 0..Ports::TRIES {
-        draft.arrives.destination_port = ports.candidate(attempt);
-        // An idle connection's port is not taken here: the daemon removes what is idle.
-        let replace = match tables.flow(&draft.arrives) {
-            Some(taken) if taken.other.same(&draft.reply.other) => true,
-            Some(_) => continue,
-            None => false,
+        arrives.destination_port = ports.candidate(attempt);
+        found = match tables.flow(arrives) {
+            // An idle connection's port is not taken here: the daemon removes what is idle. Before a client is turned away, a
+            // handshake that goes on is: in a flood of SYNs, hardly one of those is anything else.
+            Some(taken) => {
+                taken.other.same(black_box(&reply.other)) || (attempt + 1 == Ports::TRIES && taken.is_half_open())
+            }
+            None => true,
         };
-        draft.reply.set_arrival_port(unported, draft.arrives.destination_port);
-        match tables.insert(&draft.arrives, &draft.reply, replace) {
-            Ok(()) => return Ok(()),
-            Err(Refused::Full) => return Err(Counter::TableFull),
-            // Another CPU took it in between.
-            Err(Refused::Exists) => {}
+        if found {
+            break;
         }
     }
-    Err(Counter::NoPort)
+    if !found {
+        return Err(Counter::NoPort);
+    }
+    reply.set_arrival_port(reply.segment_delta, arrives.destination_port);
+    match tables.insert(arrives, reply, Existing::Kept) {
+        Ok(()) => Ok(()),
+        Err(Refused::Full) => Err(Counter::TableFull),
+        // Another CPU took it in between.
+        Err(Refused::Exists) => Err(Counter::NoPort),
+    }
 }

@@ -9,13 +9,14 @@
 //! ```
 //! In both cases the error takes the way of its sender's own packets, and what it quotes becomes the key of the other half.
 
-use super::{Family, Route, Stop, Verdict, Way, send};
+use super::{Draft, Family, Route, Stop, Verdict, Way, send};
 use crate::{
     abi::{Counter, Port, Settings},
     address::{Address, V4, V6},
     checksum::{Delta, adjust},
-    flow::{Draft, Flow, Key},
+    flow::{Flow, Key},
     frame::Frame,
+    shared,
     wire::{self, Checksum, Icmp, Link, Quote, QuotedTcp, Tcp},
 };
 
@@ -52,9 +53,9 @@ where
     };
     let from = Port { interface, tags: link.tags };
     let generation = settings.generation();
-    let Draft { forward: flow, arrives, .. } = &mut *sheet;
+    let Draft { half: flow, arrives, .. } = &mut *sheet;
     match tables.flow(arrives) {
-        Some(known) => flow.clone_from(&known),
+        Some(known) => shared::copy(known, flow),
         None => {
             tables.count(Counter::IcmpStranger);
             return Verdict::Pass;
@@ -137,7 +138,7 @@ where
     if !quote.has_checksum {
         return Ok(delta);
     }
-    let segment = A::pseudo_delta(A::pseudo_delta(ports, source, &sent.source), destination, &sent.destination);
+    let segment = destination.delta(source.delta(ports, &sent.source), &sent.destination);
     let checksum = frame.get_mut::<Checksum>(quote.transport + core::mem::offset_of!(Tcp, checksum))?;
     let old = checksum.0;
     checksum.0 = adjust(old, segment.folded());

@@ -132,7 +132,8 @@ const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 #[inline(always)]
 fn is_loopback(address: &[u8; 16]) -> bool {
     match V6(*address).words() {
-        [0, 0, MAPPED, _] => address[12] == 127,
+        // Not `address[12]`: the compiler would cut the address into odd pieces on the stack, which the verifier refuses.
+        [0, 0, MAPPED, last] => last.to_ne_bytes()[0] == 127,
         [0, 0, 0, last] => last == u32::from_ne_bytes([0, 0, 0, 1]),
         _ => false,
     }

@@ -19,7 +19,7 @@ mod reset;
 mod send;
 mod virtual_mac;
 
-use core::ops::{Deref, DerefMut};
+use core::ops::DerefMut;
 
 pub use icmp::icmp;
 pub use virtual_mac::accepts;
@@ -28,8 +28,10 @@ use crate::{
     abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::{Phase, Sender},
-    flow::{Draft, Flow, Hop, Key},
+    flow::{Flow, Hop, Key},
     frame::Frame,
+    shared,
+    table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
 
@@ -89,23 +91,40 @@ pub trait Tables {
 }
 
 /// The tables of one address family.
-pub trait Family<A: Address>: Tables {
-    type Entry<'a>: Deref<Target = Flow<A>>
-    where
-        Self: 'a;
-
+pub trait Family<A: Address>: Tables + Sets<A> {
     type Sheet<'a>: DerefMut<Target = Draft<A>>
     where
         Self: 'a;
 
-    fn flow(&self, key: &Key<A>) -> Option<Self::Entry<'_>>;
     /// Room to make new entries in; there is one.
     fn draft(&self) -> Option<Self::Sheet<'_>>;
-    /// Inserts, or replaces if `replace` is set.
-    fn insert(&self, key: &Key<A>, flow: &Flow<A>, replace: bool) -> Result<(), Refused>;
-    fn remove(&self, key: &Key<A>);
     /// The way from `source` to `destination` for a packet that arrived by `from`.
     fn route(&self, from: Port, source: &A, destination: &A) -> Route;
+
+    /// The entry may be given to another connection by any insertion.
+    #[inline(always)]
+    fn flow<'a>(&'a self, key: &Key<A>) -> Option<&'a Flow<A>> {
+        table::find(self, key)
+    }
+
+    #[inline(always)]
+    fn insert(&self, key: &Key<A>, flow: &Flow<A>, existing: Existing) -> Result<(), Refused> {
+        match Inserted::from_raw(self.insert_as(key, flow, existing)) {
+            Inserted::Free => {}
+            Inserted::HalfOpen => self.count(Counter::EvictedHalfOpen),
+            Inserted::Closing => self.count(Counter::EvictedClosing),
+            Inserted::Idle => self.count(Counter::EvictedIdle),
+            Inserted::Exists => return Err(Refused::Exists),
+            Inserted::Full => return Err(Refused::Full),
+        }
+        Ok(())
+    }
+
+    /// Removes an entry; `now` is in kernel ticks.
+    #[inline(always)]
+    fn remove(&self, key: &Key<A>, now: u64) {
+        self.remove_at(key, now as u32);
+    }
 }
 
 /// A frame on its way out of the host, whose checksums the hardware may yet have to finish.
@@ -119,12 +138,31 @@ pub trait Outgoing: Frame {
 }
 
 /// A segment to a VIP with what is known about its arrival.
+#[derive(Clone, Copy, Debug, Default)]
 struct Arrival<A> {
     /// [`Settings::generation`], read before anything that it vouches for.
     generation: u32,
     segment: Segment<A>,
     from: Port,
     now: u64,
+    /// Length of the frame.
+    bytes: usize,
+}
+
+/// Room to make the two halves of a connection in, and what they are made for.
+///
+/// Two entries and a route lookup are more than a BPF program's stack. And what was written here and is read back are numbers of which
+/// the kernel's verifier knows nothing: it follows what comes after once, not for each way that led there.
+#[derive(Debug, Default)]
+pub struct Draft<A> {
+    arrival: Arrival<A>,
+    /// The half that the packet belongs to.
+    half: Flow<A>,
+    /// The other one, and its key.
+    other: Flow<A>,
+    arrives: Key<A>,
+    /// The interface that the kernel is to send by.
+    kernel: u32,
 }
 
 /// How a packet is sent on.
@@ -134,6 +172,18 @@ enum Way {
     Kept,
     /// By the kernel, out of that interface.
     Kernel(u32),
+}
+
+/// What is to be done after the entry was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Next {
+    Send,
+    /// By the kernel, out of [`Draft::kernel`].
+    SendByKernel,
+    Pass,
+    Drop,
+    Reset,
 }
 
 /// Why a packet is not sent on, and what is done with it instead.
@@ -219,18 +269,11 @@ where
         }
     };
     segment.forget_ways(&mut from.tags, now);
-    let arrival = Arrival { generation: settings.generation(), segment, from, now };
-    match fence::carries(tables, &arrival).and_then(|()| carry(frame, tables, &arrival)) {
-        Ok(verdict) => verdict,
-        Err(Stop { counter, act }) => {
-            tables.count(counter);
-            match act {
-                Act::Pass => Verdict::Pass,
-                Act::Drop => Verdict::Drop,
-                Act::Reset => reset::answer(frame, &arrival.segment),
-            }
-        }
-    }
+    let arrival = Arrival { generation: settings.generation(), segment, from, now, bytes: frame.len() };
+    carry(frame, tables, &arrival).unwrap_or_else(|stop| {
+        tables.count(stop.counter);
+        Verdict::Drop
+    })
 }
 
 /// Sends a segment on by its connection's entry, which is made or brought up to date first where that is needed.
@@ -241,78 +284,133 @@ where
     F: Frame + ?Sized,
     T: Family<A>,
 {
-    let segment = &arrival.segment;
-    let known = tables.flow(&segment.key).filter(|flow| !restarts(segment, flow));
     // Nearly every packet ends here. Kept apart from what follows: merged with it, the compiler spills all it knows, which costs a
     // third of the whole way.
-    if let Some(flow) = &known
-        && flow.generation == arrival.generation
-        && flow.hop.tags == arrival.from.tags
+    let key = &arrival.segment.key;
+    let known = table::home(tables, key).map_err(|NoTable| Stop::drop(Counter::TableFull))?;
+    if let Some(flow) = known
+        && flow.phase() == Phase::Established
+        && !arrival.segment.flags.any(CONTROLS)
+        && current(flow, arrival)
+        && !tables.fence().is_behind(arrival.now)
     {
-        note(tables, flow, segment, frame.len(), arrival.now);
+        count(tables, flow, arrival);
         return send::out(frame, tables, arrival, flow, Way::Kept);
     }
     let mut sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
-    let way = prepare(tables, arrival, known.as_deref(), &mut sheet)?;
-    note(tables, &sheet.forward, segment, frame.len(), arrival.now);
-    tables.insert(&segment.key, &sheet.forward, true).map_err(|_| Stop::drop(Counter::TableFull))?;
-    send::out(frame, tables, arrival, &sheet.forward, way)
+    sheet.arrival = *arrival;
+    let next = enter(tables, &mut sheet);
+    frame.forget();
+    match next {
+        Next::Send => send::out(frame, tables, arrival, &sheet.half, Way::Kept),
+        Next::SendByKernel => send::out(frame, tables, arrival, &sheet.half, Way::Kernel(sheet.kernel)),
+        Next::Pass => Ok(Verdict::Pass),
+        Next::Drop => Ok(Verdict::Drop),
+        Next::Reset => Ok(reset::answer(frame, &arrival.segment)),
+    }
 }
 
-/// Makes an entry for the segment in the draft: a new one, or the known one with what it had cached looked up again.
+/// Segments that may change the phase of an established connection.
+const CONTROLS: Flags = Flags::SYN.with(Flags::FIN).with(Flags::RST);
+
+/// Whether what the entry has cached still holds, and its other half can be relied upon.
 #[inline(always)]
-fn prepare<A, T>(tables: &T, arrival: &Arrival<A>, known: Option<&Flow<A>>, draft: &mut Draft<A>) -> Result<Way, Stop>
+fn current<A: Address>(flow: &Flow<A>, arrival: &Arrival<A>) -> bool {
+    flow.generation == arrival.generation && flow.hop.tags == arrival.from.tags && flow.is_fresh(arrival.now)
+}
+
+/// Makes the entry for the segment of the draft, or brings the known one up to date, and leaves it there. Counts what is in the way.
+///
+/// A function of its own in the kernel too: so the way of nearly every packet is not burdened with what this one keeps on the stack.
+#[inline(never)]
+fn enter<A, T>(tables: &T, draft: &mut Draft<A>) -> Next
 where
     A: Address,
     T: Family<A>,
 {
-    match known {
+    prepare(tables, draft).unwrap_or_else(|Stop { counter, act }| {
+        tables.count(counter);
+        match act {
+            Act::Pass => Next::Pass,
+            Act::Drop => Next::Drop,
+            Act::Reset => Next::Reset,
+        }
+    })
+}
+
+#[inline(always)]
+fn prepare<A, T>(tables: &T, draft: &mut Draft<A>) -> Result<Next, Stop>
+where
+    A: Address,
+    T: Family<A>,
+{
+    let Draft { arrival, half, .. } = &mut *draft;
+    fence::carries(tables, arrival)?;
+    match tables.flow(&arrival.segment.key).filter(|flow| !restarts(&arrival.segment, flow)) {
         Some(flow) => {
             // The entry may be given to another connection by any insertion: from here on, a copy.
-            draft.forward.clone_from(flow);
-            renew::check(tables, arrival, &draft.forward)?;
+            shared::copy(flow, half);
+            if current(flow, arrival) {
+                note(tables, flow, arrival);
+                return Ok(Next::Send);
+            }
+            renew::check(tables, draft)?;
+            renew::restore(tables, draft);
         }
-        None => connect::open(tables, arrival, draft)?,
+        None => connect::open(tables, draft)?,
     }
-    let flow = &mut draft.forward;
-    let route = if flow.role.is_local() {
+    // From here on all is read from the draft again: kept on the stack all the while, it would be too much for that.
+    let draft = core::hint::black_box(draft);
+    let Draft { arrival, half, .. } = &mut *draft;
+    let route = if half.role.is_local() {
         Route::Hop(Hop { tags: arrival.from.tags, ..Hop::default() })
     } else {
-        tables.route(arrival.from, flow.new_source(), flow.new_destination())
+        tables.route(arrival.from, half.new_source(), half.new_destination())
     };
-    match route {
+    let next = match route {
         Route::Hop(hop) => {
-            flow.set_way(&hop, arrival.generation);
-            Ok(Way::Kept)
+            half.set_way(&hop, arrival.generation);
+            Next::Send
         }
-        Route::Kernel(interface) => Ok(Way::Kernel(interface)),
-        Route::None => Err(Stop::drop(Counter::NoRoute)),
-    }
+        Route::Kernel(interface) => {
+            draft.kernel = interface;
+            Next::SendByKernel
+        }
+        Route::None => return Err(Stop::drop(Counter::NoRoute)),
+    };
+    note(tables, &draft.half, &draft.arrival);
+    let inserted = tables.insert(&draft.arrival.segment.key, &draft.half, Existing::Replaced);
+    inserted.map_err(|_| Stop::drop(Counter::TableFull))?;
+    Ok(next)
 }
 
 /// Notes a packet in its entry and, when the connection's phase changes, in the other half.
 #[inline(always)]
-fn note<A, T>(tables: &T, flow: &Flow<A>, segment: &Segment<A>, bytes: usize, now: u64)
+fn note<A, T>(tables: &T, flow: &Flow<A>, arrival: &Arrival<A>)
 where
     A: Address,
     T: Family<A>,
 {
-    let sender = if flow.role.from_client() { Sender::Client } else { Sender::Backend };
-    flow.touch(now, bytes);
-    tables.traffic(flow.backend, sender, bytes);
+    count(tables, flow, arrival);
+    let Arrival { segment, .. } = arrival;
     let before = flow.phase();
-    let controls = Flags::SYN.with(Flags::FIN).with(Flags::RST);
-    if before == Phase::Established && !segment.flags.any(controls) {
-        return;
-    }
-    let after = before.after(sender, segment.flags);
+    let after = before.after(flow.sender(), segment.flags);
     if after != before {
         flow.set_phase(after);
-        // The key may have become another connection's.
-        if let Some(other) = tables.flow(&flow.other).filter(|other| other.other.same(&segment.key)) {
-            other.set_phase(after);
-        }
+        tables.advance(&segment.key, &flow.other, flow);
+        tables.advance(&flow.other, &segment.key, flow);
     }
+}
+
+/// Counts a packet.
+#[inline(always)]
+fn count<A, T>(tables: &T, flow: &Flow<A>, arrival: &Arrival<A>)
+where
+    A: Address,
+    T: Family<A>,
+{
+    flow.touch(arrival.now, arrival.bytes);
+    tables.traffic(flow.backend(), flow.sender(), arrival.bytes);
 }
 
 /// Turns a segment that a backend on this host sends to a client back into one from the VIP; `true` if it was one.
@@ -350,8 +448,9 @@ where
     };
     match tables.flow(&segment.key) {
         Some(flow) if flow.role == crate::flow::Role::LOCAL_REPLY => {
-            note(tables, &flow, &segment, frame.len(), now);
-            frame.turn(&segment, &flow)
+            let arrival = Arrival { segment, bytes: frame.len(), now, ..Arrival::default() };
+            note(tables, flow, &arrival);
+            frame.turn(&segment, flow)
         }
         _ => false,
     }

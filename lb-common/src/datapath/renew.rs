@@ -1,31 +1,47 @@
-//! Known connections whose entry is from an earlier generation.
+//! Known connections whose entry is from an earlier generation, or whose last packet is long ago.
 
-use super::{Arrival, Family, Stop};
+use super::{Draft, Family, Stop};
 use crate::{
     abi::{Backend, Counter},
     address::Address,
-    flow::Flow,
+    table::Existing,
 };
 
 /// Ends the connection if its backend is down. One whose backend was taken out of the configuration goes on.
 #[inline(always)]
-pub(super) fn check<A, T>(tables: &T, arrival: &Arrival<A>, flow: &Flow<A>) -> Result<(), Stop>
+pub(super) fn check<A, T>(tables: &T, draft: &Draft<A>) -> Result<(), Stop>
 where
     A: Address,
     T: Family<A>,
 {
+    let Draft { arrival, half, .. } = draft;
     let key = &arrival.segment.key;
-    let from_client = flow.role.from_client();
+    let from_client = half.role.from_client();
     let (address, port) = if from_client {
-        (flow.new_destination(), flow.new_destination_port())
+        (half.new_destination(), half.new_destination_port())
     } else {
         (&key.source, key.source_port)
     };
-    match tables.backend(flow.backend) {
+    match tables.backend(half.backend()) {
         Some(backend) if backend.is(Backend::DOWN) && backend.answers(address, port) => {}
         _ => return Ok(()),
     }
-    tables.remove(key);
-    tables.remove(&flow.other);
+    tables.remove(key, arrival.now);
+    tables.remove(&half.other, arrival.now);
     Err(if from_client { Stop::reset(Counter::BackendDown) } else { Stop::drop(Counter::BackendDown) })
+}
+
+/// Makes the connection's other half again if that has given way to another connection. If there is no room, so be it.
+#[inline(always)]
+pub(super) fn restore<A, T>(tables: &T, draft: &mut Draft<A>)
+where
+    A: Address,
+    T: Family<A>,
+{
+    let Draft { arrival, half, other, .. } = draft;
+    if tables.flow(&half.other).is_none() {
+        let (role, phase) = (half.role.opposite(), half.phase());
+        other.start(&half.other, &arrival.segment.key, role, half.backend(), phase, arrival.now);
+        let _ = tables.insert(&half.other, other, Existing::Kept);
+    }
 }

@@ -55,9 +55,18 @@ impl Collector for Snapshot {
         encoder.counters("packets", "Packets seen by the data plane", None, by("verdict", &counters.verdicts))?;
         encoder.counters("drops", "Packets dropped by the data plane", None, by("reason", &counters.drops))?;
         encoder.counters("events", "Events counted by the data plane", None, by("event", &counters.events))?;
-        let Connections { tracked, capacity } = status.connections;
+        let Connections { tracked, capacity, table } = status.connections;
         encoder.gauge("tracked_connections", "Connections tracked now", None, tracked)?;
-        encoder.gauge("tracked_connections_limit", "Connections that can be tracked at once", None, capacity)
+        encoder.gauge("tracked_connections_limit", "Connections that can be tracked at once", None, capacity)?;
+        encoder.gauge("table_entries", "Entries of connections; each has two", None, table.entries)?;
+        encoder.gauge("table_entries_limit", "Entries that there are slots for", None, table.room)?;
+        encoder.gauge(
+            "table_half_open",
+            "Entries of connections whose handshake is not complete",
+            None,
+            table.half_open,
+        )?;
+        encoder.gauge("table_full_sets", "Sets of slots in which none is free", None, table.full_sets)
     }
 }
 
@@ -207,6 +216,18 @@ xvip_tracked_connections 24
 # HELP xvip_tracked_connections_limit Connections that can be tracked at once
 # TYPE xvip_tracked_connections_limit gauge
 xvip_tracked_connections_limit 131072
+# HELP xvip_table_entries Entries of connections; each has two
+# TYPE xvip_table_entries gauge
+xvip_table_entries 50
+# HELP xvip_table_entries_limit Entries that there are slots for
+# TYPE xvip_table_entries_limit gauge
+xvip_table_entries_limit 349536
+# HELP xvip_table_half_open Entries of connections whose handshake is not complete
+# TYPE xvip_table_half_open gauge
+xvip_table_half_open 2
+# HELP xvip_table_full_sets Sets of slots in which none is free
+# TYPE xvip_table_full_sets gauge
+xvip_table_full_sets 1
 # EOF
 "#;
 

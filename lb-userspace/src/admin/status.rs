@@ -93,6 +93,19 @@ pub struct LastCheck {
 pub struct Connections {
     pub tracked: u64,
     pub capacity: u64,
+    pub table: Table,
+}
+
+/// The tables that they are kept in, of both families together. A connection has two entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    pub entries: u64,
+    /// Entries of connections whose handshake is not complete.
+    pub half_open: u64,
+    /// Entries that there is room for.
+    pub room: u64,
+    /// Sets of slots in which none is free: a new connection there takes the place of another one, or is refused.
+    pub full_sets: u64,
 }
 
 /// The data plane's counters, by name.
@@ -243,8 +256,12 @@ pub(super) mod tests {
                     backends: vec![fresh],
                 },
             ],
+            connections: Connections {
+                tracked: 24,
+                capacity: 131_072,
+                table: Table { entries: 50, half_open: 2, room: 349_536, full_sets: 1 },
+            },
             vrrp: Vec::new(),
-            connections: Connections { tracked: 24, capacity: 131_072 },
             counters: Counters {
                 verdicts: count(&[("pass", 900), ("redirect", 7), ("tx", 41_000)]),
                 drops: count(&[("checksum", 1)]),

@@ -10,12 +10,14 @@ use aya::{
 use lb_common::{
     abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
     maglev::SLOTS,
+    table::Hashing,
 };
 
 use super::{ApplyError, Change, LoadError};
 
 pub(super) struct Maps {
     settings: Array<MapData, Settings>,
+    hashing: Array<MapData, Hashing>,
     services: HashMap<MapData, ServiceKey, ServiceId>,
     tables: Array<MapData, BackendId>,
     /// Which bank of each virtual server is in use, and under which keys it is found.
@@ -31,6 +33,7 @@ impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         Ok(Self {
             settings: taken(ebpf, names::SETTINGS)?,
+            hashing: taken(ebpf, names::HASHING)?,
             services: taken(ebpf, names::SERVICES)?,
             tables: taken(ebpf, names::TABLES)?,
             banks: BTreeMap::new(),
@@ -40,6 +43,17 @@ impl Maps {
             ports: taken(ebpf, names::PORTS)?,
             counters: taken(ebpf, names::COUNTERS)?,
         })
+    }
+
+    /// Says how the tables of connections are hashed, unless they are in use already. How they are.
+    pub(super) fn hash(&mut self, fresh: Hashing) -> Result<Hashing, LoadError> {
+        let failed = |source| LoadError::Map { name: names::HASHING, source };
+        let known = self.hashing.get(&0, 0).map_err(failed)?;
+        if known.sets() == fresh.sets() {
+            return Ok(known);
+        }
+        self.hashing.set(0, fresh, 0).map_err(failed)?;
+        Ok(fresh)
     }
 
     pub(super) fn apply(&mut self, change: &Change) -> Result<(), ApplyError> {

@@ -4,6 +4,7 @@ mod adopt;
 mod attach;
 mod detach;
 mod fence;
+mod flows;
 mod links;
 mod local;
 mod maps;
@@ -14,7 +15,9 @@ mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
     path::PathBuf,
 };
 
@@ -27,6 +30,7 @@ use aya::{
 use lb_common::{
     abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names, programs},
     maglev::SLOTS,
+    table::{self, Hashing, SECRET_WORDS},
 };
 
 use crate::host::namespace;
@@ -38,7 +42,7 @@ pub use local::{HookError, Locals};
 pub use pins::PinError;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
-pub use sweep::{Sweeper, Timeouts};
+pub use sweep::{Sweeper, Swept, Timeouts};
 
 /// The kernel side, as built by this package's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xvip-ebpf"));
@@ -68,6 +72,8 @@ pub enum LoadError {
     Program { name: &'static str, source: ProgramError },
     #[error("map {name}: {source}")]
     Map { name: &'static str, source: MapError },
+    #[error("reading /dev/urandom: {0}")]
+    Secret(io::Error),
     #[error("reading the kernel's clock: {0}")]
     Clock(ProgramError),
     #[error("asking for the number of this network namespace: {0}. xvip needs Linux 5.15 or newer.")]
@@ -112,6 +118,7 @@ pub struct Dataplane {
     hooked: Option<local::Hooked>,
     stage: Stage,
     max_connections: u32,
+    hashing: Hashing,
     /// Whether classifiers attach by links (Linux 6.6) and need no qdisc.
     has_tcx: bool,
 }
@@ -136,10 +143,9 @@ impl fmt::Debug for Dataplane {
 impl Dataplane {
     /// Loads the programs, with the connections of a former daemon if it has left any; nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        // Each connection has two halves.
-        let entries = options.max_connections.saturating_mul(2);
+        let sets = table::sets_for(options.max_connections);
         let tables = options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS);
-        let sizes = [(names::FLOWS4, entries), (names::FLOWS6, entries), (names::TABLES, tables)];
+        let sizes = [(names::FLOWS4, sets), (names::FLOWS6, sets), (names::TABLES, tables)];
         let pins = options.bpffs.as_deref().map(pins::Pins::claim).transpose()?;
         let former = pins.as_ref().map(|pins| adopt::Former::find(pins, &sizes)).transpose()?.unwrap_or_default();
         let home = namespace::cookie().map_err(LoadError::Home)?;
@@ -168,7 +174,8 @@ impl Dataplane {
         if let Some(pins) = &pins {
             pins.stage(&ebpf, &former.kept)?;
         }
-        let maps = maps::Maps::take(&mut ebpf)?;
+        let mut maps = maps::Maps::take(&mut ebpf)?;
+        let hashing = maps.hash(secret(sets).map_err(LoadError::Secret)?)?;
         let handed_on = hand_on(&mut ebpf)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
         Ok(Self {
@@ -181,6 +188,7 @@ impl Dataplane {
             hooked: None,
             stage: Stage::Preparing,
             max_connections: options.max_connections,
+            hashing,
             has_tcx,
         })
     }
@@ -220,6 +228,11 @@ impl Dataplane {
         u64::from(self.max_connections) * 2
     }
 
+    /// Where in the tables of connections a key belongs.
+    pub fn hashing(&self) -> Hashing {
+        self.hashing
+    }
+
     /// The id of `xdp_ingress`, by which an interface tells what is on it.
     pub fn ingress_id(&self) -> Result<u32, ProgramError> {
         let program = self.ebpf.program(names::XDP_INGRESS).expect("the object has the programs it was built with");
@@ -234,6 +247,20 @@ impl Dataplane {
         });
         told.collect()
     }
+}
+
+/// A new secret for tables of that many sets.
+fn secret(sets: u32) -> io::Result<Hashing> {
+    let mut urandom = File::open("/dev/urandom")?;
+    let mut words = [0; SECRET_WORDS];
+    for word in &mut words {
+        let mut bytes = [0; 4];
+        urandom.read_exact(&mut bytes)?;
+        *word = u32::from_ne_bytes(bytes);
+    }
+    let mut factor = [0; 8];
+    urandom.read_exact(&mut factor)?;
+    Ok(Hashing::new(words, u64::from_ne_bytes(factor), sets))
 }
 
 /// Puts the programs that `xdp_ingress` hands packets on to in their places. The kernel empties the map when nobody holds it.

@@ -1,26 +1,20 @@
 //! The table of connections from the daemon's side: what is idle goes, what is alive is counted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
-use aya::{
-    Pod,
-    maps::{HashMap, MapData},
-};
 use lb_common::{
-    abi::{BackendId, Record4, Record6, Stored, names},
-    address::{V4, V6},
+    abi::{BackendId, names},
+    address::{Address, V4, V6},
     conntrack::Patience,
-    flow::{Flow, Key},
+    flow::Flow,
+    table::{Set, Slot, WAYS, find},
 };
 
-use super::{
-    ApplyError, Dataplane, LoadError,
-    maps::{ignore_missing, reading, taken},
-    ticks_per_second,
-};
+use super::{Dataplane, LoadError, flows::Flows, ticks_per_second};
 
 /// Idle times after which a connection is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,21 +34,36 @@ impl Timeouts {
     }
 }
 
-/// Walks the connections. On its own, because a walk over a large table takes seconds, which nobody else should wait.
+/// What a walk found, of both families together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Connections by backend.
+    pub alive: BTreeMap<BackendId, u64>,
+    /// Entries; each connection has two.
+    pub entries: u64,
+    /// Those of connections whose handshake is not complete.
+    pub half_open: u64,
+    /// Entries that there is room for.
+    pub room: u64,
+    /// Sets in which every slot is taken: a new connection there has to wait for another one's end.
+    pub full_sets: u64,
+    /// The neighbours who are clients, and how many ticks ago they last spoke.
+    pub callers: HashMap<IpAddr, u32>,
+}
+
+/// Walks the connections. On its own, because a walk over a large table takes a while, which nobody else should wait.
 pub struct Sweeper {
-    flows4: HashMap<MapData, Key<V4>, Record4>,
-    flows6: HashMap<MapData, Key<V6>, Record6>,
+    flows4: Flows<V4>,
+    flows6: Flows<V6>,
     /// Ticks of the kernel at one moment; they go with the monotonic clock.
     ticks: u64,
     at: Instant,
     rate: u64,
-    /// A table that changes under the walk can send it back to its start (`htab_map_get_next_key`), so steps are counted.
-    most: usize,
 }
 
 impl std::fmt::Debug for Sweeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sweeper").field("most", &self.most).finish_non_exhaustive()
+        f.debug_struct("Sweeper").field("ticks", &self.ticks).finish_non_exhaustive()
     }
 }
 
@@ -63,37 +72,38 @@ impl Dataplane {
     pub fn sweeper(&mut self) -> Result<Sweeper, LoadError> {
         let ticks = self.ticks().map_err(LoadError::Clock)?;
         Ok(Sweeper {
-            flows4: taken(&mut self.ebpf, names::FLOWS4)?,
-            flows6: taken(&mut self.ebpf, names::FLOWS6)?,
+            flows4: Flows::take(&mut self.ebpf, names::FLOWS4, self.hashing)?,
+            flows6: Flows::take(&mut self.ebpf, names::FLOWS6, self.hashing)?,
             ticks,
             at: Instant::now(),
             rate: ticks_per_second(),
-            most: usize::try_from(self.max_connections).unwrap_or(usize::MAX).saturating_mul(2),
         })
     }
 }
 
 impl Sweeper {
-    /// Removes the connections whose both halves have been idle for longer than their phase's timeout, and counts the others by
-    /// backend.
-    pub fn sweep(&mut self, timeouts: &Timeouts) -> Result<BTreeMap<BackendId, u64>, ApplyError> {
-        let clock = Clock { now: self.ticks + ticks(self.at.elapsed(), self.rate), rate: self.rate, timeouts };
-        let mut alive = BTreeMap::new();
-        sweep(&mut self.flows4, &clock, self.most, &mut alive)?;
-        sweep(&mut self.flows6, &clock, self.most, &mut alive)?;
-        Ok(alive)
+    /// Removes the connections whose both halves have been idle for longer than their phase's timeout, counts the others, and looks who of
+    /// `neighbours` are their clients.
+    pub fn sweep(&mut self, timeouts: &Timeouts, neighbours: &HashSet<IpAddr>) -> Swept {
+        let now = self.ticks + ticks(self.at.elapsed(), self.rate);
+        let clock = Clock { now: now as u32, rate: self.rate, timeouts };
+        let mut swept = Swept::default();
+        sweep(&self.flows4, &clock, neighbours, &mut swept);
+        sweep(&self.flows6, &clock, neighbours, &mut swept);
+        swept
     }
 }
 
 struct Clock<'a> {
-    now: u64,
+    /// Kernel ticks, the lower half.
+    now: u32,
     rate: u64,
     timeouts: &'a Timeouts,
 }
 
 impl Clock<'_> {
-    fn idle<A: lb_common::address::Address>(&self, flow: &Flow<A>) -> bool {
-        self.now.saturating_sub(flow.last_seen()) > ticks(self.timeouts.of(flow.phase().patience()), self.rate)
+    fn idle<A: Address>(&self, flow: &Flow<A>) -> bool {
+        u64::from(flow.idle(self.now)) > ticks(self.timeouts.of(flow.phase().patience()), self.rate)
     }
 }
 
@@ -101,34 +111,45 @@ fn ticks(time: Duration, rate: u64) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(rate) / 1000
 }
 
-fn sweep<R>(
-    flows: &mut HashMap<MapData, Key<R::Address>, R>,
-    clock: &Clock<'_>,
-    most: usize,
-    alive: &mut BTreeMap<BackendId, u64>,
-) -> Result<(), ApplyError>
-where
-    R: Stored + Pod,
-    Key<R::Address>: Pod,
-{
-    let dead = |flows: &HashMap<MapData, Key<R::Address>, R>, flow: &Flow<R::Address>| {
-        clock.idle(flow) && flows.get(&flow.other, 0).map_or(true, |other| clock.idle(other.flow()))
-    };
-    let mut found = Vec::new();
-    // A half that goes while it is read is as good as gone.
-    for (key, record) in flows.iter().take(most).flatten() {
-        let flow = record.flow();
-        if dead(flows, flow) {
-            found.push(key);
-        } else if flow.role.from_client() {
-            *alive.entry(flow.backend).or_default() += 1;
+fn sweep<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, neighbours: &HashSet<IpAddr>, swept: &mut Swept) {
+    for set in flows.all() {
+        let mut left = 0;
+        for (way, slot) in set.entries() {
+            if !remove_idle(flows, clock, set, way, slot) {
+                left += 1;
+                count(slot.flow(), swept);
+                note_caller(slot, clock, neighbours, swept);
+            }
         }
+        swept.entries += left;
+        swept.room += WAYS as u64;
+        swept.full_sets += u64::from(left == WAYS as u64);
     }
-    for key in found {
-        // The walk takes its time, and the same client may have come back under the same key.
-        if flows.get(&key, 0).is_ok_and(|record| dead(flows, record.flow())) {
-            ignore_missing(flows.remove(&key)).map_err(reading("an idle connection"))?;
-        }
+}
+
+/// Removes an entry if it and its other half are idle. Whether that was so.
+fn remove_idle<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, set: &Set<A>, way: u32, slot: &Slot<A>) -> bool {
+    let (key, flow) = (*slot.key(), slot.flow());
+    clock.idle(flow)
+        && find(flows, &flow.other).is_none_or(|other| clock.idle(other))
+        // The slot may be another connection's by now, or this one has just woken up.
+        && set.clear_if(way, clock.now, |slot| *slot.key() == key && clock.idle(slot.flow()))
+}
+
+fn count<A: Address>(flow: &Flow<A>, swept: &mut Swept) {
+    swept.half_open += u64::from(flow.is_half_open());
+    if flow.role.from_client() {
+        *swept.alive.entry(flow.backend()).or_default() += 1;
     }
-    Ok(())
+}
+
+fn note_caller<A: Address>(slot: &Slot<A>, clock: &Clock<'_>, neighbours: &HashSet<IpAddr>, swept: &mut Swept) {
+    if neighbours.is_empty() || !slot.flow().role.from_client() {
+        return;
+    }
+    let client = Ipv6Addr::from(slot.key().source.mapped()).to_canonical();
+    if neighbours.contains(&client) {
+        let idle = slot.flow().idle(clock.now);
+        swept.callers.entry(client).and_modify(|least| *least = idle.min(*least)).or_insert(idle);
+    }
 }

@@ -22,6 +22,7 @@ pub use announce::Announcer;
 pub use changes::{Change, Changes};
 pub use forwarding::Forwarding;
 pub use interface::{Interface, Interfaces, interfaces};
+pub use news::Neighbours;
 pub use vip::Vip;
 
 /// A request that the kernel refused.

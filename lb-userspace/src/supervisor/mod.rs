@@ -2,6 +2,7 @@
 //! which everything is taken away again.
 
 mod attaching;
+mod callers;
 mod closing;
 mod leaving;
 mod placement;
@@ -27,6 +28,7 @@ use tokio::{
 
 use self::{
     attaching::families,
+    callers::Caller,
     closing::Closer,
     placement::{carried, moves, ports},
     vips::Vips,
@@ -43,7 +45,7 @@ use crate::{
         hints,
         model::{Config, VirtualServer},
     },
-    dataplane::{Change, Dataplane, Mode, Options},
+    dataplane::{Change, Dataplane, Mode, Options, Swept},
     health::{Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
     reconcile::{Applied, Inputs, desired, plan},
@@ -105,9 +107,11 @@ struct Node<'a> {
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
-    alive: watch::Receiver<Alive>,
+    swept: watch::Receiver<Swept>,
     /// The same of this host's own sockets.
     own: watch::Receiver<Alive>,
+    /// Who is told one by one when a VIP comes here.
+    callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
     status: watch::Sender<Arc<Status>>,
     forwarding: Vec<Forwarding>,
@@ -139,8 +143,9 @@ impl<'a> Node<'a> {
             virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
-        let counts = watch::Sender::new(Alive::new());
+        let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
+        let (told, callers) = watch::channel(Arc::default());
         let own = watch::Sender::new(Alive::new());
         let own_counts = own.subscribe();
         let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
@@ -156,7 +161,7 @@ impl<'a> Node<'a> {
             config,
             started,
             vips: Vips::new(handle.clone()),
-            handle,
+            handle: handle.clone(),
             vrrp: Vrrp::new(&config.vrrp),
             commands,
             servers: JoinSet::new(),
@@ -170,13 +175,15 @@ impl<'a> Node<'a> {
             carriers,
             host,
             applied,
-            alive: counts.subscribe(),
+            swept: counts.subscribe(),
+            callers,
             own: own_counts,
             closer,
             status: watch::Sender::new(Arc::new(Status::starting(started))),
             forwarding: vec![forwarding],
         };
-        node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts));
+        let told = (!config.vrrp.is_empty()).then_some((handle, told));
+        node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts, told));
         if let Err(error) = node.bring_up().await {
             node.stop().await;
             return Err(error);
@@ -250,6 +257,11 @@ impl<'a> Node<'a> {
                 },
                 error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
+                Ok(()) = self.callers.changed() => {
+                    let callers = Arc::clone(&self.callers.borrow_and_update());
+                    self.vrrp.meet(&callers, &self.host);
+                    Ok(())
+                }
                 changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
                 Some(Command::Release) = self.commands.recv() => {
                     self.vrrp.release();
@@ -355,7 +367,7 @@ impl<'a> Node<'a> {
             carriers: &self.carriers,
             held: &held,
             dataplane: &self.dataplane,
-            alive: &self.alive.borrow(),
+            swept: &self.swept.borrow(),
             own: &self.own.borrow(),
             vrrp: self.vrrp.status(),
         })?;

@@ -1,16 +1,18 @@
-//! The sweep of idle connections, beside the loop that must answer at once.
+//! The sweep of idle connections, beside the loop that must answer at once; on the way it learns who the clients are.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use lb_common::abi::BackendId;
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
+use super::callers::{Caller, ranked};
 use crate::{
     config::model,
-    dataplane::{Sweeper, Timeouts},
+    dataplane::{Sweeper, Swept, Timeouts},
+    host::{Handle, Neighbours},
 };
 
 /// A sweep takes at most one part in this many of the time…
@@ -18,30 +20,46 @@ const SHARE: u32 = 50;
 /// …and there is not more than one in this time.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Sweeps for ever, publishing what is alive. Cancel-safe: a walk under way ends by itself.
+/// Where those go who are to be told of a VIP one by one, and by what the kernel is asked for them.
+pub(super) type Callers = (Handle, watch::Sender<Arc<Vec<Caller>>>);
+
+/// Sweeps for ever, publishing what it found. Cancel-safe: a walk under way ends by itself.
 pub(super) async fn run(
     mut sweeper: Sweeper,
     timeouts: model::Timeouts,
-    counts: watch::Sender<BTreeMap<BackendId, u64>>,
+    counts: watch::Sender<Swept>,
+    callers: Option<Callers>,
 ) {
     let timeouts = Timeouts { syn: timeouts.syn, established: timeouts.established, closing: timeouts.closing };
     loop {
         let start = Instant::now();
+        let neighbours = match &callers {
+            Some((handle, _)) => neighbours(handle).await,
+            None => Neighbours::default(),
+        };
+        let known: HashSet<_> = neighbours.iter().map(|(_, address, _)| address).collect();
         let walk = spawn_blocking(move || {
-            let outcome = sweeper.sweep(&timeouts);
-            (sweeper, outcome)
+            let swept = sweeper.sweep(&timeouts, &known);
+            (sweeper, swept)
         });
-        let Ok((back, outcome)) = walk.await else {
+        let Ok((back, swept)) = walk.await else {
             log::error!("the sweep of idle connections has failed: they go only when the table is full");
             return;
         };
         sweeper = back;
-        match outcome {
-            Ok(alive) => drop(counts.send_replace(alive)),
-            Err(error) => log::warn!("sweeping idle connections: {error}"),
+        if let Some((_, callers)) = &callers {
+            callers.send_replace(Arc::new(ranked(neighbours.iter(), &swept.callers)));
         }
+        counts.send_replace(swept);
         sleep(pause(start.elapsed())).await;
     }
+}
+
+async fn neighbours(handle: &Handle) -> Neighbours {
+    Neighbours::read(handle).await.unwrap_or_else(|error| {
+        log::warn!("{error}: a VIP that comes here is announced to all, but not to each client by itself");
+        Neighbours::default()
+    })
 }
 
 /// How long to leave the table alone after a walk that took `walk`.

@@ -7,10 +7,10 @@ use lb_common::abi::{BackendId, Counter};
 use crate::{
     admin::{
         self,
-        status::{self, Connections, Counters, Status},
+        status::{self, Connections, Counters, Status, Table},
     },
     config::model::{Backend, Config, VirtualServer},
-    dataplane::{ApplyError, Dataplane, Mode},
+    dataplane::{ApplyError, Dataplane, Mode, Swept},
     health::{BackendKey, Reports, State},
 };
 
@@ -24,8 +24,8 @@ pub(super) struct Sources<'a> {
     pub(super) carriers: &'a [String],
     pub(super) held: &'a [bool],
     pub(super) dataplane: &'a Dataplane,
-    /// Connections that are alive, by backend.
-    pub(super) alive: &'a BTreeMap<BackendId, u64>,
+    /// The connections, as they were found last.
+    pub(super) swept: &'a Swept,
     /// Those of this host's own sockets, which the other ones are without.
     pub(super) own: &'a BTreeMap<BackendId, u64>,
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
@@ -65,7 +65,16 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
         interfaces: interfaces.map(|(name, at)| status::Interface { name: name.clone(), mode: mode(at) }).collect(),
         virtual_servers,
         vrrp: sources.vrrp,
-        connections: Connections { tracked: sources.alive.values().sum(), capacity: sources.dataplane.capacity() },
+        connections: Connections {
+            tracked: sources.swept.alive.values().sum(),
+            capacity: sources.dataplane.capacity(),
+            table: Table {
+                entries: sources.swept.entries,
+                half_open: sources.swept.half_open,
+                room: sources.swept.room,
+                full_sets: sources.swept.full_sets,
+            },
+        },
         counters: counters(&sources.dataplane.counters()?, forwarded),
         ..Status::starting(sources.started)
     })
@@ -79,7 +88,8 @@ fn view(
 ) -> Result<status::Backend, ApplyError> {
     let report = sources.reports.get(&key(server, backend));
     let traffic = sources.dataplane.traffic(id)?;
-    let [forwarded, own] = [sources.alive, sources.own].map(|counts| counts.get(&id).copied().unwrap_or_default());
+    let [forwarded, own] =
+        [&sources.swept.alive, sources.own].map(|counts| counts.get(&id).copied().unwrap_or_default());
     Ok(status::Backend {
         name: backend.name.clone(),
         address: backend.address,
@@ -112,7 +122,10 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::Local
             | Counter::LocalRefused
             | Counter::Unresolved
-            | Counter::IcmpError => sorted.events.insert(label, *count),
+            | Counter::IcmpError
+            | Counter::EvictedHalfOpen
+            | Counter::EvictedClosing
+            | Counter::EvictedIdle => sorted.events.insert(label, *count),
             Counter::NoService | Counter::Fragment | Counter::Malformed | Counter::IcmpStranger => {
                 *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)

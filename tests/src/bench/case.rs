@@ -16,6 +16,8 @@ use super::{
 /// Connections that are established in tables of the usual size, and in large ones.
 const USUAL_FLOWS: u32 = 64_000;
 const MOST_FLOWS: u32 = 1_000_000;
+/// Handshakes at once: more, and those that are not complete would give way to each other.
+const HANDSHAKES: u32 = 1_000;
 // linux/bpf.h
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
@@ -139,6 +141,9 @@ impl Case {
         ensure!(action == wanted, "{self}: returned {action} in place of {wanted}; counted {counted:?}");
         let new = [(Counter::Connected, u64::from(RUNS))];
         let wanted = if self.kind == Kind::New { &new[..] } else { &[] };
+        // New connections that nobody answers displace each other, as in a flood.
+        let displaced = |counter| self.kind == Kind::New && counter == Counter::EvictedHalfOpen;
+        let counted: Vec<_> = counted.iter().copied().filter(|(counter, _)| !displaced(*counter)).collect();
         ensure!(counted == wanted, "{self}: counted {counted:?} in place of {wanted:?}");
         Ok(())
     }
@@ -157,19 +162,22 @@ pub(super) fn establish(harness: &mut Harness, tables: &Tables, family: Family, 
         let mut connections = scene::connections(family, flows)?;
         write(harness, family, &connections)?;
         let before = tables.of(program).counters()?;
-        for (segment, direction) in [
-            (Segment::Syn, Direction::Forward),
-            (Segment::SynAck, Direction::Reply),
-            (Segment::Request, Direction::Forward),
-        ] {
-            let plan = Plan { program, first: list(family, direction, flows), count: flows, next: 0 };
-            let runs = harness.run(&segment.frame(family)?, plan, flows)?;
-            ensure!(runs.action == XDP_TX, "{family:?} {segment:?} returned {}", runs.action);
-            // The last connection's frame, as it left: to the backend, or back to the client.
-            let last = connections[connections.len() - 1];
-            let other = if direction == Direction::Forward { last.reply } else { last.forward };
-            let right = scene::destination(&runs.frame, family) == other.source;
-            ensure!(right, "{family:?} {segment:?} was sent to somebody else");
+        for first in (0..flows).step_by(HANDSHAKES as usize) {
+            let count = HANDSHAKES.min(flows - first);
+            for (segment, direction) in [
+                (Segment::Syn, Direction::Forward),
+                (Segment::SynAck, Direction::Reply),
+                (Segment::Request, Direction::Forward),
+            ] {
+                let plan = Plan { program, first: list(family, direction, flows) + first, count, next: 0 };
+                let runs = harness.run(&segment.frame(family)?, plan, count)?;
+                ensure!(runs.action == XDP_TX, "{family:?} {segment:?} returned {}", runs.action);
+                // The last connection's frame, as it left: to the backend, or back to the client.
+                let last = connections[(first + count) as usize - 1];
+                let other = if direction == Direction::Forward { last.reply } else { last.forward };
+                let right = scene::destination(&runs.frame, family) == other.source;
+                ensure!(right, "{family:?} {segment:?} was sent to somebody else");
+            }
         }
         let counted = counted(&before, &tables.of(program).counters()?);
         ensure!(counted == [(Counter::Connected, u64::from(flows))], "{family:?} handshakes counted {counted:?}");

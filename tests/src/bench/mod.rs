@@ -18,7 +18,7 @@ mod scene;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use lb_common::abi::DEFAULT_FLOWS;
+use lb_common::abi::DEFAULT_CONNECTIONS;
 use nix::{
     net::if_::if_nametoindex,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -41,11 +41,11 @@ const RUNS: u32 = 2_000;
 /// Measurements of which the quickest counts: what disturbs one of them seldom disturbs all.
 const TRIES: usize = 5;
 /// Room where few connections are established: as the product is compiled.
-const USUAL_ROOM: u32 = DEFAULT_FLOWS as u32 / 2;
-/// Room for the most connections, at a usual load of the tables.
-const MOST_ROOM: u32 = 1_500_000;
-/// Room for the new connections of all rounds, with as much to spare.
-const NEW_ROOM: u32 = 2 * RUNS * (TRIES * ROUNDS) as u32;
+const USUAL_ROOM: u32 = DEFAULT_CONNECTIONS;
+/// Room for the most connections: so much that none is turned away, see `lb_common::table`.
+const MOST_ROOM: u32 = 2_250_000;
+/// Room where new connections come, of which none is answered.
+const NEW_ROOM: u32 = DEFAULT_CONNECTIONS;
 
 /// Measures the data path in a network namespace of its own. Needs root; takes about a minute.
 ///

@@ -1,13 +1,16 @@
 //! Connections that come, live and find their way.
 
 use super::*;
-use crate::flow::Ports;
+use crate::{flow::Ports, table::QUIET};
 
 both!(
     a_connection_there_and_back,
     two_clients_with_one_port_are_told_apart,
     no_port_left,
     a_full_table_drops,
+    a_lost_half_is_made_again,
+    a_new_generation_restores_a_lost_half,
+    a_handshake_gives_its_port_before_a_client_is_turned_away,
     a_new_generation_asks_for_the_route_once_more,
     a_segment_without_its_syn_makes_the_same_entry,
     a_syn_starts_anew_only_where_the_old_connection_is_over,
@@ -87,7 +90,7 @@ where
 }
 
 /// The reply half of a stranger's connection that holds `port`.
-fn take<A: Net>(world: &World<A>, port: [u8; 2])
+fn take<A: Net>(world: &World<A>, port: [u8; 2], phase: Phase)
 where
     Memory: Family<A>,
 {
@@ -99,8 +102,8 @@ where
     };
     let stranger = Key { source: A::host(99), ..World::<A>::key(&asks(SYN)) };
     let mut flow = Flow::default();
-    flow.start(&key, &stranger, Role::REPLY, ID, Phase::Established, world.now);
-    world.memory.insert(&key, &flow, false).expect("room");
+    flow.start(&key, &stranger, Role::REPLY, ID, phase, world.now);
+    world.memory.insert(&key, &flow, Existing::Kept).expect("room");
 }
 
 fn no_port_left<A: Net>()
@@ -110,32 +113,84 @@ where
     let world = World::<A>::remote();
     let ports = Ports::new(CLIENT_PORT.to_be_bytes(), A::host(CLIENT).digest(), false);
     for attempt in 0..Ports::TRIES - 1 {
-        take(&world, ports.candidate(attempt));
+        take(&world, ports.candidate(attempt), Phase::Established);
     }
     world.ingress(&asks::<A>(SYN).bytes());
     let last = u16::from_be_bytes(ports.candidate(Ports::TRIES - 1));
     assert_eq!(port_of(&world, &asks(SYN)), last, "the last candidate was free");
 
     let world = World::<A>::remote();
-    (0..Ports::TRIES).for_each(|attempt| take(&world, ports.candidate(attempt)));
+    (0..Ports::TRIES).for_each(|attempt| take(&world, ports.candidate(attempt), Phase::Established));
     world.dropped(&asks(SYN), Counter::NoPort);
     assert!(!world.knows(&asks(SYN)));
     assert_eq!(world.memory.counter(Counter::Connected), 0);
+}
+
+fn a_handshake_gives_its_port_before_a_client_is_turned_away<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = World::<A>::remote();
+    let ports = Ports::new(CLIENT_PORT.to_be_bytes(), A::host(CLIENT).digest(), false);
+    (0..Ports::TRIES).for_each(|attempt| take(&world, ports.candidate(attempt), Phase::SynReceived));
+    world.ingress(&asks::<A>(SYN).bytes());
+    assert_eq!(port_of(&world, &asks(SYN)).to_be_bytes(), ports.candidate(Ports::TRIES - 1));
+    assert_eq!(world.memory.counters(), [(Counter::Connected, 1), (Counter::EvictedHalfOpen, 1)].into());
 }
 
 fn a_full_table_drops<A: Net>()
 where
     Memory: Family<A>,
 {
-    for capacity in [1, 2] {
-        let mut world = World::<A>::remote();
-        world.memory.capacity = capacity;
-        if capacity == 2 {
-            world.expect(&asks(SYN), REDIRECT, &sent_on(&asks(SYN)));
-        }
-        let second = Segment { source: A::host(OTHER_CLIENT), ..asks(SYN) };
-        world.dropped(&second, Counter::TableFull);
+    let world = World::<A>::remote();
+    // Strangers' established connections, one more than the table has room for in each of its sets.
+    for number in 0..20_000_u32 {
+        let [_, _, a, b] = number.to_be_bytes();
+        let key = Key { source: A::host(200), destination: A::host(201), source_port: [a, b], ..Key::default() };
+        let mut flow = Flow::default();
+        flow.start(&key, &key, Role::REPLY, ID, Phase::Established, world.now);
+        let _ = world.memory.insert(&key, &flow, Existing::Kept);
     }
+    world.dropped(&asks(SYN), Counter::TableFull);
+    assert!(!world.knows(&asks(SYN)));
+}
+
+fn a_lost_half_is_made_again<A: Net>()
+where
+    Memory: Family<A>,
+{
+    for lost_is_the_clients in [true, false] {
+        let mut world = World::<A>::remote();
+        for frame in [asks::<A>(SYN).bytes(), answers::<A>(CLIENT_PORT, SYN_ACK).bytes(), asks::<A>(ACK).bytes()] {
+            world.ingress(&frame);
+        }
+        let (ask, answer) = (asks(ACK), answers(CLIENT_PORT, ACK));
+        let (lost, kept) = if lost_is_the_clients { (&ask, &answer) } else { (&answer, &ask) };
+        world.memory.remove(&World::key(lost), world.now);
+        // In the middle of traffic nobody looks…
+        world.ingress(&kept.bytes());
+        assert!(!world.knows(lost));
+        // … but entries give way only after a long silence, and then the next packet does.
+        world.now += u64::from(QUIET);
+        world.ingress(&kept.bytes());
+        assert!(world.knows(lost), "the client's: {lost_is_the_clients}");
+        assert_eq!(world.phases(&asks(ACK)), (Phase::Established, Phase::Established));
+        world.expect(&asks(ACK), REDIRECT, &sent_on(&asks(ACK)));
+        world.expect(&answers(CLIENT_PORT, ACK), TRANSMIT, &sent_back(&answers(CLIENT_PORT, ACK)));
+        assert_eq!(world.memory.counters(), [(Counter::Connected, 1)].into(), "as it was, not anew");
+    }
+}
+
+fn a_new_generation_restores_a_lost_half<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = World::<A>::remote();
+    world.ingress(&asks::<A>(SYN).bytes());
+    world.memory.remove(&World::key(&answers::<A>(CLIENT_PORT, ACK)), world.now);
+    world.generation(2);
+    world.expect(&asks(ACK), REDIRECT, &sent_on(&asks(ACK)));
+    world.expect(&answers(CLIENT_PORT, ACK), TRANSMIT, &sent_back(&answers(CLIENT_PORT, ACK)));
 }
 
 fn a_new_generation_asks_for_the_route_once_more<A: Net>()
@@ -176,7 +231,7 @@ where
     after.expect(&data, REDIRECT, &sent_on(&data));
     let key = World::<A>::key(&data);
     let (one, other) = (before.memory.flow(&key).unwrap(), after.memory.flow(&key).unwrap());
-    assert_eq!((one.other, one.backend, one.hop), (other.other, other.backend, other.hop));
+    assert_eq!((one.other, one.backend(), one.hop), (other.other, other.backend(), other.hop));
     assert_eq!(after.phases(&data), (Phase::Established, Phase::Established));
     assert_eq!(after.memory.counters(), [(Counter::Rebuilt, 1)].into());
     let reply = answers(CLIENT_PORT, ACK);

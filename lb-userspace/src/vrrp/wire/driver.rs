@@ -169,7 +169,7 @@ impl Driver {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Condition(id, condition)) => self.router.on_condition(id, condition, clock::now()),
-                Ok(Command::Neighbours(id, neighbours)) => self.instances[id.0].neighbours = neighbours,
+                Ok(Command::Neighbours(id, neighbours)) => self.instances[id.0].neighbours.set(neighbours),
                 Ok(Command::Release) => self.router.on_release(clock::now()),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,

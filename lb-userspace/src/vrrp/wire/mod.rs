@@ -14,6 +14,7 @@ mod links;
 mod netlink;
 mod network;
 mod realtime;
+mod rounds;
 mod running;
 mod socket;
 mod view;
@@ -145,7 +146,7 @@ impl Wire {
         self.ask(Command::Condition(id, condition));
     }
 
-    /// Who spoke to the instance's VIPs lately, by address and MAC: each is told by itself when the VIPs come here.
+    /// Who is told by itself when the instance's VIPs come here, by address and MAC; the first are the first.
     pub fn set_neighbours(&self, id: InstanceId, neighbours: Vec<(IpAddr, [u8; 6])>) {
         self.ask(Command::Neighbours(id, neighbours));
     }

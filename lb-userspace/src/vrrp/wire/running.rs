@@ -1,6 +1,6 @@
 //! One instance as the thread drives it: its adverts as bytes, what it holds, and who else claims it.
 
-use std::{collections::BTreeMap, io, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, io, net::IpAddr, ops::ControlFlow, time::Duration};
 
 use ipnet::IpNet;
 
@@ -11,6 +11,7 @@ use super::{
     journal::{Journal, Seldom},
     links::Address,
     network::Network,
+    rounds::Rounds,
     view::InstanceView,
 };
 use crate::host::unicast::in_hex;
@@ -56,8 +57,8 @@ pub(super) struct Running {
     /// Since when the VIPs are here.
     pub(super) held: Option<Moment>,
     pub(super) conflicts: BTreeMap<IpAddr, Conflict>,
-    /// Who spoke to the VIPs lately: told one by one when the VIPs come here.
-    pub(super) neighbours: Vec<(IpAddr, [u8; 6])>,
+    /// Told one by one when the VIPs come here.
+    pub(super) neighbours: Rounds<(IpAddr, [u8; 6])>,
     /// When to ask whether anybody else has the VIPs.
     pub(super) probe: Option<Moment>,
     failures: Seldom,
@@ -78,7 +79,7 @@ impl Running {
             instance,
             held: None,
             conflicts: BTreeMap::new(),
-            neighbours: Vec::new(),
+            neighbours: Rounds::default(),
             probe: None,
             failures: Seldom::default(),
             claims: Seldom::default(),
@@ -126,7 +127,7 @@ impl Running {
         for destination in to {
             emit(&self.instance, priority, (source, *destination), &mut self.sequence, &mut self.packet)?;
             let left = match from {
-                Some((mac, link)) => link.send(&framed::to_group(mac, source, &self.packet)),
+                Some((mac, link)) => link.advertise(&framed::to_group(mac, source, &self.packet)),
                 None => socket.send(&self.packet, source, *destination),
             };
             match left {
@@ -159,6 +160,7 @@ impl Running {
     pub(super) fn hold(&mut self, network: &mut Network, journal: &mut Journal) {
         let now = clock::now();
         (self.held, self.probe) = (Some(now), Some(now + PROBE_AFTER));
+        self.neighbours.restart();
         self.restore(network, journal);
     }
 
@@ -207,18 +209,27 @@ impl Running {
         }
     }
 
-    /// Tells everybody on the link that the VIPs are here, and those one by one who spoke to them lately.
+    /// Tells everybody on the link that the VIPs are here, then the neighbours one by one, as many as the socket takes at once.
     pub(super) fn announce(&mut self, network: &mut Network, journal: &mut Journal) {
         if self.listen(network, journal) {
             let Instance { name, interface, .. } = &self.instance;
             journal.warn(format!("{name}: {interface} had lost its virtual MAC: put back"));
         }
         let Some(claims) = network.port(&self.instance.interface).and_then(|port| port.claims.as_ref()) else { return };
-        for vip in self.instance.addresses.iter().map(IpNet::addr) {
-            let told = self.neighbours.iter().try_for_each(|neighbour| claims.tell(vip, *neighbour));
-            if let Err(e) = claims.announce(vip).and(told) {
-                journal.seldom(&mut self.failures, || format!("{}: announcing {vip}: {e}", self.instance.name));
+        let vips = || self.instance.addresses.iter().map(IpNet::addr);
+        let mut outcome = Ok(());
+        for vip in vips() {
+            outcome = outcome.and(claims.announce(vip));
+        }
+        self.neighbours.go_on(|neighbour| match vips().try_for_each(|vip| claims.tell(vip, neighbour)) {
+            Err(e) if is_full(&e) => ControlFlow::Break(()),
+            told => {
+                outcome = std::mem::replace(&mut outcome, Ok(())).and(told);
+                ControlFlow::Continue(())
             }
+        });
+        if let Err(e) = outcome {
+            journal.seldom(&mut self.failures, || format!("{}: announcing the VIPs: {e}", self.instance.name));
         }
     }
 
@@ -273,6 +284,11 @@ impl Running {
             conflicts: self.conflicts.values().filter(|conflict| now - conflict.last < RETAINED).copied().collect(),
         }
     }
+}
+
+/// What waits in the socket, or in the interface's queue, has to leave first (packet_snd in net/packet/af_packet.c).
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 /// The bytes of one advert.

@@ -1,0 +1,62 @@
+//! What the programs do with the tables of connections, as global functions: the verifier checks each once, by the types of its arguments,
+//! and not again for each call and for each way that led there (`btf_prepare_func_args` in the kernel's source, since Linux 5.13).
+//! They return numbers only.
+
+use lb_common::{
+    address::{V4, V6},
+    flow::{Flow, Key},
+    table::{self, Existing, Inserted, NOWHERE},
+};
+
+use crate::tables::Maps;
+
+/// A table without a packet: route lookups are not for these functions.
+const MAPS: Maps = Maps::new(core::ptr::null_mut());
+
+macro_rules! functions {
+    ($address:ty, $locate:ident, $insert:ident, $remove:ident, $advance:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $locate(key: *const Key<$address>) -> u64 {
+            // SAFETY: the verifier has seen to it that a pointer that is not null leads to a key.
+            unsafe { key.as_ref() }.map_or(NOWHERE, |key| table::locate(&MAPS, key))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $insert(key: *const Key<$address>, flow: *const Flow<$address>, existing: u32) -> u64 {
+            // SAFETY: as above.
+            match unsafe { (key.as_ref(), flow.as_ref()) } {
+                (Some(key), Some(flow)) => table::insert(&MAPS, key, flow, Existing::from_raw(existing)),
+                _ => Inserted::Full as u64,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $remove(key: *const Key<$address>, now: u32) -> u64 {
+            // SAFETY: as above.
+            if let Some(key) = unsafe { key.as_ref() } {
+                table::remove(&MAPS, key, now);
+            }
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $advance(
+            key: *const Key<$address>,
+            other: *const Key<$address>,
+            leader: *const Flow<$address>,
+        ) -> u64 {
+            // SAFETY: as above.
+            if let (Some(key), Some(other), Some(leader)) = unsafe { (key.as_ref(), other.as_ref(), leader.as_ref()) } {
+                table::advance(&MAPS, key, other, leader);
+            }
+            0
+        }
+    };
+}
+
+functions!(V4, locate4, insert4, remove4, advance4);
+functions!(V6, locate6, insert6, remove6, advance6);
