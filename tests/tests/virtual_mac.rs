@@ -154,7 +154,8 @@ fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() 
         client.ping(vip.parse().unwrap()).unwrap();
         assert_eq!(known(client, vip), mac);
     }
-    let own = pair.host(A).exec(&["cat", "/sys/class/net/eth0/address"]).unwrap().trim().to_owned();
+    let link = pair.host(A).exec(&["ip", "-o", "link", "show", "dev", "eth0"]).unwrap();
+    let own = link.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next()).unwrap();
     let first = pair.daemons.remove(A).unwrap();
     first.stop().unwrap();
     pair.wait_for(B, State::Master);
@@ -170,7 +171,7 @@ fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() 
         let group = if family == "ip" { "01:00:5e:00:00:12" } else { "33:33:00:00:00:12" };
         assert!(adverts.iter().all(|advert| *advert == [mac, group]), "{adverts:?}");
         let farewell = dissect(&file, &format!("vrrp && {family} && vrrp.prio == 0"), &["eth.src"]);
-        assert!(!farewell.is_empty() && farewell.iter().all(|advert| *advert == [own.as_str()]), "{farewell:?}");
+        assert!(!farewell.is_empty() && farewell.iter().all(|advert| *advert == [own]), "{farewell:?}");
         let (filter, field) = match family {
             "ip" => (format!("arp.src.proto_ipv4 == {vip}"), "arp.src.hw_mac"),
             _ => (
