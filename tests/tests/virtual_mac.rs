@@ -20,6 +20,7 @@ use lb_tests::{
     xvip::Xvip,
 };
 use lb_userspace::admin::{Status, vrrp::State};
+use nix::sys::signal::Signal;
 
 const A: &str = "ha-lb-a";
 const B: &str = "ha-lb-b";
@@ -305,6 +306,35 @@ fn a_stacked_master_reaches_its_own_apiserver() {
         assert!(known(site.deployment.client_host(), &endpoint.ip().to_string()).starts_with("00:00:5e:00:"));
     }
     site.deployment.lab.assert_checksums_clean();
+}
+
+/// A bridge keeps the addresses that it takes frames for among those that it has learned, and has no native XDP.
+#[test]
+fn a_bridge_listens_too() {
+    let deployment = Topology::C.build("vmacbr").unwrap();
+    let apiservers = deployment.start_apiservers().unwrap();
+    let mut pair = Pair { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
+    let host = pair.host(A);
+    for line in ["link add br0 type bridge", "address flush dev eth0", "link set eth0 master br0", "link set br0 up"] {
+        host.ip(line).unwrap();
+    }
+    for network in pair.deployment.node(A).unwrap().networks() {
+        host.add_address("br0", network).unwrap();
+    }
+    let configuration = quick(&pair.deployment.xvip_config(A).unwrap()) + &sections(100, "virtual_mac = true\n");
+    let xvip = Xvip::start_with(&pair.deployment, A, &configuration.replace("eth0", "br0")).unwrap();
+    pair.daemons.insert(A, xvip);
+    pair.wait_for(A, State::Master);
+    pair.make_stubborn();
+    pair.assert_serves();
+    for (vip, _) in VIPS {
+        assert!(pair.deployment.client_host().ping(vip.parse().unwrap()).is_ok());
+    }
+    let listens = || pair.host(A).exec(&["bridge", "fdb", "show"]).unwrap().matches("00:00:5e:00:").count();
+    assert_eq!(listens(), 2);
+    pair.daemons[A].process().signal(Signal::SIGTERM).unwrap();
+    assert!(pair.daemons[A].process().wait(LIMIT).unwrap().success());
+    assert_eq!(listens(), 0);
 }
 
 /// keepalived makes an interface for the virtual MAC, xvip none; for everybody else it is one router.
