@@ -492,6 +492,21 @@ fn a_lease_that_the_data_plane_does_not_take_is_a_fault() -> anyhow::Result<()> 
 }
 
 #[test]
+fn an_interface_that_takes_no_second_mac_is_a_fault() -> anyhow::Result<()> {
+    let (_lab, [a, _b, _client]) = lab()?;
+    a.ip("link add mv0 link eth0 type macvlan mode bridge")?;
+    a.ip("link set mv0 up")?;
+    a.ip("address add 192.168.2.30/24 dev mv0")?;
+    let mut instance = Instance { interface: "mv0".into(), virtual_mac: true, ..instance(200, &[VIP]) };
+    Node::start(&a, instance.clone())?.wait_for(State::Fault)?;
+    instance.virtual_mac = false;
+    Node::start(&a, instance.clone())?.wait_for(State::Master)?;
+    // One that does take it.
+    (instance.interface, instance.virtual_mac) = ("eth0".into(), true);
+    Node::start(&a, instance)?.wait_for(State::Master)
+}
+
+#[test]
 fn a_released_vip_goes_to_the_peer_and_stays_there() -> anyhow::Result<()> {
     let (_lab, [a, b, client]) = lab()?;
     let (a, b) = (Node::start(&a, instance(200, &[VIP]))?, Node::start(&b, instance(100, &[VIP]))?);

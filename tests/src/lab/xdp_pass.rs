@@ -1,4 +1,4 @@
-//! The smallest XDP program, `return XDP_PASS`, for the switch's side of a port.
+//! The smallest XDP program, `return XDP_PASS`, for the switch's side of a port; and how somebody else's is taken off.
 //!
 //! A veth drops the frames that XDP_TX sends into it unless its own receive path runs under NAPI, which an XDP program
 //! there turns on (drivers/net/veth.c, veth_xdp_xmit and veth_napi_enable). Two instructions need no object file.
