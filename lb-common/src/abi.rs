@@ -120,9 +120,18 @@ impl ServiceKey {
     pub const fn address(&self) -> [u8; 16] {
         self.address
     }
+
+    pub const fn port(&self) -> [u8; 2] {
+        self.port
+    }
+
+    /// Whether only sockets of this host may use it.
+    pub const fn is_on_host(&self) -> bool {
+        self.scope[0] != 0
+    }
 }
 
-/// One backend.
+/// One backend of one virtual server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Backend {
@@ -130,6 +139,8 @@ pub struct Backend {
     port: [u8; 2],
     flags: u8,
     reserved: u8,
+    /// For the next daemon, so that it gives the same backend the same number.
+    service: ServiceKey,
 }
 
 impl Backend {
@@ -141,12 +152,22 @@ impl Backend {
     pub const PRESENT: u8 = 4;
 
     pub const fn new(address: [u8; 16], port: [u8; 2], flags: u8) -> Self {
-        Self { address, port, flags: flags | Self::PRESENT, reserved: 0 }
+        Self { address, port, flags: flags | Self::PRESENT, reserved: 0, service: ServiceKey::new([0; 16], [0; 2]) }
+    }
+
+    /// The same, as a backend of that virtual server.
+    #[must_use]
+    pub const fn of(self, service: ServiceKey) -> Self {
+        Self { service, ..self }
+    }
+
+    pub const fn service(&self) -> ServiceKey {
+        self.service
     }
 
     /// An entry that stands for no backend.
     pub const fn absent() -> Self {
-        Self { address: [0; 16], port: [0; 2], flags: 0, reserved: 0 }
+        Self { address: [0; 16], port: [0; 2], flags: 0, reserved: 0, service: ServiceKey::new([0; 16], [0; 2]) }
     }
 
     #[inline(always)]
@@ -162,11 +183,6 @@ impl Backend {
     #[inline(always)]
     pub const fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
-    }
-
-    /// Whether both are about the same address and port.
-    pub fn is_same(&self, other: &Self) -> bool {
-        (self.address, self.port) == (other.address, other.port)
     }
 
     /// Its address, IPv4 as `::ffff:a.b.c.d`.
@@ -477,7 +493,7 @@ const _: () = {
     assert!(size_of::<Flow<crate::address::V6>>() == 88);
     assert!(size_of::<Hashing>() == 56);
     assert!(size_of::<ServiceKey>() == 20);
-    assert!(size_of::<Backend>() == 20);
+    assert!(size_of::<Backend>() == 40);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<Local>() == 48);
     assert!(size_of::<Port>() == 8);

@@ -94,6 +94,11 @@ impl Memory {
         self.counters.borrow().clone()
     }
 
+    /// Forgets what was counted for a backend, as the daemon does when it goes.
+    pub fn forget_traffic(&mut self, id: BackendId) {
+        self.traffic.get_mut().remove(&id);
+    }
+
     pub fn traffic_of(&self, id: BackendId) -> Traffic {
         self.traffic.borrow().get(&id).copied().unwrap_or_default()
     }
@@ -227,10 +232,8 @@ impl Outgoing for [u8] {
             let Ok(checksum) = Frame::get_mut::<Checksum>(self, checksum) else {
                 return false;
             };
-            let words = |[a, b, c, d, e, f]: [u8; 6]| [[a, b], [c, d], [e, f]];
-            let change = words(old).into_iter().zip(words(new));
-            let delta = change.fold(Delta::new(), |delta, (old, new)| delta.word(old, new));
-            checksum.0 = adjust(checksum.0, delta.folded());
+            let change = |delta: Delta, word: usize| delta.word([old[word], old[word + 1]], [new[word], new[word + 1]]);
+            checksum.0 = adjust(checksum.0, [0, 2, 4].into_iter().fold(Delta::new(), change).folded());
         }
         self.get_mut(at..).and_then(|rest| rest.first_chunk_mut()).map(|mac| *mac = new).is_some()
     }

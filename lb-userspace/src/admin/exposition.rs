@@ -2,7 +2,7 @@
 
 mod vrrp;
 
-use std::{collections::BTreeMap, fmt, time::UNIX_EPOCH};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::UNIX_EPOCH};
 
 use prometheus_client::{
     collector::Collector,
@@ -39,6 +39,7 @@ impl Collector for Snapshot {
         let started = since_epoch.as_secs_f64();
         encoder.gauge("start_time", "When the daemon started, since the epoch", Some(Unit::Seconds), started)?;
 
+        configuration(status, encoder)?;
         let servers = || status.virtual_servers.iter();
         let held = servers().map(|s| {
             let vip = s.address.to_string();
@@ -55,9 +56,10 @@ impl Collector for Snapshot {
         encoder.counters("packets", "Packets seen by the data plane", None, by("verdict", &counters.verdicts))?;
         encoder.counters("drops", "Packets dropped by the data plane", None, by("reason", &counters.drops))?;
         encoder.counters("events", "Events counted by the data plane", None, by("event", &counters.events))?;
-        let Connections { tracked, capacity, table } = status.connections;
+        let Connections { tracked, capacity, reset, table } = status.connections;
         encoder.gauge("tracked_connections", "Connections tracked now", None, tracked)?;
         encoder.gauge("tracked_connections_limit", "Connections that can be tracked at once", None, capacity)?;
+        encoder.counter("resets", "Connections reset without waiting for a packet of the client", reset)?;
         encoder.gauge("table_entries", "Entries of connections; each has two", None, table.entries)?;
         encoder.gauge("table_entries_limit", "Entries that there are slots for", None, table.room)?;
         encoder.gauge(
@@ -68,6 +70,24 @@ impl Collector for Snapshot {
         )?;
         encoder.gauge("table_full_sets", "Sets of slots in which none is free", None, table.full_sets)
     }
+}
+
+/// Under the names that Prometheus and Alertmanager have for theirs.
+fn configuration(status: &Status, encoder: &mut Families<'_, '_>) -> fmt::Result {
+    let configuration = &status.configuration;
+    let failed = configuration.last_reload.as_ref().is_some_and(|reload| reload.error.is_some());
+    let help = "Whether the latest reload of the configuration was successful; 1 where there was none";
+    encoder.gauge("config_last_reload_successful", help, None, u32::from(!failed))?;
+    let loaded = configuration.loaded.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let help = "When the configuration that holds was loaded, since the epoch";
+    encoder.gauge("config_last_reload_success_timestamp", help, Some(Unit::Seconds), loaded)?;
+    let removed = status.removed.iter().map(|removed| {
+        let name = |name: &Option<String>, address: SocketAddr| name.clone().unwrap_or_else(|| address.to_string());
+        let (server, backend) = (name(&removed.virtual_server, removed.vip), name(&removed.name, removed.address));
+        ([("virtual_server", server), ("backend", backend)], removed.active_connections)
+    });
+    let help = "Connections that a backend still has which is in the configuration no more";
+    encoder.gauges("removed_backend_connections", help, None, removed)
 }
 
 fn backends(status: &Status, encoder: &mut Families<'_, '_>) -> fmt::Result {
@@ -130,6 +150,11 @@ impl Families<'_, '_> {
         samples.try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
     }
 
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        family.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
     fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
         name: &str,
@@ -159,6 +184,13 @@ xvip_build_info{version="0.1.0"} 1
 # TYPE xvip_start_time_seconds gauge
 # UNIT xvip_start_time_seconds seconds
 xvip_start_time_seconds 1763726088.0
+# HELP xvip_config_last_reload_successful Whether the latest reload of the configuration was successful; 1 where there was none
+# TYPE xvip_config_last_reload_successful gauge
+xvip_config_last_reload_successful 1
+# HELP xvip_config_last_reload_success_timestamp_seconds When the configuration that holds was loaded, since the epoch
+# TYPE xvip_config_last_reload_success_timestamp_seconds gauge
+# UNIT xvip_config_last_reload_success_timestamp_seconds seconds
+xvip_config_last_reload_success_timestamp_seconds 1763726088.0
 # HELP xvip_vip_held Whether the VIP is on its interface
 # TYPE xvip_vip_held gauge
 xvip_vip_held{virtual_server="apiserver",vip="192.168.2.100",interface="eth0"} 1
@@ -216,6 +248,9 @@ xvip_tracked_connections 24
 # HELP xvip_tracked_connections_limit Connections that can be tracked at once
 # TYPE xvip_tracked_connections_limit gauge
 xvip_tracked_connections_limit 131072
+# HELP xvip_resets Connections reset without waiting for a packet of the client
+# TYPE xvip_resets counter
+xvip_resets_total 5
 # HELP xvip_table_entries Entries of connections; each has two
 # TYPE xvip_table_entries gauge
 xvip_table_entries 50

@@ -313,6 +313,8 @@ fn what_is_left_out_has_the_documented_default() {
         address: "fd00::1".parse().expect("IPv6"),
         port: 443,
         interface: None,
+        drain: seconds(600),
+        on_down: model::OnDown::Reset,
         check,
         backends: vec![backend],
     };

@@ -3,6 +3,7 @@
 mod adopt;
 mod attach;
 mod detach;
+mod ending;
 mod fence;
 mod flows;
 mod links;
@@ -37,6 +38,7 @@ use crate::host::namespace;
 
 pub use attach::{AttachError, Mode};
 pub use detach::Left;
+pub use ending::Ender;
 pub use fence::Fence;
 pub use local::{HookError, Locals};
 pub use pins::PinError;
@@ -119,6 +121,7 @@ pub struct Dataplane {
     stage: Stage,
     max_connections: u32,
     hashing: Hashing,
+    tables: Option<flows::Tables>,
     /// Whether classifiers attach by links (Linux 6.6) and need no qdisc.
     has_tcx: bool,
 }
@@ -189,6 +192,7 @@ impl Dataplane {
             stage: Stage::Preparing,
             max_connections: options.max_connections,
             hashing,
+            tables: None,
             has_tcx,
         })
     }
@@ -196,6 +200,11 @@ impl Dataplane {
     /// Whether these programs handle packets, and not a former daemon's or none.
     pub fn is_carrying(&self) -> bool {
         self.stage != Stage::Preparing
+    }
+
+    /// Whether connections of this host's own processes are seen.
+    pub fn is_hooked(&self) -> bool {
+        self.hooked.is_some()
     }
 
     /// Interfaces, by number, that have a clsact qdisc for the programs' sake (before Linux 6.6). It stays when they go.
@@ -206,6 +215,11 @@ impl Dataplane {
     /// The generation of the settings of a former daemon; 0 if there was none. Connections that were kept may be of that one.
     pub fn former_generation(&self) -> u32 {
         self.former.generation
+    }
+
+    /// The backends of a former daemon with their numbers, which connections that were kept carry.
+    pub fn former_backends(&self) -> &[(BackendId, Backend)] {
+        &self.former.backends
     }
 
     /// Applies changes in order; the first that fails ends it.

@@ -55,9 +55,9 @@ impl Node<'_> {
             return;
         }
         if self.dataplane.is_carrying() {
-            let left = vip::remove_left(&self.handle, &vips(self.config)).await.map(drop);
+            let left = vip::remove_left(&self.handle, &vips(&self.config)).await.map(drop);
             // After the time for which packets were still carried: they came to it.
-            let heard = unicast::remove(&self.handle, &macs(self.config)).await;
+            let heard = unicast::remove(&self.handle, &macs(&self.config)).await;
             for error in [left, heard].into_iter().filter_map(Result::err) {
                 log::error!("{error}");
             }
