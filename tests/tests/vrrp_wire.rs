@@ -3,7 +3,10 @@
 use std::{
     net::IpAddr,
     os::fd::AsRawFd as _,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -409,17 +412,30 @@ type Asked = (IpAddr, Option<Moment>);
 
 /// What was asked of the data plane, in its order.
 #[derive(Clone, Debug, Default)]
-struct Ledger(Arc<Mutex<Vec<Asked>>>);
+struct Ledger(Arc<Mutex<Vec<Asked>>>, Arc<AtomicBool>);
+
+impl Ledger {
+    /// Whether it refuses everything from now on.
+    fn refuse(&self, on: bool) {
+        self.1.store(on, Ordering::SeqCst);
+    }
+
+    fn note(&self, asked: Asked) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err("the map is frozen".into());
+        }
+        self.0.lock().unwrap().push(asked);
+        Ok(())
+    }
+}
 
 impl Lease for Ledger {
     fn renew(&self, vip: IpAddr, until: Moment) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        self.0.lock().unwrap().push((vip, Some(until)));
-        Ok(())
+        self.note((vip, Some(until)))
     }
 
     fn revoke(&self, vip: IpAddr) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        self.0.lock().unwrap().push((vip, None));
-        Ok(())
+        self.note((vip, None))
     }
 }
 
@@ -449,6 +465,45 @@ fn every_advert_renews_the_lease_and_giving_up_ends_it() -> anyhow::Result<()> {
     let states: Vec<(State, u8)> = states.iter().map(|event| (event.state, event.priority)).collect();
     assert_eq!(states, [(State::Backup, 200), (State::Master, 200), (State::Fault, 0)]);
     Ok(())
+}
+
+#[test]
+fn a_lease_that_the_data_plane_does_not_take_is_a_fault() -> anyhow::Result<()> {
+    let (_lab, [a, b, _client]) = lab()?;
+    let ledger = Ledger::default();
+    let options = Options { lease: Some(Box::new(ledger.clone())), ..Options::default() };
+    let a = Node::start_with(&a, instance(200, &[VIP]), options)?;
+    let b = Node::start(&b, instance(100, &[VIP]))?;
+    a.wait_for(State::Master)?;
+    b.wait_until("backup of a", |view| view.router.master.is_some())?;
+    ledger.refuse(true);
+    a.wait_until("in fault", |view| view.router.state == State::Fault && !view.fenced)?;
+    ensure!(!has(&a.host, VIP)?);
+    b.wait_for(State::Master)?;
+    // What tracking says meanwhile does not end it.
+    a.wire.set_condition(ME, Condition { adjustment: 5, fault: false });
+    b.wait_until("master for a while", |view| view.sent >= 20)?;
+    ensure!(a.view().router.state == State::Fault, "{:?}", a.view());
+
+    ledger.refuse(false);
+    a.wait_until("master again", |view| view.router.state == State::Master && view.fenced)?;
+    ensure!(a.view().router.priority == 205, "{:?}", a.view());
+    b.wait_for(State::Backup)
+}
+
+#[test]
+fn an_interface_that_takes_no_second_mac_is_a_fault() -> anyhow::Result<()> {
+    let (_lab, [a, _b, _client]) = lab()?;
+    a.ip("link add mv0 link eth0 type macvlan mode bridge")?;
+    a.ip("link set mv0 up")?;
+    a.ip("address add 192.168.2.30/24 dev mv0")?;
+    let mut instance = Instance { interface: "mv0".into(), virtual_mac: true, ..instance(200, &[VIP]) };
+    Node::start(&a, instance.clone())?.wait_for(State::Fault)?;
+    instance.virtual_mac = false;
+    Node::start(&a, instance.clone())?.wait_for(State::Master)?;
+    // One that does take it.
+    (instance.interface, instance.virtual_mac) = ("eth0".into(), true);
+    Node::start(&a, instance)?.wait_for(State::Master)
 }
 
 #[test]

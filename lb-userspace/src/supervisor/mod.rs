@@ -321,7 +321,8 @@ impl<'a> Node<'a> {
                 Some(command) = self.commands.recv() => self.obey(command).await,
                 _ = self.hangup.recv() => self.reload().await.map(drop),
                 _ = refresh.tick() => match self.tend().await {
-                    Ok(()) => self.publish(),
+                    // Nobody tells of a program that somebody has taken off.
+                    Ok(()) => self.follow(),
                     failed => failed,
                 },
             };
@@ -353,16 +354,19 @@ impl<'a> Node<'a> {
         self.publish()
     }
 
-    /// Interfaces that have lost the program, and so carry nothing.
+    /// Interfaces that have lost a program, and so carry nothing, or not all.
     fn broken(&self) -> BTreeMap<String, String> {
         let lost = |name: &String| {
             let why = match self.host.named(name) {
-                Err(_) => "the interface is gone",
-                Ok(interface) if interface.xdp.is_none() => "the XDP program is gone from it",
-                Ok(interface) if interface.xdp != self.program => "another XDP program has taken its place",
-                Ok(_) => return None,
+                Err(_) => "the interface is gone".to_owned(),
+                Ok(interface) => match self.dataplane.lost(interface.index) {
+                    Some(program) => format!("program {program} is gone from it; a restart of xvip puts it back"),
+                    None if interface.xdp.is_none() => "the XDP program is gone from it".to_owned(),
+                    None if interface.xdp != self.program => "another XDP program has taken its place".to_owned(),
+                    None => return None,
+                },
             };
-            Some((name.clone(), why.to_owned()))
+            Some((name.clone(), why))
         };
         self.attached.keys().filter_map(lost).collect()
     }

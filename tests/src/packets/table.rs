@@ -1,6 +1,7 @@
 //! The cases. Frames out are written as the frames in with what must have changed, and put together from nothing.
 
 mod icmp;
+mod virtual_mac;
 
 use lb_common::{
     abi::{Backend, Counter, Port},
@@ -95,6 +96,7 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("who has the VIP, and its lease runs or is over", solicited),
     ("neighbour discovery that asks for no VIP, its lease over", not_solicited),
     ("a connection whose VIP's lease is over", outlived),
+    ("the host speaks for a VIP at a virtual MAC", virtual_mac::spoken),
 ];
 
 impl Script {
