@@ -461,7 +461,7 @@ fn a_released_vip_goes_to_the_peer_and_stays_there() -> anyhow::Result<()> {
     b.wire.set_neighbours(ME, vec![neighbour]);
     let tap = Tap::on(&client)?;
     let begun = now();
-    a.wire.release();
+    a.wire.release(None);
     b.wait_for(State::Master)?;
     let took = b.view().router.since - begun;
     ensure!((TURN..TURN + LATE).contains(&took), "{took:?}");

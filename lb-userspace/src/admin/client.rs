@@ -41,9 +41,10 @@ pub async fn status(socket: &Path) -> Result<Status, ClientError> {
     serde_json::from_slice(&body).map_err(|e| ClientError::Talk { socket: socket.to_owned(), reason: e.to_string() })
 }
 
-/// Asks it to hand its VIPs over. It begins to when this returns.
-pub async fn release(socket: &Path) -> Result<(), ClientError> {
-    ask(socket, Request::post("/v1/vrrp/release")).await.map(drop)
+/// Asks it to hand VIPs over: those of one instance and its sync group, or all. It begins to when this returns.
+pub async fn release(socket: &Path, instance: Option<&str>) -> Result<(), ClientError> {
+    let query = instance.map(|name| format!("?instance={name}")).unwrap_or_default();
+    ask(socket, Request::post(format!("/v1/vrrp/release{query}"))).await.map(drop)
 }
 
 async fn ask(socket: &Path, request: request::Builder) -> Result<Bytes, ClientError> {

@@ -259,8 +259,8 @@ impl<'a> Node<'a> {
                     Ok(())
                 }
                 changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
-                Some(Command::Release) = self.commands.recv() => {
-                    self.vrrp.release();
+                Some(Command::Release(name)) = self.commands.recv() => {
+                    self.vrrp.release(name.as_deref());
                     Ok(())
                 }
                 _ = refresh.tick() => self.publish(),
