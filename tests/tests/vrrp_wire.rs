@@ -60,6 +60,7 @@ fn instance(priority: u8, vips: &[&str]) -> Instance {
             lease: None,
         },
         addresses: vips.iter().map(|vip| IpNet::from(vip.parse::<IpAddr>().unwrap())).collect(),
+        virtual_mac: false,
         peers: Vec::new(),
         source: None,
         auth: Auth::None,

@@ -100,6 +100,7 @@ impl Checker<'_> {
             address: raw.address.value()?.0,
             port: *raw.port.value()?,
             interface: optional(&raw.interface)?.map(|name| name.0.clone()),
+            drain: raw.drain.value()?.0,
             check: check?,
             backends: backends?,
         })

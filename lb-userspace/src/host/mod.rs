@@ -15,6 +15,7 @@ mod news;
 pub mod preflight;
 pub mod qdisc;
 pub mod sockets;
+pub mod unicast;
 pub mod vip;
 
 pub use announce::Announcer;

@@ -26,12 +26,13 @@ pub(super) type Callers = (Handle, watch::Sender<Arc<Vec<Caller>>>);
 /// Sweeps for ever, publishing what it found. Cancel-safe: a walk under way ends by itself.
 pub(super) async fn run(
     mut sweeper: Sweeper,
-    timeouts: model::Timeouts,
+    configured: watch::Receiver<model::Timeouts>,
     counts: watch::Sender<Swept>,
     callers: Option<Callers>,
 ) {
-    let timeouts = Timeouts { syn: timeouts.syn, established: timeouts.established, closing: timeouts.closing };
     loop {
+        let model::Timeouts { syn, established, closing } = *configured.borrow();
+        let timeouts = Timeouts { syn, established, closing };
         let start = Instant::now();
         let neighbours = match &callers {
             Some((handle, _)) => neighbours(handle).await,

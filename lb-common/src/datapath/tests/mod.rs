@@ -8,6 +8,7 @@ mod leaving;
 mod random;
 mod segments;
 mod shapes;
+mod virtual_mac;
 
 use std::vec::Vec;
 

@@ -102,8 +102,9 @@ fn check() -> impl Strategy<Value = Check> {
 /// Number `index` of its configuration, so that what must be unique is.
 fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256), 1..5);
-    (name(), any::<bool>(), 1_u16.., prop::option::of("[a-z0-9._-]{3,15}"), check(), backends).prop_map(
-        |(name, v4, port, interface, check, backends)| {
+    let interface = prop::option::of("[a-z0-9._-]{3,15}");
+    (name(), any::<bool>(), 1_u16.., interface, duration(0..=600_000), check(), backends).prop_map(
+        |(name, v4, port, interface, drain, check, backends)| {
             let address = |host: u8| {
                 if v4 {
                     IpAddr::from([10, 0, 0, host])
@@ -118,7 +119,7 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 weight,
             };
             let backends = (1..).zip(backends).map(backend).collect();
-            VirtualServer { name, address: address(100), port, interface, check, backends }
+            VirtualServer { name, address: address(100), port, interface, drain, check, backends }
         },
     )
 }
@@ -180,6 +181,7 @@ fn vrrp() -> impl Strategy<Value = Vrrp> {
             preempt,
             preempt_delay: if preempt { delay } else { Duration::ZERO },
             addresses: (1..).zip(prefixes).map(vip).collect(),
+            virtual_mac: preempt != message,
             peers: (0..peers).map(|host| address(200, host)).collect(),
             min_ttl,
             source: has_source.then(|| address(201, 1)),
@@ -291,13 +293,14 @@ fn written(config: &Config) -> String {
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
-    for VirtualServer { name, address, port, interface, check, backends } in virtual_servers {
+    for VirtualServer { name, address, port, interface, drain, check, backends } in virtual_servers {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
         key("address", address.to_string().into());
         key("port", i64::from(*port).into());
         interface.iter().for_each(|interface| key("interface", interface.as_str().into()));
+        key("drain", time(*drain));
         key("check.interval", time(check.interval));
         key("check.timeout", time(check.timeout));
         key("check.rise", integer(check.rise));
@@ -357,6 +360,7 @@ fn write_vrrp(text: &mut String, instance: &Vrrp) {
     }
     key("addresses", instance.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().into());
     key("peers", instance.peers.iter().map(ToString::to_string).collect::<Vec<_>>().into());
+    key("virtual_mac", instance.virtual_mac.into());
     key("min_ttl", number(instance.min_ttl.into()));
     instance.source.iter().for_each(|source| key("source", source.to_string().into()));
     if instance.checksum == ChecksumForm::Message {

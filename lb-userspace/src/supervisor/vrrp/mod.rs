@@ -78,7 +78,9 @@ impl<'a> Vrrp<'a> {
 
     /// Starts to speak VRRP. From here on VIPs may come at any time.
     pub(super) fn start(&mut self, seen: &Seen<'_>, dataplane: &mut Dataplane) -> anyhow::Result<()> {
-        let fence = dataplane.fence(GRACE)?;
+        let macs = self.instances.iter().filter_map(|instance| Some((instance, instance.mac()?)));
+        let macs = macs.flat_map(|(instance, mac)| instance.addresses.iter().map(move |net| (net.addr(), mac)));
+        let fence = dataplane.fence(GRACE, macs.collect())?;
         let vips = self.instances.iter().flat_map(|instance| instance.addresses.iter().map(IpNet::addr));
         fence.retain(&vips.collect())?;
         if self.instances.is_empty() {

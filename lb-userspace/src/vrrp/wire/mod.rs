@@ -7,6 +7,7 @@ mod claims;
 mod clock;
 mod driver;
 mod filter;
+mod framed;
 mod journal;
 mod lease;
 mod links;
@@ -57,6 +58,8 @@ pub struct Instance {
     /// At least one. The first one's family is the instance's; those of the other family come and go with it, and are not
     /// advertised.
     pub addresses: Vec<IpNet>,
+    /// Whether the VIPs are at the virtual router's MAC. The data plane's part of that is up to the [`Lease`].
+    pub virtual_mac: bool,
     /// Adverts go to these alone, instead of to the group.
     pub peers: Vec<IpAddr>,
     /// The address that adverts come from, instead of the interface's first.
@@ -195,6 +198,11 @@ impl Drop for Wire {
 impl Instance {
     fn family(&self) -> Family {
         self.addresses.first().map_or(Family::V4, |vip| Family::of(vip.addr()))
+    }
+
+    /// The virtual MAC that the VIPs are at, if they are at one.
+    fn mac(&self) -> Option<[u8; 6]> {
+        self.virtual_mac.then(|| self.family().virtual_mac(self.vrid))
     }
 
     /// The VIPs that stand in adverts.

@@ -7,13 +7,14 @@ use ipnet::IpNet;
 use super::{
     Instance,
     claims::Claim,
-    clock,
+    clock, framed,
     journal::{Journal, Seldom},
     links::Address,
     network::Network,
     rounds::Rounds,
     view::InstanceView,
 };
+use crate::host::unicast::in_hex;
 use crate::vrrp::{
     Moment, Settings, View,
     packet::{Advertisement, Family, Proof, Seal, hmac},
@@ -98,7 +99,9 @@ impl Running {
     pub(super) fn find_source(&mut self, network: &Network) -> Option<IpAddr> {
         let Instance { interface, peers, source, addresses, .. } = &self.instance;
         let family = self.instance.family();
-        network.port(interface)?.adverts(family)?;
+        if !network.port(interface)?.is_ready(family, self.instance.virtual_mac) {
+            return None;
+        }
         let found = network.link(interface)?.source(family, *source, peers, addresses);
         self.reception.set_source(found);
         self.source = found.or(self.source);
@@ -106,19 +109,28 @@ impl Running {
     }
 
     /// Sends one advert to the group or to each peer. An error if it reached nobody.
-    pub(super) fn advertise(&mut self, priority: u8, network: &Network) -> io::Result<()> {
+    ///
+    /// Who stays master sends to the group from the virtual MAC, so that switches know where that is (RFC 9568, 7.2); who gives up, from the
+    /// interface's own, so that they do not believe that it is here when the next master has spoken.
+    pub(super) fn advertise(&mut self, priority: u8, stays: bool, network: &Network) -> io::Result<()> {
         let port = network.port(&self.instance.interface);
-        let (Some(source), Some(socket)) = (self.source, port.and_then(|port| port.adverts(self.instance.family())))
-        else {
+        let (Some(source), Some(port)) = (self.source, port) else {
             return Err(io::ErrorKind::NetworkDown.into());
         };
+        let socket = port.adverts(self.instance.family()).ok_or(io::ErrorKind::NetworkDown)?;
+        let mac = self.instance.mac().filter(|_| stays && self.instance.peers.is_empty());
+        let from = mac.zip(port.claims.as_ref());
         let group = [Family::of(source).group()];
         let to = if self.instance.peers.is_empty() { &group } else { self.instance.peers.as_slice() };
         let mut outcome = Ok(());
         let mut sent = false;
         for destination in to {
             emit(&self.instance, priority, (source, *destination), &mut self.sequence, &mut self.packet)?;
-            match socket.send(&self.packet, source, *destination) {
+            let left = match from {
+                Some((mac, link)) => link.send(&framed::to_group(mac, source, &self.packet)),
+                None => socket.send(&self.packet, source, *destination),
+            };
+            match left {
                 Ok(()) => {
                     sent = true;
                     self.sent += 1;
@@ -127,6 +139,21 @@ impl Running {
             }
         }
         if sent { Ok(()) } else { outcome }
+    }
+
+    /// Makes the interface listen to the virtual MAC, if there is one; true if it did not. It goes on with that when the VIPs have gone, for
+    /// what is still on its way: `host::unicast` takes it off at the end.
+    pub(super) fn listen(&mut self, network: &mut Network, journal: &mut Journal) -> bool {
+        let Some(mac) = self.instance.mac() else { return false };
+        let Instance { name, interface, .. } = &self.instance;
+        match network.listen_to(interface, mac) {
+            Ok(added) => added,
+            Err(e) => {
+                let what = || format!("{name}: making {interface} listen to virtual MAC {}: {e}", in_hex(mac));
+                journal.seldom(&mut self.failures, what);
+                false
+            }
+        }
     }
 
     /// Puts the VIPs on the interface.
@@ -183,7 +210,11 @@ impl Running {
     }
 
     /// Tells everybody on the link that the VIPs are here, then the neighbours one by one, as many as the socket takes at once.
-    pub(super) fn announce(&mut self, network: &Network, journal: &mut Journal) {
+    pub(super) fn announce(&mut self, network: &mut Network, journal: &mut Journal) {
+        if self.listen(network, journal) {
+            let Instance { name, interface, .. } = &self.instance;
+            journal.warn(format!("{name}: {interface} had lost its virtual MAC: put back"));
+        }
         let Some(claims) = network.port(&self.instance.interface).and_then(|port| port.claims.as_ref()) else { return };
         let vips = || self.instance.addresses.iter().map(IpNet::addr);
         let mut outcome = Ok(());
@@ -258,10 +289,6 @@ impl Running {
 /// What waits in the socket, or in the interface's queue, has to leave first (packet_snd in net/packet/af_packet.c).
 fn is_full(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
-}
-
-fn in_hex(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The bytes of one advert.
