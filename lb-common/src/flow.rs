@@ -119,7 +119,8 @@ pub struct Flow<A> {
     /// Kernel ticks at the last packet, the lower half.
     last_seen: Shared<u32>,
     packets: Shared<u32>,
-    reserved: [u8; 4],
+    /// The last number that the sender acknowledged, as on the wire: where its peer's next segment starts, and so a reset that it believes.
+    acknowledged: Shared<u32>,
     bytes: Shared<u64>,
 }
 
@@ -131,7 +132,7 @@ impl<A: Address> Flow<A> {
     pub fn start(&mut self, key: &Key<A>, other: &Key<A>, role: Role, backend: BackendId, phase: Phase, now: u64) {
         self.last_seen.store(now as u32);
         self.packets.store(0);
-        self.reserved = [0; 4];
+        self.acknowledged.store(0);
         self.bytes.store(0);
         self.other.set(other);
         self.role = role;
@@ -181,8 +182,9 @@ impl<A: Address> Flow<A> {
     /// Notes one packet. A load and a store, not an atomic addition: a connection stays on one queue, and a lost count
     /// is cheaper than a locked instruction a packet.
     #[inline(always)]
-    pub fn touch(&self, now: u64, bytes: usize) {
+    pub fn touch(&self, now: u64, bytes: usize, acknowledgement: [u8; 4]) {
         self.last_seen.store(now as u32);
+        self.acknowledged.store(u32::from_ne_bytes(acknowledgement));
         self.packets.store(self.packets.load().wrapping_add(1));
         self.bytes.store(self.bytes.load().wrapping_add(bytes as u64));
     }
@@ -245,6 +247,12 @@ impl<A: Address> Flow<A> {
     #[inline(always)]
     pub fn is_fresh(&self, now: u64) -> bool {
         (now as u32).wrapping_sub(self.last_seen.load()) < QUIET / 2
+    }
+
+    /// The last number that the sender acknowledged, as on the wire; 0 if none is known.
+    #[inline(always)]
+    pub fn acknowledged(&self) -> [u8; 4] {
+        self.acknowledged.load().to_ne_bytes()
     }
 
     /// Wraps around.

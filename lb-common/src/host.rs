@@ -94,6 +94,11 @@ impl Memory {
         self.counters.borrow().clone()
     }
 
+    /// Forgets what was counted for a backend, as the daemon does when it goes.
+    pub fn forget_traffic(&mut self, id: BackendId) {
+        self.traffic.get_mut().remove(&id);
+    }
+
     pub fn traffic_of(&self, id: BackendId) -> Traffic {
         self.traffic.borrow().get(&id).copied().unwrap_or_default()
     }

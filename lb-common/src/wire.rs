@@ -224,6 +224,8 @@ pub struct Segment<A> {
     pub transport: usize,
     /// Sequence numbers that the segment takes: its payload, SYN and FIN.
     pub length: u32,
+    /// What its sender waits for next, as on the wire; means nothing without ACK.
+    pub acknowledgement: [u8; 4],
 }
 
 impl<A> Segment<A> {
@@ -290,6 +292,7 @@ pub fn segment<A: Address, F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Se
         network: at,
         transport: transport.at,
         length: (transport.end - payload) as u32 + controls,
+        acknowledgement: tcp.acknowledgement,
     })
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use lb_userspace::{
-    config::model::{Backend, Check, CheckKind, HttpRequest, VirtualServer},
+    config::model::{Backend, Check, CheckKind, HttpRequest, OnDown, VirtualServer},
     health::{Checkers, Report, Reports, State},
 };
 use tokio::{
@@ -99,6 +99,7 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         port: 6443,
         interface: None,
         drain: Duration::ZERO,
+        on_down: OnDown::Reset,
         check: Check {
             kind: CheckKind::Http(request),
             interval: Duration::from_secs(1),

@@ -1,19 +1,24 @@
 //! The packet table in this machine's kernel. Needs root.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
 use etherparse::PacketBuilder;
+use lb_common::abi::Backend;
 use lb_tests::{
     packets::{
         self,
-        stage::{CLIENTS, Family, REMOTE, Stage, VIP},
+        frames::{ACK, Extra, PSH, SYN, Segment},
+        stage::{BACKEND_PORT, CLIENTS, Family, HERE, Landlord, REMOTE, Service, Stage, Tenure, VIP, mac},
     },
     wait,
 };
-use lb_userspace::dataplane::{Swept, Timeouts};
+use lb_userspace::{
+    dataplane::{Ender, Swept, Timeouts},
+    host::Reset,
+};
 
 /// Of the one million that the verifier follows at most.
 const MOST_INSTRUCTIONS: u32 = 50_000;
@@ -79,4 +84,79 @@ fn idle_connections_are_swept_out_and_live_ones_counted() {
     );
     assert_eq!(after, Swept { room: before.room, ..Swept::default() });
     assert!(before.room >= 2 * 65_536 * 2, "both families' connections have two entries each");
+}
+
+/// A segment of the first client, by whichever side.
+fn segment(family: Family, service: Service, from_client: bool, flags: u8, acknowledgement: u32) -> Segment {
+    let [client, vip] = [family.socket(CLIENTS[0], 40_000), family.socket(VIP, service.port)];
+    let seen_as = family.socket(VIP, 40_000);
+    let (from, to) = if from_client { (client, vip) } else { (family.socket(service.backend, BACKEND_PORT), seen_as) };
+    Segment {
+        macs: [mac(1), mac(CLIENTS[0])],
+        tags: Vec::new(),
+        from,
+        to,
+        hops: 64,
+        extra: Extra::None,
+        sequence: 7,
+        acknowledgement,
+        flags,
+        window: 1024,
+        options: Vec::new(),
+        payload: Vec::new(),
+    }
+}
+
+#[test]
+fn a_connection_is_ended_by_the_number_that_its_client_acknowledged_last_and_by_nobody_but_the_vips_holder() {
+    const LAST: u32 = 0x8765_4321;
+    let ended = Stage::set(|stage| {
+        let mut dataplane = packets::load()?;
+        dataplane.apply(&stage.tables())?;
+        let landlord = Landlord::new(&mut dataplane)?;
+        let ender = dataplane.ender()?;
+        for family in Family::ALL {
+            let local = BTreeSet::from([family.address(VIP)]);
+            let flags = Backend::DOWN | Backend::PRESENT;
+            let backend = |host| Backend::new(family.mapped(host), BACKEND_PORT.to_be_bytes(), flags);
+            let down = |host| BTreeMap::from([(REMOTE.id(family), backend(host))]);
+            let end = |ender: &Ender, host| ender.end(&down(host), &local);
+            let mut pass = |from_client, flags, number| {
+                dataplane.ingress(&segment(family, REMOTE, from_client, flags, number).bytes()).map(drop)
+            };
+            pass(true, SYN, 0)?;
+            pass(false, SYN | ACK, 8)?;
+            assert_eq!(end(&ender, REMOTE.backend), [], "the handshake is not complete");
+            pass(true, ACK, 1)?;
+            // By the short way now, of which each packet counts.
+            pass(true, ACK | PSH, LAST)?;
+            pass(false, ACK | PSH, 9)?;
+
+            assert_eq!(ender.end(&down(REMOTE.backend), &BTreeSet::new()), [], "the VIP is elsewhere");
+            landlord.grant(family, Tenure::Over)?;
+            assert_eq!(end(&ender, REMOTE.backend), [], "this node may not speak for it");
+            landlord.grant(family, Tenure::Running)?;
+            assert_eq!(end(&ender, REMOTE.backend + 1), [], "another backend had that number before");
+            let [from, to] = [family.socket(VIP, REMOTE.port), family.socket(CLIENTS[0], 40_000)];
+            let reset = Reset { from, to, sequence: LAST.to_be_bytes() };
+            assert_eq!(end(&ender, REMOTE.backend), [(REMOTE.id(family), reset)]);
+            assert_eq!(end(&ender, REMOTE.backend), [], "it has ended");
+            // Both halves: a new connection by the same ports is one.
+            pass(true, SYN, 0)?;
+            pass(false, SYN | ACK, 8)?;
+            pass(true, ACK, 3)?;
+            let reset = Reset { sequence: 3_u32.to_be_bytes(), ..reset };
+            assert_eq!(end(&ender, REMOTE.backend), [(REMOTE.id(family), reset)]);
+
+            // One whose backend is on this host.
+            for (flags, number) in [(ACK, 5), (ACK | PSH, 6)] {
+                dataplane.ingress(&segment(family, HERE, true, flags, number).bytes())?;
+            }
+            let here = BTreeMap::from([(HERE.id(family), backend(HERE.backend))]);
+            let reset = Reset { from: family.socket(VIP, HERE.port), to, sequence: 6_u32.to_be_bytes() };
+            assert_eq!(ender.end(&here, &local), [(HERE.id(family), reset)]);
+        }
+        Ok(())
+    });
+    ended.unwrap();
 }

@@ -409,7 +409,7 @@ where
     A: Address,
     T: Family<A>,
 {
-    flow.touch(arrival.now, arrival.bytes);
+    flow.touch(arrival.now, arrival.bytes, arrival.segment.acknowledgement);
     tables.traffic(flow.backend(), flow.sender(), arrival.bytes);
 }
 

@@ -197,16 +197,19 @@ mod user {
 
         /// Frees a slot if it is in use and `judge` still says so, with nobody else writing. `now` is in kernel ticks.
         pub fn clear_if(&self, way: u32, now: u32, judge: impl FnOnce(&Slot<A>) -> bool) -> bool {
+            let cleared = self.hold(way, now, |slot| judge(slot).then(|| self.clear(way)));
+            cleared.flatten().is_some()
+        }
+
+        /// Does something with a slot, if it is in use, while nobody else writes: `None` if somebody does.
+        pub fn hold<T>(&self, way: u32, now: u32, work: impl FnOnce(&Slot<A>) -> Option<T>) -> Option<Option<T>> {
             if !self.lock.take(now) {
-                return false;
+                return None;
             }
             let slot = self.slot(way);
-            let goes = slot.tag.load() != 0 && judge(slot);
-            if goes {
-                self.clear(way);
-            }
+            let done = if slot.tag.load() == 0 { None } else { work(slot) };
             self.lock.give();
-            goes
+            Some(done)
         }
     }
 }

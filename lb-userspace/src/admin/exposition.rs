@@ -56,9 +56,10 @@ impl Collector for Snapshot {
         encoder.counters("packets", "Packets seen by the data plane", None, by("verdict", &counters.verdicts))?;
         encoder.counters("drops", "Packets dropped by the data plane", None, by("reason", &counters.drops))?;
         encoder.counters("events", "Events counted by the data plane", None, by("event", &counters.events))?;
-        let Connections { tracked, capacity, table } = status.connections;
+        let Connections { tracked, capacity, reset, table } = status.connections;
         encoder.gauge("tracked_connections", "Connections tracked now", None, tracked)?;
         encoder.gauge("tracked_connections_limit", "Connections that can be tracked at once", None, capacity)?;
+        encoder.counter("resets", "Connections reset without waiting for a packet of the client", reset)?;
         encoder.gauge("table_entries", "Entries of connections; each has two", None, table.entries)?;
         encoder.gauge("table_entries_limit", "Entries that there are slots for", None, table.room)?;
         encoder.gauge(
@@ -147,6 +148,11 @@ impl Families<'_, '_> {
         }
         let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
         samples.try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        family.encode_counter::<NoLabelSet, _, u64>(&value, None)
     }
 
     fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
@@ -242,6 +248,9 @@ xvip_tracked_connections 24
 # HELP xvip_tracked_connections_limit Connections that can be tracked at once
 # TYPE xvip_tracked_connections_limit gauge
 xvip_tracked_connections_limit 131072
+# HELP xvip_resets Connections reset without waiting for a packet of the client
+# TYPE xvip_resets counter
+xvip_resets_total 5
 # HELP xvip_table_entries Entries of connections; each has two
 # TYPE xvip_table_entries gauge
 xvip_table_entries 50

@@ -136,6 +136,9 @@ pub struct LastCheck {
 pub struct Connections {
     pub tracked: u64,
     pub capacity: u64,
+    /// Those whose client was sent a reset because the backend went down, without waiting for its next packet; since the daemon started.
+    #[serde(default)]
+    pub reset: u64,
     pub table: Table,
 }
 
@@ -306,6 +309,7 @@ pub(super) mod tests {
             connections: Connections {
                 tracked: 24,
                 capacity: 131_072,
+                reset: 5,
                 table: Table { entries: 50, half_open: 2, room: 349_536, full_sets: 1 },
             },
             vrrp: Vec::new(),

@@ -101,6 +101,7 @@ impl Checker<'_> {
             port: *raw.port.value()?,
             interface: optional(&raw.interface)?.map(|name| name.0.clone()),
             drain: raw.drain.value()?.0,
+            on_down: *raw.on_down.value()?,
             check: check?,
             backends: backends?,
         })

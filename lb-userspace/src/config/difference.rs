@@ -127,13 +127,14 @@ impl Found {
     }
 
     fn server(&mut self, now: &VirtualServer, then: &VirtualServer) {
-        let VirtualServer { name, address: _, port: _, interface, drain, check, backends } = now;
+        let VirtualServer { name, address: _, port: _, interface, drain, on_down, check, backends } = now;
         let of = named(then);
         self.compare(&format!("{of} name"), [name, &then.name], String::clone, Effect::AtOnce);
         let interface_name =
             |interface: &Option<String>| interface.clone().unwrap_or_else(|| "found by its subnet".to_owned());
         self.compare(&format!("{of} interface"), [interface, &then.interface], interface_name, Effect::AtOnce);
         self.compare(&format!("{of} drain"), [drain, &then.drain], time, Effect::AtOnce);
+        self.compare(&format!("{of} on_down"), [on_down, &then.on_down], shown, Effect::AtOnce);
         self.check(&of, check, &then.check);
         self.backends(&of, backends, &then.backends);
     }

@@ -17,7 +17,7 @@ use toml::{
 };
 
 use super::{
-    model::{Cgroup, ChecksumForm, HmacMode, OnStop, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
     report::Span,
 };
 
@@ -199,6 +199,7 @@ strings! {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
     OnStop: "\"detach\" or \"keep\"" by |text| choice(text, &[("detach", OnStop::Detach), ("keep", OnStop::Keep)]);
+    OnDown: "\"reset\" or \"keep\"" by |text| choice(text, &[("reset", OnDown::Reset), ("keep", OnDown::Keep)]);
     CheckType: "\"https\", \"http\" or \"tcp\"" by |text| {
         choice(text, &[("https", CheckType::Https), ("http", CheckType::Http), ("tcp", CheckType::Tcp)])
     };

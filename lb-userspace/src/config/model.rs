@@ -71,6 +71,16 @@ pub enum OnStop {
     Keep,
 }
 
+/// What becomes of a backend's connections when it goes down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDown {
+    /// They end at once.
+    #[default]
+    Reset,
+    /// They are carried on as before.
+    Keep,
+}
+
 /// Idle times after which a connection is forgotten, by TCP phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -100,6 +110,7 @@ pub struct VirtualServer {
     pub interface: Option<String>,
     /// How long connections go on with a backend that was taken out of the configuration.
     pub drain: Duration,
+    pub on_down: OnDown,
     pub check: Check,
     /// At least one; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,

@@ -11,7 +11,7 @@ use super::{
         AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
         Name, ProbeListener, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName, VipAddress,
     },
-    model::{Cgroup, ChecksumForm, HmacMode, OnStop, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
 };
 
 section! {
@@ -91,6 +91,9 @@ section! {
         /// When a backend is taken out of this file and xvip reloads it: how long its connections may go on. Those that have not ended by
         /// then are reset. New ones go to the other backends at once.
         drain: Time = default("10m") from "0s" to "7days",
+        /// What becomes of a backend's connections when it goes down, which is when TCP does not answer: "reset" ends them at once, so that
+        /// clients find another one; "keep" carries them on. While only the check fails and TCP answers, it gets no new ones and keeps its own.
+        on_down: OnDown = default("reset"),
     } sections {
         check: One<Check>,
         backend: Many<Backend>,

@@ -314,6 +314,7 @@ fn what_is_left_out_has_the_documented_default() {
         port: 443,
         interface: None,
         drain: seconds(600),
+        on_down: model::OnDown::Reset,
         check,
         backends: vec![backend],
     };

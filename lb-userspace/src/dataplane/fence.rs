@@ -57,7 +57,7 @@ impl Dataplane {
     }
 
     /// The map once more, with a file descriptor of its own.
-    fn another<T>(&self, name: &'static str) -> Result<T, LoadError>
+    pub(super) fn another<T>(&self, name: &'static str) -> Result<T, LoadError>
     where
         T: TryFrom<Map, Error = MapError>,
     {
@@ -182,11 +182,16 @@ fn uptime() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
+/// The same in a lease's unit.
+pub(super) fn now() -> u64 {
+    nanoseconds(uptime())
+}
+
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn mapped(address: IpAddr) -> [u8; 16] {
+pub(super) fn mapped(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => V4(v4.octets()).mapped(),
         IpAddr::V6(v6) => V6(v6.octets()).mapped(),

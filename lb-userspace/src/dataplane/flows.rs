@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     ptr::{self, NonNull},
     slice,
+    sync::Arc,
 };
 
 use aya::{
@@ -13,11 +14,12 @@ use aya::{
     maps::{Map, MapError},
 };
 use lb_common::{
-    address::Address,
+    abi::names,
+    address::{Address, V4, V6},
     table::{Hashing, Set, Sets},
 };
 
-use super::LoadError;
+use super::{Dataplane, LoadError};
 
 /// A map of [`Set`]s, mapped into memory. The programs write it at the same time.
 pub(super) struct Flows<A> {
@@ -26,8 +28,25 @@ pub(super) struct Flows<A> {
     sets: PhantomData<Set<A>>,
 }
 
-// SAFETY: the memory is this value's own, and other threads of this process have no reference into it.
+// SAFETY: the memory is this value's own and mapped as long as it lives.
 unsafe impl<A> Send for Flows<A> {}
+// SAFETY: whoever has a reference reads and writes by single loads and stores and by the sets' locks, as the programs do on other CPUs.
+unsafe impl<A> Sync for Flows<A> {}
+
+/// The tables of both families, for everybody in this process.
+pub(super) type Tables = (Arc<Flows<V4>>, Arc<Flows<V6>>);
+
+impl Dataplane {
+    /// The tables of connections, mapped once.
+    pub(super) fn flows(&mut self) -> Result<Tables, LoadError> {
+        if let Some(tables) = &self.tables {
+            return Ok(tables.clone());
+        }
+        let flows4 = Flows::take(&mut self.ebpf, names::FLOWS4, self.hashing)?;
+        let flows6 = Flows::take(&mut self.ebpf, names::FLOWS6, self.hashing)?;
+        Ok(self.tables.insert((Arc::new(flows4), Arc::new(flows6))).clone())
+    }
+}
 
 impl<A> Flows<A> {
     /// Takes the map out of the object and maps all its sets.

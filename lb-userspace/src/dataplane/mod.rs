@@ -3,6 +3,7 @@
 mod adopt;
 mod attach;
 mod detach;
+mod ending;
 mod fence;
 mod flows;
 mod links;
@@ -37,6 +38,7 @@ use crate::host::namespace;
 
 pub use attach::{AttachError, Mode};
 pub use detach::Left;
+pub use ending::Ender;
 pub use fence::Fence;
 pub use local::{HookError, Locals};
 pub use pins::PinError;
@@ -119,6 +121,7 @@ pub struct Dataplane {
     stage: Stage,
     max_connections: u32,
     hashing: Hashing,
+    tables: Option<flows::Tables>,
     /// Whether classifiers attach by links (Linux 6.6) and need no qdisc.
     has_tcx: bool,
 }
@@ -189,6 +192,7 @@ impl Dataplane {
             stage: Stage::Preparing,
             max_connections: options.max_connections,
             hashing,
+            tables: None,
             has_tcx,
         })
     }

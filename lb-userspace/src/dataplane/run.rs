@@ -1,10 +1,12 @@
 //! Single runs of the programs outside of any interface (`BPF_PROG_TEST_RUN`), for tests, benchmarks and the kernel's clock.
 
+use std::time::{Duration, Instant};
+
 use aya::programs::{ProgramError, ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use lb_common::abi::names;
 use nix::time::{ClockId, clock_getres};
 
-use super::{Dataplane, classifier, clock, xdp};
+use super::{Dataplane, LoadError, classifier, clock, xdp};
 
 /// What a program made of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,31 @@ impl Dataplane {
         let result = classifier(&mut self.ebpf, names::TC_EGRESS).test_run(options)?;
         out.truncate(result.data_size_out as usize);
         Ok(Run { action: result.return_value, frame: out })
+    }
+}
+
+/// The kernel's ticks, which go with the monotonic clock, counted from one moment on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticker {
+    ticks: u64,
+    at: Instant,
+    rate: u64,
+}
+
+impl Dataplane {
+    pub(super) fn ticker(&mut self) -> Result<Ticker, LoadError> {
+        Ok(Ticker { ticks: self.ticks().map_err(LoadError::Clock)?, at: Instant::now(), rate: ticks_per_second() })
+    }
+}
+
+impl Ticker {
+    pub(super) fn now(&self) -> u64 {
+        self.ticks + self.count(self.at.elapsed())
+    }
+
+    /// Ticks in that time.
+    pub(super) fn count(&self, time: Duration) -> u64 {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(self.rate) / 1000
     }
 }
 

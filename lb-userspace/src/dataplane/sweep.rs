@@ -3,18 +3,19 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, Ipv6Addr},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use lb_common::{
-    abi::{BackendId, names},
+    abi::BackendId,
     address::{Address, V4, V6},
     conntrack::Patience,
     flow::Flow,
     table::{Set, Slot, WAYS, find},
 };
 
-use super::{Dataplane, LoadError, flows::Flows, ticks_per_second};
+use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
 
 /// Idle times after which a connection is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,31 +54,22 @@ pub struct Swept {
 
 /// Walks the connections. On its own, because a walk over a large table takes a while, which nobody else should wait.
 pub struct Sweeper {
-    flows4: Flows<V4>,
-    flows6: Flows<V6>,
-    /// Ticks of the kernel at one moment; they go with the monotonic clock.
-    ticks: u64,
-    at: Instant,
-    rate: u64,
+    flows4: Arc<Flows<V4>>,
+    flows6: Arc<Flows<V6>>,
+    ticker: Ticker,
 }
 
 impl std::fmt::Debug for Sweeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sweeper").field("ticks", &self.ticks).finish_non_exhaustive()
+        f.debug_struct("Sweeper").field("ticker", &self.ticker).finish_non_exhaustive()
     }
 }
 
 impl Dataplane {
-    /// Takes the sweeper; there is one.
+    /// A hand on the tables that sweeps them.
     pub fn sweeper(&mut self) -> Result<Sweeper, LoadError> {
-        let ticks = self.ticks().map_err(LoadError::Clock)?;
-        Ok(Sweeper {
-            flows4: Flows::take(&mut self.ebpf, names::FLOWS4, self.hashing)?,
-            flows6: Flows::take(&mut self.ebpf, names::FLOWS6, self.hashing)?,
-            ticks,
-            at: Instant::now(),
-            rate: ticks_per_second(),
-        })
+        let (flows4, flows6) = self.flows()?;
+        Ok(Sweeper { flows4, flows6, ticker: self.ticker()? })
     }
 }
 
@@ -85,8 +77,7 @@ impl Sweeper {
     /// Removes the connections whose both halves have been idle for longer than their phase's timeout, counts the others, and looks who of
     /// `neighbours` are their clients.
     pub fn sweep(&mut self, timeouts: &Timeouts, neighbours: &HashSet<IpAddr>) -> Swept {
-        let now = self.ticks + ticks(self.at.elapsed(), self.rate);
-        let clock = Clock { now: now as u32, rate: self.rate, timeouts };
+        let clock = Clock { now: self.ticker.now() as u32, ticker: self.ticker, timeouts };
         let mut swept = Swept::default();
         sweep(&self.flows4, &clock, neighbours, &mut swept);
         sweep(&self.flows6, &clock, neighbours, &mut swept);
@@ -97,18 +88,14 @@ impl Sweeper {
 struct Clock<'a> {
     /// Kernel ticks, the lower half.
     now: u32,
-    rate: u64,
+    ticker: Ticker,
     timeouts: &'a Timeouts,
 }
 
 impl Clock<'_> {
     fn idle<A: Address>(&self, flow: &Flow<A>) -> bool {
-        u64::from(flow.idle(self.now)) > ticks(self.timeouts.of(flow.phase().patience()), self.rate)
+        u64::from(flow.idle(self.now)) > self.ticker.count(self.timeouts.of(flow.phase().patience()))
     }
-}
-
-fn ticks(time: Duration, rate: u64) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(rate) / 1000
 }
 
 fn sweep<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, neighbours: &HashSet<IpAddr>, swept: &mut Swept) {

@@ -14,6 +14,7 @@ pub mod namespace;
 mod news;
 pub mod preflight;
 pub mod qdisc;
+pub mod reset;
 pub mod sockets;
 pub mod unicast;
 pub mod vip;
@@ -23,6 +24,7 @@ pub use changes::{Change, Changes};
 pub use forwarding::Forwarding;
 pub use interface::{Interface, Interfaces, interfaces};
 pub use news::Neighbours;
+pub use reset::{Reset, ResetSocket};
 pub use vip::Vip;
 
 /// A request that the kernel refused.

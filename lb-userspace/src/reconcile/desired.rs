@@ -12,7 +12,10 @@ use lb_common::{
 };
 
 use super::numbers::{Endpoint, Numbers, Removed, mapped, service};
-use crate::{config::model::VirtualServer, health::State};
+use crate::{
+    config::model::{OnDown, VirtualServer},
+    health::State,
+};
 
 /// All that the tables depend on.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +73,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
             let endpoint = Endpoint::of(server, backend);
             let Some(id) = inputs.numbers.backend(&endpoint) else { continue };
             let state = states.get(position).copied().unwrap_or(State::Down);
-            desired.add(inputs, &endpoint, id, state);
+            desired.add(inputs, &endpoint, id, state == State::Down && server.on_down == OnDown::Reset);
             members.push(member(id, &endpoint, backend.weight, state == State::Up));
         }
         let own = inputs.numbers.removed().filter(|(endpoint, _)| *endpoint.service() == key);
@@ -81,20 +84,17 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         if !endpoint.service().is_on_host() {
             mark(&mut desired.vips, endpoint.vip());
         }
-        let state = match inputs.removed.get(&removed.id) {
-            _ if removed.over => State::Down,
-            Some(state) => *state,
-            None => State::Draining,
-        };
-        desired.add(inputs, endpoint, removed.id, state);
+        let resets = removed.was.as_ref().is_none_or(|server| server.on_down == OnDown::Reset);
+        let died = inputs.removed.get(&removed.id) == Some(&State::Down);
+        desired.add(inputs, endpoint, removed.id, removed.over || died && resets);
     }
     desired
 }
 
 impl Desired {
-    fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, state: State) {
-        // Draining is not down: its connections go on.
-        let down = if state == State::Down { Backend::DOWN } else { 0 };
+    /// A backend whose connections end if it is `down`. Draining is not: they go on.
+    fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, down: bool) {
+        let down = if down { Backend::DOWN } else { 0 };
         let local = if inputs.local.contains(&endpoint.address()) {
             mark(&mut self.locals, endpoint.address());
             Backend::LOCAL
@@ -140,6 +140,7 @@ pub(super) mod tests {
             port: 16443,
             interface: None,
             drain: 600 * second,
+            on_down: OnDown::Reset,
             check: Check {
                 kind: CheckKind::Tcp,
                 interval: second,
@@ -190,6 +191,14 @@ pub(super) mod tests {
         assert_eq!(chosen(&desired, 0), BTreeSet::from([0]));
         let down: Vec<bool> = desired.backends.values().map(|backend| backend.is(Backend::DOWN)).collect();
         assert_eq!(down, [false, false, true]);
+    }
+
+    #[test]
+    fn a_dead_backend_keeps_its_connections_if_asked_to() {
+        let servers = [VirtualServer { on_down: OnDown::Keep, ..server("a", 100, 2) }];
+        let desired = with_states(&servers, &[vec![State::Up, State::Down]], &[]);
+        assert_eq!(chosen(&desired, 0), BTreeSet::from([0]));
+        assert!(desired.backends.values().all(|backend| !backend.is(Backend::DOWN)));
     }
 
     #[test]

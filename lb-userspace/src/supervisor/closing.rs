@@ -122,7 +122,7 @@ fn groups(all: &BTreeMap<u64, Local>, backends: &BTreeSet<BackendId>) -> Groups 
     groups
 }
 
-fn address(mapped: [u8; 16]) -> IpAddr {
+pub(super) fn address(mapped: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(mapped).to_canonical()
 }
 

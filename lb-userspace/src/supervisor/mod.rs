@@ -7,6 +7,7 @@ mod closing;
 mod leaving;
 mod placement;
 mod reload;
+mod resetting;
 mod sweeping;
 mod view;
 mod vips;
@@ -33,6 +34,7 @@ use self::{
     callers::Caller,
     closing::Closer,
     placement::{carried, moves, ports},
+    resetting::Resetter,
     vips::Vips,
     vrrp::{Seen, Vrrp},
 };
@@ -131,6 +133,9 @@ struct Node<'a> {
     /// Who is told one by one when a VIP comes here.
     callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
+    /// Clients that were told that their backend is down.
+    reset: watch::Receiver<u64>,
+    resetter: Resetter,
     status: watch::Sender<Arc<Status>>,
     forwarding: Vec<Forwarding>,
 }
@@ -168,6 +173,9 @@ impl<'a> Node<'a> {
         let own = watch::Sender::new(Alive::new());
         let own_counts = own.subscribe();
         let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
+        let resets = watch::Sender::new(0);
+        let reset = resets.subscribe();
+        let resetter = Resetter::start(dataplane.ender()?, resets).context("starting a thread")?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
@@ -211,6 +219,8 @@ impl<'a> Node<'a> {
             callers,
             own: own_counts,
             closer,
+            reset,
+            resetter,
             status: watch::Sender::new(Arc::new(Status::starting(started, file))),
             forwarding: vec![forwarding],
         };
@@ -384,6 +394,10 @@ impl<'a> Node<'a> {
         if !lost.is_empty() {
             self.closer.close(lost);
         }
+        let down: BTreeMap<BackendId, Backend> = changes.iter().filter_map(down).collect();
+        if !down.is_empty() {
+            self.resetter.reset(down, self.host.local_addresses());
+        }
         self.applied = applied;
         self.followed = reports;
         Ok(())
@@ -406,10 +420,12 @@ impl<'a> Node<'a> {
 
     fn health(&self, reports: &Reports) -> Health {
         let state = |server: &VirtualServer, backend: &model::Backend| {
-            reports.get(&BackendKey::of(server, backend)).map(|report| report.state)
+            let report = reports.get(&BackendKey::of(server, backend))?;
+            report.last_check.is_some().then_some(report.state)
         };
+        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
         let of = |server: &VirtualServer| {
-            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Down));
+            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Draining));
             all.collect()
         };
         let removed = self.numbers.removed().filter_map(|(_, removed)| {
@@ -442,6 +458,7 @@ impl<'a> Node<'a> {
             dataplane: &self.dataplane,
             swept: &self.swept.borrow(),
             own: &self.own.borrow(),
+            reset: *self.reset.borrow(),
             vrrp: self.vrrp.status(),
         })?;
         self.status.send_replace(Arc::new(status));
@@ -453,6 +470,14 @@ impl<'a> Node<'a> {
 fn lost(change: &Change) -> Option<BackendId> {
     match change {
         Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
+        _ => None,
+    }
+}
+
+/// A backend whose clients are told that it is down. One that was taken out of the configuration keeps those that go by the VIP.
+fn down(change: &Change) -> Option<(BackendId, Backend)> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) => Some((*id, *backend)),
         _ => None,
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Sources<'a> {
     pub(super) swept: &'a Swept,
     /// Those of this host's own sockets, which the other ones are without.
     pub(super) own: &'a BTreeMap<BackendId, u64>,
+    /// Clients that were told that their backend is down.
+    pub(super) reset: u64,
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
 }
 
@@ -76,6 +78,7 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
         connections: Connections {
             tracked: sources.swept.alive.values().sum(),
             capacity: sources.dataplane.capacity(),
+            reset: sources.reset,
             table: Table {
                 entries: sources.swept.entries,
                 half_open: sources.swept.half_open,

@@ -102,9 +102,10 @@ fn check() -> impl Strategy<Value = Check> {
 /// Number `index` of its configuration, so that what must be unique is.
 fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256), 1..5);
+    let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
-    (name(), any::<bool>(), 1_u16.., interface, duration(0..=600_000), check(), backends).prop_map(
-        |(name, v4, port, interface, drain, check, backends)| {
+    (name(), any::<bool>(), 1_u16.., interface, duration(0..=600_000), on_down, check(), backends).prop_map(
+        |(name, v4, port, interface, drain, on_down, check, backends)| {
             let address = |host: u8| {
                 if v4 {
                     IpAddr::from([10, 0, 0, host])
@@ -119,7 +120,7 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 weight,
             };
             let backends = (1..).zip(backends).map(backend).collect();
-            VirtualServer { name, address: address(100), port, interface, drain, check, backends }
+            VirtualServer { name, address: address(100), port, interface, drain, on_down, check, backends }
         },
     )
 }
@@ -293,7 +294,7 @@ fn written(config: &Config) -> String {
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
-    for VirtualServer { name, address, port, interface, drain, check, backends } in virtual_servers {
+    for VirtualServer { name, address, port, interface, drain, on_down, check, backends } in virtual_servers {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
@@ -301,6 +302,7 @@ fn written(config: &Config) -> String {
         key("port", i64::from(*port).into());
         interface.iter().for_each(|interface| key("interface", interface.as_str().into()));
         key("drain", time(*drain));
+        key("on_down", format!("{on_down:?}").to_lowercase().into());
         key("check.interval", time(check.interval));
         key("check.timeout", time(check.timeout));
         key("check.rise", integer(check.rise));

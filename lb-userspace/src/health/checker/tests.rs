@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{
-    config::model::{Backend, CheckKind},
+    config::model::{Backend, CheckKind, OnDown},
     health::{
         failure::Reason,
         stand_in::{Reply, StandIn, check, closed_port, readyz},
@@ -221,6 +221,7 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         port: 6443,
         interface: None,
         drain: Duration::ZERO,
+        on_down: OnDown::Reset,
         check,
         backends: backends
             .iter()
