@@ -168,10 +168,16 @@ impl<'a> Vrrp<'a> {
         }
     }
 
-    /// Hands the VIPs over to another node.
-    pub(super) fn release(&self) {
-        if let Some((wire, _)) = &self.running {
-            wire.release();
+    /// Hands VIPs over to another node: those of the instance of this name and of its sync group, or all.
+    pub(super) fn release(&self, name: Option<&str>) {
+        let Some((wire, _)) = &self.running else {
+            return;
+        };
+        let Some(name) = name else {
+            return wire.release(None);
+        };
+        if let Some(index) = self.instances.iter().position(|instance| instance.name == name) {
+            wire.release(Some(InstanceId(index)));
         }
     }
 
