@@ -51,6 +51,14 @@ pub async fn compare(socket: &Path, text: String) -> Result<Outcome, ClientError
     read(socket, &ask(socket, Request::post("/v1/compare"), text).await?)
 }
 
+/// Orders something for backends. What follows, in words.
+pub async fn order(socket: &Path, order: &crate::reconcile::Request) -> Result<String, ClientError> {
+    let talk = |e: serde_json::Error| ClientError::Talk { socket: socket.to_owned(), reason: e.to_string() };
+    let body = serde_json::to_string(order).map_err(talk)?;
+    let said = ask(socket, Request::post("/v1/backends"), body).await?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
 /// Asks it to hand VIPs over: those of one instance and its sync group, or all. It begins to when this returns.
 pub async fn release(socket: &Path, instance: Option<&str>) -> Result<(), ClientError> {
     let query = instance.map(|name| format!("?instance={name}")).unwrap_or_default();

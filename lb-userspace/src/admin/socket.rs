@@ -29,6 +29,7 @@ use super::{
     http::{self, Answer, Peer, READ_ONLY, Reply, Verb},
     reload::Outcome,
 };
+use crate::reconcile::Request;
 
 /// For the owner and the group.
 const MODE: u32 = 0o660;
@@ -63,6 +64,8 @@ pub enum Command {
     Reload(Judgement),
     /// Say what it would do to follow this configuration.
     Compare { text: String, judgement: Judgement },
+    /// Drain backends, weigh them otherwise, or take that back.
+    Order { request: Request, judgement: Judgement },
 }
 
 /// Where the outcome is waited for. Dropped, it says that the daemon ends.
@@ -73,6 +76,16 @@ impl Judgement {
     pub fn tell(self, outcome: &Outcome) {
         // Whoever asked may have gone.
         let _ = self.0.send(Answer::json(outcome));
+    }
+
+    /// It is done, in words.
+    pub fn done(self, text: String) {
+        let _ = self.0.send(Answer::text(text));
+    }
+
+    /// It cannot be done, and why.
+    pub fn refuse(self, reason: &str) {
+        let _ = self.0.send(Answer::conflict(reason));
     }
 }
 
@@ -112,10 +125,13 @@ impl ControlSocket {
                     judge(&commands, Command::Reload)
                 }
                 (Verb::Post, "/v1/compare") => compare(&commands, request.body()),
+                (Verb::Post, "/v1/backends") => order(peer, &commands, request.body()),
                 (_, "/v1/status") => Answer::not_allowed(READ_ONLY).into(),
-                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare") => Answer::not_allowed("POST").into(),
+                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare" | "/v1/backends") => {
+                    Answer::not_allowed("POST").into()
+                }
                 _ => Answer::not_found(
-                    "GET /v1/status, POST /v1/reload, POST /v1/compare and POST /v1/vrrp/release are served here\n",
+                    "GET /v1/status, POST /v1/reload, /v1/compare, /v1/backends and /v1/vrrp/release are served here\n",
                 )
                 .into(),
             }
@@ -153,6 +169,16 @@ fn compare(commands: &mpsc::Sender<Command>, body: &[u8]) -> Reply {
     match std::str::from_utf8(body) {
         Ok(text) => judge(commands, |judgement| Command::Compare { text: text.to_owned(), judgement }),
         Err(error) => Answer::conflict(&format!("the configuration is not UTF-8 text: {error}\n")).into(),
+    }
+}
+
+fn order(peer: Peer, commands: &mpsc::Sender<Command>, body: &[u8]) -> Reply {
+    match serde_json::from_slice::<Request>(body) {
+        Ok(request) => {
+            info!("asked by {peer:?}: {:?} {}", request.wish, request.backends.join(", "));
+            judge(commands, |judgement| Command::Order { request, judgement })
+        }
+        Err(error) => Answer::conflict(&format!("that is no order: {error}\n")).into(),
     }
 }
 
@@ -235,6 +261,7 @@ mod tests {
         },
         *,
     };
+    use crate::reconcile::Wish;
 
     fn directory() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -369,6 +396,8 @@ mod tests {
             ("GET /v1/vrrp/release", "HTTP/1.1 405 "),
             ("GET /v1/reload", "HTTP/1.1 405 "),
             ("GET /v1/compare", "HTTP/1.1 405 "),
+            ("GET /v1/backends", "HTTP/1.1 405 "),
+            ("POST /v1/backends", "HTTP/1.1 409 "),
             ("GET /v2/status", "HTTP/1.1 404 "),
         ] {
             let response = answer(&path, line).await;
@@ -419,12 +448,17 @@ mod tests {
             let Some(Command::Compare { text, judgement }) = commands.recv().await else { panic!("a text") };
             assert_eq!(text, "[é]");
             judgement.tell(&refused);
+            let Some(Command::Order { request, judgement }) = commands.recv().await else { panic!("an order") };
+            assert_eq!((request.wish, request.backends.as_slice()), (Wish::Weight(3), &["m1".to_owned()][..]));
+            judgement.refuse("no m1");
             // One that is dropped says so.
             assert!(matches!(commands.recv().await, Some(Command::Reload(_))));
         };
         let asking = async {
             assert_eq!(client::reload(&path).await.unwrap(), refused);
             assert_eq!(client::compare(&path, "[é]".to_owned()).await.unwrap(), refused);
+            let order = Request { wish: Wish::Weight(3), backends: vec!["m1".to_owned()], persist: false };
+            assert_eq!(client::order(&path, &order).await.unwrap_err().to_string(), "no m1");
             let ended = client::reload(&path).await.unwrap_err().to_string();
             assert!(ended.contains("the daemon ends"), "{ended}");
         };

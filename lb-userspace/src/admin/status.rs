@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{sync::Sync, vrrp};
-use crate::health::State;
+use crate::{health::State, reconcile::Order};
 
 /// Everything at one moment. Points in time are RFC 3339, so that they stay true however old the status is when it is read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,6 +108,9 @@ pub struct Backend {
     pub weight: u16,
     #[serde(deserialize_with = "StateName::deserialize")]
     pub state: State,
+    /// What was ordered on the control socket; weight and state are what came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// When it entered this state.
     #[serde(with = "rfc3339")]
     pub since: SystemTime,
@@ -261,6 +264,7 @@ pub(super) mod tests {
             port: 6443,
             weight: 1,
             state,
+            order: None,
             since: ago(age),
             last_check: Some(LastCheck { text: "200 OK".into(), latency: Duration::from_micros(3_250) }),
             checks: 157,

@@ -130,14 +130,14 @@ fn mark(filter: &mut Filter, address: IpAddr) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{num::NonZeroU32, time::Instant};
+    use std::{num::NonZeroU32, time::Duration};
 
     use super::*;
     use crate::config::model::{self, Check, CheckKind};
 
     /// A virtual server with as many backends as there are states.
     pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
-        let second = std::time::Duration::from_secs(1);
+        let second = Duration::from_secs(1);
         VirtualServer {
             name: name.to_owned(),
             address: [192, 168, 2, last].into(),
@@ -167,7 +167,7 @@ pub(super) mod tests {
 
     pub(crate) fn with_states(servers: &[VirtualServer], states: &[Vec<State>], local: &[IpAddr]) -> Desired {
         let mut numbers = Numbers::default();
-        numbers.follow(&[], servers, Instant::now()).unwrap();
+        numbers.follow(&[], servers, Duration::ZERO).unwrap();
         numbered(servers, states, local, &numbers, &[])
     }
 
@@ -250,7 +250,7 @@ pub(super) mod tests {
     #[test]
     fn a_removed_backend_carries_on_without_new_connections() {
         let before = [server("a", 100, 2), server("b", 101, 1)];
-        let (mut numbers, now) = (Numbers::default(), Instant::now());
+        let (mut numbers, now) = (Numbers::default(), Duration::ZERO);
         numbers.follow(&[], &before, now).unwrap();
         let mut after = [before[0].clone()];
         after[0].backends.remove(0);
@@ -274,7 +274,7 @@ pub(super) mod tests {
         assert_eq!(down(&drained), [false, false]);
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[])), [false, false], "nobody knows: let them be");
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[(other, State::Down)])), [false, true], "it died");
-        numbers.expire(now + std::time::Duration::from_secs(600));
+        numbers.expire(now + Duration::from_secs(600));
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &states)), [true, true]);
     }
 }

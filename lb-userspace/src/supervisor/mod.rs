@@ -5,6 +5,7 @@ mod attaching;
 mod callers;
 mod closing;
 mod leaving;
+mod ordering;
 mod placement;
 mod reload;
 mod resetting;
@@ -53,7 +54,7 @@ use crate::{
     dataplane::{Change, Dataplane, Mode, Options, Swept},
     health::{BackendKey, Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
-    reconcile::{Applied, Inputs, Numbers, desired, plan, service},
+    reconcile::{Applied, Inputs, Numbers, Orders, desired, plan, service},
     sync::Sync,
 };
 
@@ -126,6 +127,9 @@ struct Node<'a> {
     host: Interfaces,
     applied: Applied,
     numbers: Numbers,
+    /// Where their time begins.
+    begun: Instant,
+    orders: Orders,
     /// Virtual servers that there is room for.
     room: usize,
     /// Packets of backends that are gone.
@@ -186,8 +190,8 @@ impl<'a> Node<'a> {
 
         // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
         let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
-        let mut numbers = Numbers::of_former(dataplane.former_backends(), Instant::now());
-        numbers.follow(&[], &config.virtual_servers, Instant::now())?;
+        let mut numbers = Numbers::of_former(dataplane.former_backends(), Duration::ZERO);
+        numbers.follow(&[], &config.virtual_servers, Duration::ZERO)?;
         let timeouts = watch::Sender::new(config.dataplane.timeouts);
         let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
         let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
@@ -217,6 +221,8 @@ impl<'a> Node<'a> {
             host,
             applied,
             numbers,
+            begun: Instant::now(),
+            orders: ordering::lasting(config),
             room,
             forwarded_before: 0,
             timeouts,
@@ -385,7 +391,7 @@ impl<'a> Node<'a> {
 
     /// Brings the tables to what configuration, health and host ask for.
     fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
-        let servers = &self.config.virtual_servers;
+        let servers = &self.orders.weighted(&self.config.virtual_servers);
         let reports = self.reports.borrow_and_update().clone();
         let (states, removed) = self.health(&reports);
         let takes = |(backend, state): (&model::Backend, &State)| *state == State::Up && backend.weight > 0;
@@ -442,8 +448,10 @@ impl<'a> Node<'a> {
         };
         // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
         let of = |server: &VirtualServer| {
-            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Draining));
-            all.collect()
+            let ordered = |backend: &model::Backend| {
+                self.orders.state(server, backend, state(server, backend).unwrap_or(State::Draining))
+            };
+            server.backends.iter().map(ordered).collect()
         };
         let removed = self.numbers.removed().filter_map(|(_, removed)| {
             let server = removed.was.as_ref()?;
@@ -470,6 +478,8 @@ impl<'a> Node<'a> {
                 last_reload: self.last_reload.clone(),
             },
             numbers: &self.numbers,
+            begun: self.begun,
+            orders: &self.orders,
             forwarded_before: self.forwarded_before,
             started: self.started,
             reports: &self.followed,

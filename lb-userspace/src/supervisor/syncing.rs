@@ -72,7 +72,7 @@ pub(super) fn shown(view: View) -> admin::sync::Sync {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::Duration;
 
     use super::*;
     use crate::config::parse;
@@ -83,7 +83,7 @@ mod tests {
         let config = parse(&text, "example").expect("the example");
         let servers = &config.virtual_servers;
         let mut given = Numbers::default();
-        given.follow(&[], servers, Instant::now()).expect("few enough");
+        given.follow(&[], servers, Duration::ZERO).expect("few enough");
         let all = backends(servers, &given, &BTreeSet::new(), &[true]);
         let own = servers[0].backends[1].address;
         let others = backends(servers, &given, &BTreeSet::from([own]), &[false]);
