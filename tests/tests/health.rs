@@ -99,6 +99,8 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         port: 6443,
         interface: None,
         on_down: OnDown::Reset,
+        allow: Vec::new(),
+        deny: Vec::new(),
         check: Check {
             kind: CheckKind::Http(request),
             interval: Duration::from_secs(1),

@@ -108,6 +108,10 @@ pub struct VirtualServer {
     /// The interface that carries the VIP; `None` finds the one whose subnet holds it.
     pub interface: Option<String>,
     pub on_down: OnDown,
+    /// Of the VIP's family, no duplicates, and none on loopback. The most specific range that a client is in counts, and of two equal ones
+    /// that which denies; where any is allowed, all others are denied.
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
     pub check: Check,
     /// At least one; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,

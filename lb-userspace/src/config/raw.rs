@@ -9,7 +9,7 @@ use super::{
     keys::{Any, Many, Maybe, One},
     leaf::{
         AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
-        Name, ProbeListener, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName, VipAddress,
+        Name, ProbeListener, RequestPath, RouterAddress, SocketPath, SourceRange, Statuses, Time, TlsName, VipAddress,
     },
     model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
 };
@@ -91,6 +91,11 @@ section! {
         /// What becomes of a backend's connections when it goes down, which is when TCP does not answer: "reset" ends them at once, so that
         /// clients find another one; "keep" carries them on. While only the check fails and TCP answers, it gets no new ones and keeps its own.
         on_down: OnDown = default("reset"),
+        /// Clients that may use it. The most specific range that a client is in counts, here and in `deny`, and of two equal ones that in `deny`.
+        /// If there is any here, everybody else is denied. Processes of this node are not asked where they go straight to a backend.
+        allow: Vec<Spanned<SourceRange>> = default([]),
+        /// Clients that may not: their packets are dropped, and connections that they have end.
+        deny: Vec<Spanned<SourceRange>> = default([]),
     } sections {
         check: One<Check>,
         backend: Many<Backend>,

@@ -5,8 +5,11 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use lb_common::{
-    abi::{Backend, BackendId, Filter, MAX_BACKENDS, MAX_SERVICES, Port, ServiceId, ServiceKey},
+    abi::{
+        Access, Backend, BackendId, Filter, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, Port, Range, ServiceId, ServiceKey,
+    },
     address::{Address as _, V4, V6},
     maglev::{self, Member},
 };
@@ -35,6 +38,8 @@ pub struct Desired {
     pub tables: BTreeMap<ServiceId, Vec<BackendId>>,
     pub backends: BTreeMap<BackendId, Backend>,
     pub ports: BTreeMap<Port, Port>,
+    /// Who may use which virtual server; who is in no range may.
+    pub ranges: BTreeMap<Range, Access>,
     pub vips: Filter,
     pub locals: Filter,
 }
@@ -50,6 +55,10 @@ pub enum TooMany {
         "{0} backends are configured, and {MAX_BACKENDS} are the most that one xvip carries. Spread them over several nodes."
     )]
     Backends(usize),
+    #[error(
+        "{0} ranges are in `allow` and `deny`, and {MAX_RANGES} are the most that one xvip takes. Join neighbouring ones."
+    )]
+    Ranges(usize),
 }
 
 /// Computes the tables.
@@ -77,6 +86,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
             }
         };
         desired.services.insert(key, service);
+        desired.ranges.extend(rules(service, server));
         let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
         let mut members = Vec::with_capacity(server.backends.len());
         for ((position, backend), id) in server.backends.iter().enumerate().zip(&mut ids) {
@@ -98,7 +108,23 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
         }
         desired.tables.insert(service, maglev::build(&members));
     }
+    if desired.ranges.len() > MAX_RANGES {
+        return Err(TooMany::Ranges(desired.ranges.len()));
+    }
     Ok(desired)
+}
+
+/// Who may use a virtual server. The most specific range counts, and of two equal ones that which denies; where any is allowed, all others are
+/// denied.
+fn rules(service: ServiceId, server: &VirtualServer) -> BTreeMap<Range, Access> {
+    let range = |net: &IpNet| match net.network() {
+        IpAddr::V4(v4) => Range::new(service, V4(v4.octets()), u32::from(net.prefix_len())),
+        IpAddr::V6(v6) => Range::new(service, V6(v6.octets()), u32::from(net.prefix_len())),
+    };
+    let others = (!server.allow.is_empty()).then_some((Range::everybody(service), Access::DENIED));
+    let allowed = server.allow.iter().map(|net| (range(net), Access::ALLOWED));
+    let denied = server.deny.iter().map(|net| (range(net), Access::DENIED));
+    others.into_iter().chain(allowed).chain(denied).collect()
 }
 
 /// Draining is not down: its connections go on.
@@ -138,6 +164,8 @@ pub(super) mod tests {
             port: 16443,
             interface: None,
             on_down: OnDown::Reset,
+            allow: Vec::new(),
+            deny: Vec::new(),
             check: Check {
                 kind: CheckKind::Tcp,
                 interval: second,
@@ -227,6 +255,26 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn of_equal_ranges_the_denied_one_counts_and_what_is_not_allowed_is_denied() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let mut servers = [server("a", 100, 1), server("b", 101, 1), server("c", 102, 1)];
+        servers[1].deny = vec![net("10.0.0.0/8")];
+        servers[2].allow = vec![net("10.0.0.0/8"), net("10.1.0.0/16"), net("0.0.0.0/0")];
+        servers[2].deny = vec![net("10.1.0.0/16"), net("10.0.0.7/32")];
+        let ranges = with_states(&servers, &[], &[]).ranges;
+        let of = |service, address, length| Range::new(ServiceId(service), V4(address), length);
+        let expected = [
+            (of(1, [10, 0, 0, 0], 8), Access::DENIED),
+            (Range::everybody(ServiceId(2)), Access::DENIED),
+            (of(2, [0, 0, 0, 0], 0), Access::ALLOWED),
+            (of(2, [10, 0, 0, 0], 8), Access::ALLOWED),
+            (of(2, [10, 1, 0, 0], 16), Access::DENIED),
+            (of(2, [10, 0, 0, 7], 32), Access::DENIED),
+        ];
+        assert_eq!(ranges, BTreeMap::from(expected));
+    }
+
+    #[test]
     fn too_many_are_refused() {
         let servers = vec![server("a", 100, 1); MAX_SERVICES + 1];
         let (local, ports) = (BTreeSet::new(), BTreeMap::new());
@@ -236,5 +284,9 @@ pub(super) mod tests {
         wide.backends = vec![wide.backends[0].clone(); MAX_BACKENDS + 1];
         let inputs = Inputs { servers: &[wide], ..inputs };
         assert_eq!(desired(&inputs), Err(TooMany::Backends(MAX_BACKENDS + 1)));
+        let mut listed = server("a", 100, 1);
+        listed.deny = (0..=MAX_RANGES as u32).map(|number| IpNet::from(IpAddr::V4(number.into()))).collect();
+        let inputs = Inputs { servers: &[listed], ..inputs };
+        assert_eq!(desired(&inputs), Err(TooMany::Ranges(MAX_RANGES + 1)));
     }
 }

@@ -220,6 +220,8 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         port: 6443,
         interface: None,
         on_down: OnDown::Reset,
+        allow: Vec::new(),
+        deny: Vec::new(),
         check,
         backends: backends
             .iter()
