@@ -65,8 +65,8 @@ pub const MAX_BACKENDS: usize = 4096;
 pub const MAX_PORTS: usize = 256;
 /// Connections that processes of this host have open at once. A node has a few hundred.
 pub const MAX_LOCALS: usize = 65_536;
-/// Leases at once: no more VIPs than virtual servers.
-pub const MAX_LEASES: usize = MAX_SERVICES;
+/// Leases at once: no more VIPs than virtual servers, and no more virtual MACs than virtual routers have numbers, in each family.
+pub const MAX_LEASES: usize = MAX_SERVICES + 2 * 255;
 /// Places of programs that `xdp_ingress` hands packets on to.
 pub mod programs {
     pub const ICMP: u32 = 0;
@@ -122,6 +122,15 @@ impl ServiceKey {
 
     pub const fn address(&self) -> [u8; 16] {
         self.address
+    }
+
+    pub const fn port(&self) -> [u8; 2] {
+        self.port
+    }
+
+    /// Whether only sockets of this host may use it.
+    pub const fn is_on_host(&self) -> bool {
+        self.scope[0] != 0
     }
 }
 
@@ -197,7 +206,7 @@ impl Access {
     }
 }
 
-/// One backend.
+/// One backend of one virtual server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Backend {
@@ -205,6 +214,8 @@ pub struct Backend {
     port: [u8; 2],
     flags: u8,
     reserved: u8,
+    /// For the next daemon, so that it gives the same backend the same number.
+    service: ServiceKey,
 }
 
 impl Backend {
@@ -216,12 +227,22 @@ impl Backend {
     pub const PRESENT: u8 = 4;
 
     pub const fn new(address: [u8; 16], port: [u8; 2], flags: u8) -> Self {
-        Self { address, port, flags: flags | Self::PRESENT, reserved: 0 }
+        Self { address, port, flags: flags | Self::PRESENT, reserved: 0, service: ServiceKey::new([0; 16], [0; 2]) }
+    }
+
+    /// The same, as a backend of that virtual server.
+    #[must_use]
+    pub const fn of(self, service: ServiceKey) -> Self {
+        Self { service, ..self }
+    }
+
+    pub const fn service(&self) -> ServiceKey {
+        self.service
     }
 
     /// An entry that stands for no backend.
     pub const fn absent() -> Self {
-        Self { address: [0; 16], port: [0; 2], flags: 0, reserved: 0 }
+        Self { address: [0; 16], port: [0; 2], flags: 0, reserved: 0, service: ServiceKey::new([0; 16], [0; 2]) }
     }
 
     #[inline(always)]
@@ -237,11 +258,6 @@ impl Backend {
     #[inline(always)]
     pub const fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
-    }
-
-    /// Whether both are about the same address and port.
-    pub fn is_same(&self, other: &Self) -> bool {
-        (self.address, self.port) == (other.address, other.port)
     }
 
     /// Its address, IPv4 as `::ffff:a.b.c.d`.
@@ -379,12 +395,40 @@ impl Settings {
 pub struct Lease {
     claimed_until: u64,
     carried_until: u64,
+    /// All zero where the VIP is at the MAC of its interface.
+    mac: [u8; 6],
+    _reserved: [u8; 2],
 }
 
 impl Lease {
     /// Until when the node answers who asks for the VIP's MAC address, and until when it carries the VIP's traffic.
     pub const fn new(claimed_until: u64, carried_until: u64) -> Self {
-        Self { claimed_until, carried_until }
+        Self { claimed_until, carried_until, mac: [0; 6], _reserved: [0; 2] }
+    }
+
+    /// The VIP is at that virtual MAC, whatever the interface's own is.
+    #[must_use]
+    pub const fn at(self, mac: [u8; 6]) -> Self {
+        Self { mac, ..self }
+    }
+
+    /// Where the lease of a virtual MAC itself stands: under a group address of no scope, which is nobody's VIP.
+    #[inline(always)]
+    pub const fn key_of(mac: [u8; 6]) -> [u8; 16] {
+        let [a, b, c, d, e, f] = mac;
+        [0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f]
+    }
+
+    /// The virtual MAC whose lease stands under a key.
+    pub fn mac_under(key: &[u8; 16]) -> Option<[u8; 6]> {
+        let mac = *key.last_chunk()?;
+        (Self::key_of(mac) == *key).then_some(mac)
+    }
+
+    /// The virtual MAC that the VIP is at.
+    #[inline(always)]
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        Some(self.mac).filter(|mac| *mac != [0; 6])
     }
 
     #[inline(always)]
@@ -528,11 +572,11 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<Source>() == 20);
     assert!(size_of::<Access>() == 4);
-    assert!(size_of::<Backend>() == 20);
+    assert!(size_of::<Backend>() == 40);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<Local>() == 48);
     assert!(size_of::<Port>() == 8);
-    assert!(size_of::<Lease>() == 16);
+    assert!(size_of::<Lease>() == 24);
     assert!(size_of::<Fence>() == 8);
     assert!(size_of::<Settings>() == 8 + 2 * 512);
 };

@@ -13,13 +13,13 @@ use crate::{
         Traffic,
     },
     address::{Address, V4, V6},
-    checksum::adjust,
+    checksum::{Delta, adjust},
     conntrack::Sender,
     datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
     flow::{Flow, Hop, mix},
     frame::Frame,
     table::{Hashing, SECRET_WORDS, Set, Sets},
-    wire::{Segment, Tags, Tcp},
+    wire::{Checksum, Segment, Tags, Tcp},
 };
 
 /// What becomes of a frame that arrives, by whichever of the programs decides.
@@ -97,6 +97,11 @@ impl Memory {
     /// All counters that are not zero.
     pub fn counters(&self) -> HashMap<Counter, u64> {
         self.counters.borrow().clone()
+    }
+
+    /// Forgets what was counted for a backend, as the daemon does when it goes.
+    pub fn forget_traffic(&mut self, id: BackendId) {
+        self.traffic.get_mut().remove(&id);
     }
 
     pub fn traffic_of(&self, id: BackendId) -> Traffic {
@@ -232,5 +237,16 @@ impl Outgoing for [u8] {
         tcp.destination = flow.new_destination_port();
         tcp.checksum = adjust(tcp.checksum, flow.segment_delta);
         true
+    }
+
+    fn replace_mac(&mut self, at: usize, old: [u8; 6], new: [u8; 6], checksum: Option<usize>) -> bool {
+        if let Some(checksum) = checksum {
+            let Ok(checksum) = Frame::get_mut::<Checksum>(self, checksum) else {
+                return false;
+            };
+            let change = |delta: Delta, word: usize| delta.word([old[word], old[word + 1]], [new[word], new[word + 1]]);
+            checksum.0 = adjust(checksum.0, [0, 2, 4].into_iter().fold(Delta::new(), change).folded());
+        }
+        self.get_mut(at..).and_then(|rest| rest.first_chunk_mut()).map(|mac| *mac = new).is_some()
     }
 }

@@ -96,7 +96,7 @@ unsafe impl Header for Checksum {}
 pub struct Arp {
     /// Hardware and protocol, the lengths of their addresses, and the operation.
     pub kind: [u8; 8],
-    _sender_hardware: [u8; 6],
+    pub sender_hardware: [u8; 6],
     pub sender: [u8; 4],
     _target_hardware: [u8; 6],
     pub target: [u8; 4],
@@ -115,6 +115,22 @@ pub struct Solicitation {
 }
 // SAFETY: bytes only.
 unsafe impl Header for Solicitation {}
+
+/// A neighbour solicitation or advertisement (RFC 4861 §4.3, §4.4) that begins its options with a MAC address (§4.6.1).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Acquaintance {
+    pub kind: u8,
+    _code: u8,
+    pub checksum: [u8; 2],
+    _flags: [u8; 4],
+    pub target: [u8; 16],
+    /// Kind and length: whose address it is.
+    pub option: [u8; 2],
+    pub hardware: [u8; 6],
+}
+// SAFETY: bytes only.
+unsafe impl Header for Acquaintance {}
 
 /// TCP control bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -35,6 +35,14 @@ impl Packet {
         Self { bounds, start: ctx.data(), end: ctx.data_end() }
     }
 
+    /// What of a received socket buffer is in one piece: the Ethernet header always.
+    #[inline(always)]
+    pub(crate) fn buffered(ctx: &TcContext) -> Self {
+        // SAFETY: as above.
+        let bounds = unsafe { [&raw const (*ctx.skb.skb).data, &raw const (*ctx.skb.skb).data_end] };
+        Self { bounds, start: ctx.data(), end: ctx.data_end() }
+    }
+
     #[inline(always)]
     fn at<T: Header>(&self, at: usize) -> Result<*mut T, Truncated> {
         let start = self.start + at;
@@ -168,4 +176,21 @@ impl Outgoing for Buffer<'_> {
             ok & self.store(source, &mapped)
         }
     }
+
+    #[inline(always)]
+    fn replace_mac(&mut self, at: usize, old: [u8; 6], new: [u8; 6], checksum: Option<usize>) -> bool {
+        let mut ok = true;
+        if let Some(checksum) = checksum {
+            let (old, new) = (words(old), words(new));
+            ok &= self.ctx.skb.l4_csum_replace(checksum, old[0], new[0], 4).is_ok();
+            ok &= self.ctx.skb.l4_csum_replace(checksum, old[1], new[1], 2).is_ok();
+        }
+        ok & self.store(at, &new)
+    }
+}
+
+/// Four bytes and two, as the kernel's checksum helpers take them.
+#[inline(always)]
+fn words([a, b, c, d, e, f]: [u8; 6]) -> [u64; 2] {
+    [u64::from(u32::from_ne_bytes([a, b, c, d])), u64::from(u16::from_ne_bytes([e, f]))]
 }

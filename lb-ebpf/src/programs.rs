@@ -4,7 +4,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{TC_ACT_OK, xdp_action},
     helpers::{
-        bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
+        bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type, bpf_skb_vlan_pop, bpf_xdp_adjust_meta,
+        bpf_xdp_adjust_tail,
     },
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -116,9 +117,21 @@ fn xdp_clock(ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Sends what `xdp_ingress` has rewritten but could not send, resolving the neighbour.
+/// `PACKET_OTHERHOST` and `PACKET_HOST` of linux/if_packet.h.
+const FOR_ANOTHER_MAC: u32 = 3;
+const FOR_THIS_HOST: u32 = 0;
+
+/// Sends what `xdp_ingress` has rewritten but could not send, resolving the neighbour. What goes up and came to a virtual MAC is the
+/// host's, though the interface has another.
 #[classifier]
 fn tc_ingress(ctx: TcContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    if unsafe { (*ctx.skb.skb).pkt_type } == FOR_ANOTHER_MAC
+        && datapath::accepts(&Packet::buffered(&ctx), &Maps::new(ctx.as_ptr()))
+    {
+        // SAFETY: a plain helper call. It fails for no type that is written here.
+        let _ = unsafe { bpf_skb_change_type(ctx.skb.skb, FOR_THIS_HOST) };
+    }
     // SAFETY: the context is valid while the program runs.
     let note = unsafe { (*ctx.skb.skb).data_meta } as usize;
     if note + size_of::<Note>() > ctx.data() {

@@ -15,13 +15,17 @@ const SYSCTLS: [&str; 3] = ["ipv4/conf/@/forwarding", "ipv6/conf/@/forwarding", 
 pub struct Traces(BTreeMap<String, String>);
 
 impl Traces {
-    /// Addresses, links with their XDP programs, qdiscs, classifiers, sysctls, files in the BPF filesystem and `socket`.
+    /// Addresses, links with their XDP programs, qdiscs, MAC addresses that are listened to, classifiers, sysctls, files in the BPF filesystem and `socket`.
     pub fn of(host: &Host, interface: &str, socket: &Path) -> Result<Self> {
         let mut traces = BTreeMap::new();
         for question in ["ip -oneline address", "ip -oneline link", "tc qdisc"] {
             let words: Vec<&str> = question.split_whitespace().collect();
             traces.insert(question.to_owned(), host.exec(&words)?);
         }
+        // Groups are the kernel's business.
+        let macs = host.exec(&["bridge", "fdb", "show", "dev", interface])?;
+        let macs = macs.lines().filter(|line| !line.starts_with("33:33:") && !line.starts_with("01:00:5e:"));
+        traces.insert("bridge fdb".to_owned(), macs.collect());
         for sysctl in SYSCTLS {
             let path = Path::new("/proc/sys/net").join(sysctl.replace('@', interface));
             traces.insert(sysctl.to_owned(), host.enter(|| fs::read_to_string(path))??);

@@ -76,6 +76,21 @@ impl Xvip {
         Self::finish(&self.host, command)
     }
 
+    /// Writes another configuration for [`Xvip::reload`], SIGHUP or `check --diff`.
+    pub fn rewrite(&self, configuration: &str) -> Result<PathBuf> {
+        write(&self.host, configuration)
+    }
+
+    /// Has the daemon follow another configuration; an error if it does not.
+    pub fn reload(&self, configuration: &str) -> Result<()> {
+        self.rewrite(configuration)?;
+        let output = self.command(&["reload"])?;
+        if !output.status.success() {
+            bail!("{}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
+        }
+        Ok(())
+    }
+
     pub fn status(&self) -> Result<Status> {
         let output = self.command(&["status", "--json"])?;
         if !output.status.success() {

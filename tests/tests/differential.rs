@@ -131,7 +131,12 @@ impl Twins {
         for change in changes.iter().cloned() {
             match change {
                 Change::Settings(settings) => memory.settings = Some(*settings),
-                Change::Backend(id, backend) => drop(memory.backends.insert(id, backend)),
+                Change::Backend(id, backend) => {
+                    if !backend.is(Backend::PRESENT) {
+                        memory.forget_traffic(id);
+                    }
+                    memory.backends.insert(id, backend);
+                }
                 Change::Table(service, slots) => drop(memory.tables.insert(service, slots)),
                 Change::Serve(key, service) => drop(memory.services.insert(key, service)),
                 Change::Withdraw(key) => drop(memory.services.remove(&key)),

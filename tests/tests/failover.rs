@@ -285,6 +285,32 @@ fn a_release_moves_the_vips_and_they_stay_there() {
 }
 
 #[test]
+fn a_client_that_misses_every_broadcast_is_told_by_itself() {
+    let mut pair = Pair::up("told");
+    // B gets to know the client while it has the VIPs.
+    assert!(pair.daemons.remove(A).unwrap().stop().unwrap().success());
+    pair.wait_for(B, State::Master);
+    pair.assert_serves();
+    let swept = |status: &Status| status.connections.tracked > 0;
+    pair.xvip(B).wait_for("a sweep that has seen the client", LIMIT, swept).unwrap();
+    pair.start(A);
+    pair.wait_for(A, State::Master);
+    pair.wait_for(B, State::Backup);
+    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+
+    let client = pair.deployment.client_host();
+    client.hear_broadcasts(false).unwrap();
+    assert!(pair.daemons.remove(A).unwrap().stop().unwrap().success());
+    pair.wait_for(B, State::Master);
+    // It sends nothing, and so asks nobody.
+    let (theirs, show) =
+        (format!("lladdr {} ", pair.mac(B)), ["ip", "neighbour", "show", "192.168.2.100", "dev", "eth0"]);
+    let learnt = || client.exec(&show).unwrap().contains(&theirs).then_some(());
+    wait::until("the client to learn of B", LIMIT, learnt).unwrap();
+    pair.assert_serves();
+}
+
+#[test]
 fn a_daemon_that_hangs_does_not_claim_the_vips_and_listens_first_when_it_goes_on() {
     let pair = Pair::up("hang");
     let before = instance(&pair.xvip(A).status().unwrap(), 51).transitions;

@@ -101,6 +101,7 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         on_down: OnDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),
+        drain: Duration::ZERO,
         check: Check {
             kind: CheckKind::Http(request),
             interval: Duration::from_secs(1),

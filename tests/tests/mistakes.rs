@@ -152,6 +152,17 @@ fn what_the_host_does_not_have_is_told_with_what_it_has() {
 }
 
 #[test]
+fn a_virtual_mac_where_no_program_is_is_refused() {
+    let bench = Bench::new("deaf");
+    let vrrp = "\n[[vrrp]]\nname = \"deaf\"\ninterface = \"lo\"\nvrid = 51\naddresses = [\"192.168.2.77\"]\nvirtual_mac = true\n";
+    let words = [
+        "[[vrrp]] \"deaf\": `virtual_mac` needs the XDP program on lo. Add lo (or, if it is a VLAN, the interface below it)",
+    ];
+    bench.refuse("check", &(bench.configuration() + vrrp), 2, &words);
+    bench.refuse("run", &(bench.configuration() + vrrp), 1, &words);
+}
+
+#[test]
 fn a_taken_metrics_port_is_told_and_nothing_is_half_done() {
     let bench = Bench::new("port");
     let host = bench.deployment.host(NODE).unwrap();

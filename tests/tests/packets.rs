@@ -1,7 +1,7 @@
 //! The packet table in this machine's kernel. Needs root.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
@@ -63,17 +63,25 @@ fn idle_connections_are_swept_out_and_live_ones_counted() {
         let mut sweeper = dataplane.sweeper()?;
         let (never, at_once) = (Duration::MAX, Duration::ZERO);
         let patient = Timeouts { syn: never, established: at_once, closing: at_once };
-        let before = sweeper.sweep(&patient);
+        let neighbours = HashSet::from([CLIENTS[0], CLIENTS[1]].map(|client| Family::Ipv4.address(client)));
+        let before = sweeper.sweep(&patient, &neighbours);
         // A tick must pass before a connection that may be idle for none is.
         let hasty = Timeouts { syn: at_once, established: never, closing: never };
-        let swept =
-            wait::until("the sweep", Duration::from_secs(2), || (sweeper.sweep(&hasty).entries == 0).then_some(()));
+        let swept = wait::until("the sweep", Duration::from_secs(2), || {
+            (sweeper.sweep(&hasty, &neighbours).entries == 0).then_some(())
+        });
         swept?;
-        Ok((before, sweeper.sweep(&patient)))
+        Ok((before, sweeper.sweep(&patient, &neighbours)))
     });
     let (before, after) = counts.unwrap();
     assert_eq!(before.alive, BTreeMap::from([(REMOTE.id(Family::Ipv4), 1)]), "one connection, counted once");
     assert_eq!((before.entries, before.half_open, before.full_sets), (2, 2, 0));
+    let callers: Vec<_> = before.callers.keys().collect();
+    assert_eq!(
+        callers,
+        [&Family::Ipv4.address(CLIENTS[0])],
+        "of two neighbours one has spoken, and the backend has called nobody"
+    );
     assert_eq!(after, Swept { room: before.room, ..Swept::default() });
     assert!(before.room >= 2 * 65_536 * 2, "both families' connections have two entries each");
 }

@@ -17,10 +17,12 @@ pub mod local;
 mod renew;
 mod reset;
 mod send;
+mod virtual_mac;
 
 use core::ops::DerefMut;
 
 pub use icmp::icmp;
+pub use virtual_mac::accepts;
 
 use crate::{
     abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings},
@@ -131,6 +133,10 @@ pub trait Family<A: Address>: Tables + Sets<A> {
 pub trait Outgoing: Frame {
     /// Writes the entry's addresses and ports over the segment's and keeps its checksums right. Whether that succeeded.
     fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool;
+
+    /// Writes the MAC address `new` over `old` at an even distance from the start, and keeps the checksum at that place right, if it is in
+    /// one. Whether that succeeded.
+    fn replace_mac(&mut self, at: usize, old: [u8; 6], new: [u8; 6], checksum: Option<usize>) -> bool;
 }
 
 /// A segment to a VIP with what is known about its arrival.
@@ -421,7 +427,9 @@ where
     };
     match link.ether_type {
         wire::IPV4 => turn_back::<V4, _, _>(frame, tables, settings, link, now),
+        wire::IPV6 if virtual_mac::is_icmp(frame, link.at) => virtual_mac::neighbour(frame, tables, link.at),
         wire::IPV6 => turn_back::<V6, _, _>(frame, tables, settings, link, now),
+        wire::ARP => virtual_mac::arp(frame, tables, link.at),
         _ => false,
     }
 }

@@ -6,15 +6,16 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header, http::request};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
-use super::Status;
+use super::{Status, reload::Outcome};
 
 /// For the whole exchange.
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(10);
 /// Thousands of backends fit.
 const LARGEST_STATUS: usize = 16 << 20;
 
@@ -37,21 +38,34 @@ pub enum ClientError {
 
 /// Asks the daemon that listens on `socket` for its status.
 pub async fn status(socket: &Path) -> Result<Status, ClientError> {
-    let body = ask(socket, Request::get("/v1/status")).await?;
-    serde_json::from_slice(&body).map_err(|e| ClientError::Talk { socket: socket.to_owned(), reason: e.to_string() })
+    read(socket, &ask(socket, Request::get("/v1/status"), String::new()).await?)
+}
+
+/// Asks it to read its configuration again, and waits until it has.
+pub async fn reload(socket: &Path) -> Result<Outcome, ClientError> {
+    read(socket, &ask(socket, Request::post("/v1/reload"), String::new()).await?)
+}
+
+/// Asks it what it would do if its configuration were this text.
+pub async fn compare(socket: &Path, text: String) -> Result<Outcome, ClientError> {
+    read(socket, &ask(socket, Request::post("/v1/compare"), text).await?)
 }
 
 /// Asks it to hand its VIPs over. It begins to when this returns.
 pub async fn release(socket: &Path) -> Result<(), ClientError> {
-    ask(socket, Request::post("/v1/vrrp/release")).await.map(drop)
+    ask(socket, Request::post("/v1/vrrp/release"), String::new()).await.map(drop)
 }
 
-async fn ask(socket: &Path, request: request::Builder) -> Result<Bytes, ClientError> {
+fn read<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|e| ClientError::Talk { socket: socket.to_owned(), reason: e.to_string() })
+}
+
+async fn ask(socket: &Path, request: request::Builder, body: String) -> Result<Bytes, ClientError> {
     let silent = |_| ClientError::Silent { socket: socket.to_owned() };
-    timeout(DEADLINE, exchange(socket, request)).await.map_err(silent)?
+    timeout(DEADLINE, exchange(socket, request, body)).await.map_err(silent)?
 }
 
-async fn exchange(socket: &Path, request: request::Builder) -> Result<Bytes, ClientError> {
+async fn exchange(socket: &Path, request: request::Builder, body: String) -> Result<Bytes, ClientError> {
     let talk = |reason: String| ClientError::Talk { socket: socket.to_owned(), reason };
     let stream = UnixStream::connect(socket).await.map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -60,7 +74,7 @@ async fn exchange(socket: &Path, request: request::Builder) -> Result<Bytes, Cli
         io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket: socket.to_owned() },
         _ => talk(e.to_string()),
     })?;
-    let request = request.header(header::HOST, "xvip").body(Empty::<Bytes>::new());
+    let request = request.header(header::HOST, "xvip").body(Full::<Bytes>::from(body));
     let request = request.map_err(|e| talk(e.to_string()))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| talk(e.to_string()))?;
     let answer = async {

@@ -2,7 +2,7 @@
 
 mod vrrp;
 
-use std::{collections::BTreeMap, fmt, time::UNIX_EPOCH};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::UNIX_EPOCH};
 
 use prometheus_client::{
     collector::Collector,
@@ -39,6 +39,7 @@ impl Collector for Snapshot {
         let started = since_epoch.as_secs_f64();
         encoder.gauge("start_time", "When the daemon started, since the epoch", Some(Unit::Seconds), started)?;
 
+        configuration(status, encoder)?;
         let servers = || status.virtual_servers.iter();
         let held = servers().map(|s| {
             let vip = s.address.to_string();
@@ -69,6 +70,24 @@ impl Collector for Snapshot {
         )?;
         encoder.gauge("table_full_sets", "Sets of slots in which none is free", None, table.full_sets)
     }
+}
+
+/// Under the names that Prometheus and Alertmanager have for theirs.
+fn configuration(status: &Status, encoder: &mut Families<'_, '_>) -> fmt::Result {
+    let configuration = &status.configuration;
+    let failed = configuration.last_reload.as_ref().is_some_and(|reload| reload.error.is_some());
+    let help = "Whether the latest reload of the configuration was successful; 1 where there was none";
+    encoder.gauge("config_last_reload_successful", help, None, u32::from(!failed))?;
+    let loaded = configuration.loaded.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let help = "When the configuration that holds was loaded, since the epoch";
+    encoder.gauge("config_last_reload_success_timestamp", help, Some(Unit::Seconds), loaded)?;
+    let removed = status.removed.iter().map(|removed| {
+        let name = |name: &Option<String>, address: SocketAddr| name.clone().unwrap_or_else(|| address.to_string());
+        let (server, backend) = (name(&removed.virtual_server, removed.vip), name(&removed.name, removed.address));
+        ([("virtual_server", server), ("backend", backend)], removed.active_connections)
+    });
+    let help = "Connections that a backend still has which is in the configuration no more";
+    encoder.gauges("removed_backend_connections", help, None, removed)
 }
 
 fn backends(status: &Status, encoder: &mut Families<'_, '_>) -> fmt::Result {
@@ -165,6 +184,13 @@ xvip_build_info{version="0.1.0"} 1
 # TYPE xvip_start_time_seconds gauge
 # UNIT xvip_start_time_seconds seconds
 xvip_start_time_seconds 1763726088.0
+# HELP xvip_config_last_reload_successful Whether the latest reload of the configuration was successful; 1 where there was none
+# TYPE xvip_config_last_reload_successful gauge
+xvip_config_last_reload_successful 1
+# HELP xvip_config_last_reload_success_timestamp_seconds When the configuration that holds was loaded, since the epoch
+# TYPE xvip_config_last_reload_success_timestamp_seconds gauge
+# UNIT xvip_config_last_reload_success_timestamp_seconds seconds
+xvip_config_last_reload_success_timestamp_seconds 1763726088.0
 # HELP xvip_vip_held Whether the VIP is on its interface
 # TYPE xvip_vip_held gauge
 xvip_vip_held{virtual_server="apiserver",vip="192.168.2.100",interface="eth0"} 1

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -15,7 +15,7 @@ use log::{debug, info, warn};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -24,6 +24,8 @@ use tokio::{
 const CONNECTIONS: usize = 64;
 /// A connection is closed after this, whatever it does: so none of the above is held for long.
 const CONNECTION: Duration = Duration::from_secs(60);
+/// For what is only looked at.
+pub(super) const NO_BODY: usize = 0;
 /// For the head of a request.
 const HEAD: Duration = Duration::from_secs(5);
 /// Accepting fails when descriptors run out: wait for some to be closed rather than spin.
@@ -43,6 +45,20 @@ pub(super) struct Answer {
     content_type: &'static str,
     allowed: Option<&'static str>,
     body: String,
+}
+
+/// An answer, or a promise of one.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Now(Answer),
+    /// Of whoever has the other end.
+    Later(oneshot::Receiver<Answer>),
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self::Now(answer)
+    }
 }
 
 /// What to do with a path.
@@ -82,6 +98,13 @@ impl Answer {
         Self { status: StatusCode::ACCEPTED, ..Self::text(what.to_owned()) }
     }
 
+    pub(super) fn json(value: &impl serde::Serialize) -> Self {
+        match serde_json::to_string(value) {
+            Ok(json) => Self::new("application/json", json),
+            Err(error) => Self::failed(&format!("writing the answer: {error}\n")),
+        }
+    }
+
     /// It cannot be done as things are.
     pub(super) fn conflict(reason: &str) -> Self {
         Self { status: StatusCode::CONFLICT, ..Self::text(reason.to_owned()) }
@@ -118,11 +141,13 @@ impl Listener for UnixListener {
     }
 }
 
-/// Answers by `respond`, and refuses unknown methods, until it is dropped; then open connections end, too.
-pub(super) async fn serve<L, F>(listener: L, respond: F)
+/// Answers by `respond`, and refuses unknown methods and bodies of more than `largest` bytes, until it is dropped; then open connections
+/// end, too.
+pub(super) async fn serve<L, F, R>(listener: L, largest: usize, respond: F)
 where
     L: Listener,
-    F: Fn(Peer, Verb, &Request<Incoming>) -> Answer + Send + Sync + 'static,
+    F: Fn(Peer, Verb, &Request<Bytes>) -> R + Send + Sync + 'static,
+    R: Into<Reply>,
 {
     let respond = Arc::new(respond);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -143,8 +168,8 @@ where
         let respond = respond.clone();
         connections.spawn(async move {
             let service = service_fn(move |request| {
-                let answer = answer(peer, &request, &*respond);
-                async move { Ok::<_, Infallible>(into_response(answer)) }
+                let respond = respond.clone();
+                async move { Ok::<_, Infallible>(into_response(answer(peer, request, largest, &*respond).await)) }
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD);
@@ -157,15 +182,25 @@ where
     }
 }
 
-fn answer(
+async fn answer<R: Into<Reply>>(
     peer: Peer,
-    request: &Request<Incoming>,
-    respond: impl Fn(Peer, Verb, &Request<Incoming>) -> Answer,
+    request: Request<Incoming>,
+    largest: usize,
+    respond: impl Fn(Peer, Verb, &Request<Bytes>) -> R,
 ) -> Answer {
-    let answer = match *request.method() {
-        Method::GET | Method::HEAD => respond(peer, Verb::Get, request),
-        Method::POST => respond(peer, Verb::Post, request),
-        _ => Answer::not_allowed(READ_ONLY),
+    let (head, body) = request.into_parts();
+    let Ok(body) = Limited::new(body, largest).collect().await else {
+        return Answer::conflict("what was sent with this request is too long, or was cut off\n");
+    };
+    let request = Request::from_parts(head, body.to_bytes());
+    let reply = match *request.method() {
+        Method::GET | Method::HEAD => respond(peer, Verb::Get, &request).into(),
+        Method::POST => respond(peer, Verb::Post, &request).into(),
+        _ => Answer::not_allowed(READ_ONLY).into(),
+    };
+    let answer = match reply {
+        Reply::Now(answer) => answer,
+        Reply::Later(answer) => answer.await.unwrap_or_else(|_| Answer::failed("the daemon ends\n")),
     };
     if answer.status == StatusCode::METHOD_NOT_ALLOWED {
         info!("refused {} {} of {peer:?}", request.method(), request.uri().path());

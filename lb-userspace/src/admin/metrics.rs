@@ -43,7 +43,7 @@ impl MetricsServer {
 
     /// Serves until it is dropped. Cancel-safe: answers under way are cut off.
     pub async fn serve(self, status: Published) {
-        http::serve(self.listener, move |_, verb, request| {
+        http::serve(self.listener, http::NO_BODY, move |_, verb, request| {
             match (verb, request.uri().path()) {
                 (Verb::Post, _) => Answer::not_allowed(READ_ONLY),
                 // That this answers at all is the health of the daemon; that of the backends is in the metrics.

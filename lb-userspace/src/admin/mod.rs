@@ -10,6 +10,7 @@ pub mod exposition;
 mod http;
 pub mod metrics;
 pub mod probes;
+pub mod reload;
 pub mod socket;
 pub mod status;
 pub mod table;

@@ -29,7 +29,7 @@ impl ProbeServer {
 
     /// Serves until it is dropped. Cancel-safe: answers under way are cut off.
     pub async fn serve(self, status: Published) {
-        http::serve(self.listener, move |_, verb, request| match (verb, request.uri().path()) {
+        http::serve(self.listener, http::NO_BODY, move |_, verb, request| match (verb, request.uri().path()) {
             (Verb::Post, _) => Answer::not_allowed(READ_ONLY),
             (_, "/healthz") => match complaints(&status.borrow()) {
                 found if found.is_empty() => Answer::text("ok\n".to_owned()),

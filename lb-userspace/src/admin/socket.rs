@@ -19,17 +19,23 @@ use nix::{
     sys::stat::{Mode, fchmod},
 };
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::{net::UnixListener, sync::mpsc};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+};
 
 use super::{
     Published,
-    http::{self, Answer, Peer, READ_ONLY, Verb},
+    http::{self, Answer, Peer, READ_ONLY, Reply, Verb},
+    reload::Outcome,
 };
 
 /// For the owner and the group.
 const MODE: u32 = 0o660;
 /// Waiting callers; each is answered at once.
 const BACKLOG: i32 = 64;
+/// The longest configuration that is looked at.
+const LARGEST_CONFIGURATION: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -46,11 +52,28 @@ pub enum BindError {
     Io { path: PathBuf, source: io::Error },
 }
 
+const BUSY: &str = "the daemon is busy, or ends; try again\n";
+
 /// What a caller may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Command {
     /// Hand every VIP over to another node.
     Release,
+    /// Read the configuration again and follow it.
+    Reload(Judgement),
+    /// Say what it would do to follow this configuration.
+    Compare { text: String, judgement: Judgement },
+}
+
+/// Where the outcome is waited for. Dropped, it says that the daemon ends.
+#[derive(Debug)]
+pub struct Judgement(oneshot::Sender<Answer>);
+
+impl Judgement {
+    pub fn tell(self, outcome: &Outcome) {
+        // Whoever asked may have gone.
+        let _ = self.0.send(Answer::json(outcome));
+    }
 }
 
 /// The bound socket; its file goes when it is dropped.
@@ -79,17 +102,22 @@ impl ControlSocket {
     /// Serves until it is dropped, then removes the file. What is asked for goes to `commands`.
     pub async fn serve(self, status: Published, commands: mpsc::Sender<Command>) {
         let Self { listener, file: _file } = self;
-        http::serve(listener, move |peer, verb, request| {
+        http::serve(listener, LARGEST_CONFIGURATION, move |peer, verb, request| {
             debug!("{} {} of {peer:?}", request.method(), request.uri().path());
             match (verb, request.uri().path()) {
-                (Verb::Get, "/v1/status") => match serde_json::to_string(&**status.borrow()) {
-                    Ok(json) => Answer::new("application/json", json),
-                    Err(e) => Answer::failed(&format!("writing the status: {e}\n")),
-                },
-                (Verb::Post, "/v1/vrrp/release") => release(peer, &status, &commands),
-                (_, "/v1/status") => Answer::not_allowed(READ_ONLY),
-                (_, "/v1/vrrp/release") => Answer::not_allowed("POST"),
-                _ => Answer::not_found("GET /v1/status and POST /v1/vrrp/release are served here\n"),
+                (Verb::Get, "/v1/status") => Answer::json(&**status.borrow()).into(),
+                (Verb::Post, "/v1/vrrp/release") => release(peer, &status, &commands).into(),
+                (Verb::Post, "/v1/reload") => {
+                    info!("asked by {peer:?} to reload the configuration");
+                    judge(&commands, Command::Reload)
+                }
+                (Verb::Post, "/v1/compare") => compare(&commands, request.body()),
+                (_, "/v1/status") => Answer::not_allowed(READ_ONLY).into(),
+                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare") => Answer::not_allowed("POST").into(),
+                _ => Answer::not_found(
+                    "GET /v1/status, POST /v1/reload, POST /v1/compare and POST /v1/vrrp/release are served here\n",
+                )
+                .into(),
             }
         })
         .await;
@@ -111,6 +139,23 @@ impl ControlSocket {
     }
 }
 
+/// Passes on what is answered when it is done.
+fn judge(commands: &mpsc::Sender<Command>, command: impl FnOnce(Judgement) -> Command) -> Reply {
+    let (sender, answer) = oneshot::channel();
+    match commands.try_send(command(Judgement(sender))) {
+        Ok(()) => Reply::Later(answer),
+        Err(_) => Answer::failed(BUSY).into(),
+    }
+}
+
+/// The text comes along: what this daemon may read is not for everybody who may ask.
+fn compare(commands: &mpsc::Sender<Command>, body: &[u8]) -> Reply {
+    match std::str::from_utf8(body) {
+        Ok(text) => judge(commands, |judgement| Command::Compare { text: text.to_owned(), judgement }),
+        Err(error) => Answer::conflict(&format!("the configuration is not UTF-8 text: {error}\n")).into(),
+    }
+}
+
 fn release(peer: Peer, status: &Published, commands: &mpsc::Sender<Command>) -> Answer {
     if status.borrow().vrrp.is_empty() {
         return Answer::conflict("no [[vrrp]] is configured here: the VIPs do not move. Stop xvip to give them up.\n");
@@ -120,7 +165,7 @@ fn release(peer: Peer, status: &Published, commands: &mpsc::Sender<Command>) -> 
             info!("asked by {peer:?} to hand the VIPs over");
             Answer::accepted("handing over\n")
         }
-        Err(_) => Answer::failed("the daemon is busy, or ends; try again\n"),
+        Err(_) => Answer::failed(BUSY),
     }
 }
 
@@ -174,6 +219,7 @@ mod tests {
     use super::{
         super::{
             client::{self, ClientError},
+            reload::Verdict,
             status::tests::sample,
             vrrp::tests::sample_instances,
         },
@@ -311,6 +357,8 @@ mod tests {
             ("POST /v1/status", "HTTP/1.1 405 "),
             ("DELETE /v1/status", "HTTP/1.1 405 "),
             ("GET /v1/vrrp/release", "HTTP/1.1 405 "),
+            ("GET /v1/reload", "HTTP/1.1 405 "),
+            ("GET /v1/compare", "HTTP/1.1 405 "),
             ("GET /v2/status", "HTTP/1.1 404 "),
         ] {
             let response = answer(&path, line).await;
@@ -332,12 +380,39 @@ mod tests {
 
         publish.send_modify(|status| Arc::make_mut(status).vrrp = sample_instances());
         client::release(&path).await.unwrap();
-        assert_eq!(commands.try_recv(), Ok(Command::Release));
+        assert!(matches!(commands.try_recv(), Ok(Command::Release)));
 
         // One that waits is enough.
         client::release(&path).await.unwrap();
         let busy = client::release(&path).await.unwrap_err().to_string();
         assert!(busy.contains("the daemon is busy"), "{busy}");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn the_outcome_of_a_reload_is_waited_for() {
+        let (_directory, path) = directory();
+        let socket = ControlSocket::bind(&path).unwrap();
+        let (_publish, status) = watch::channel(Arc::new(sample()));
+        let (sender, mut commands) = mpsc::channel(1);
+        let serving = tokio::spawn(socket.serve(status, sender));
+        let refused = Outcome { verdict: Verdict::Refused, differences: Vec::new(), problem: Some("why".to_owned()) };
+        let answering = async {
+            let Some(Command::Reload(judgement)) = commands.recv().await else { panic!("a reload") };
+            judgement.tell(&refused);
+            let Some(Command::Compare { text, judgement }) = commands.recv().await else { panic!("a text") };
+            assert_eq!(text, "[é]");
+            judgement.tell(&refused);
+            // One that is dropped says so.
+            assert!(matches!(commands.recv().await, Some(Command::Reload(_))));
+        };
+        let asking = async {
+            assert_eq!(client::reload(&path).await.unwrap(), refused);
+            assert_eq!(client::compare(&path, "[é]".to_owned()).await.unwrap(), refused);
+            let ended = client::reload(&path).await.unwrap_err().to_string();
+            assert!(ended.contains("the daemon ends"), "{ended}");
+        };
+        tokio::join!(answering, asking);
         serving.abort();
     }
 }

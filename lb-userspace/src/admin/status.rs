@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -19,11 +20,53 @@ pub struct Status {
     pub started: SystemTime,
     pub interfaces: Vec<Interface>,
     pub virtual_servers: Vec<VirtualServer>,
+    /// Backends that are in the configuration no more, and still have connections.
+    #[serde(default)]
+    pub removed: Vec<Removed>,
+    pub configuration: Configuration,
     /// Empty where VIPs do not move.
     #[serde(default)]
     pub vrrp: Vec<vrrp::Instance>,
     pub connections: Connections,
     pub counters: Counters,
+}
+
+/// Which configuration holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    pub file: PathBuf,
+    /// When it was read.
+    #[serde(with = "rfc3339")]
+    pub loaded: SystemTime,
+    /// The latest attempt to load another one; `None` if there was none.
+    pub last_reload: Option<Reload>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    #[serde(with = "rfc3339")]
+    pub at: SystemTime,
+    /// Why the one before goes on; `None` if the new one holds.
+    pub error: Option<String>,
+}
+
+/// A backend that drains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// By their names, where this daemon has known them.
+    pub virtual_server: Option<String>,
+    pub name: Option<String>,
+    pub vip: SocketAddr,
+    pub address: SocketAddr,
+    /// When it was taken out.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// When its connections are reset.
+    #[serde(with = "rfc3339")]
+    pub until: SystemTime,
+    /// It takes new connections, because no other backend of its virtual server does.
+    pub stands_in: bool,
+    pub active_connections: u64,
 }
 
 /// An interface with the XDP program on it.
@@ -124,12 +167,14 @@ pub struct Counters {
 
 impl Status {
     /// Of a daemon that has only just started.
-    pub fn starting(started: SystemTime) -> Self {
+    pub fn starting(started: SystemTime, file: &Path) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started,
             interfaces: Vec::new(),
             virtual_servers: Vec::new(),
+            removed: Vec::new(),
+            configuration: Configuration { file: file.to_owned(), loaded: started, last_reload: None },
             vrrp: Vec::new(),
             connections: Connections::default(),
             counters: Counters::default(),
@@ -259,6 +304,8 @@ pub(super) mod tests {
                     backends: vec![fresh],
                 },
             ],
+            removed: Vec::new(),
+            configuration: Configuration { file: "/etc/xvip/xvip.toml".into(), loaded: ago(312), last_reload: None },
             connections: Connections {
                 tracked: 24,
                 capacity: 131_072,

@@ -7,7 +7,7 @@ use std::{
 
 use tabwriter::TabWriter;
 
-use super::status::{Backend, Mode, Status, VirtualServer, state_name};
+use super::status::{Backend, Configuration, Mode, Reload, Status, VirtualServer, state_name};
 
 const HEADER: &str =
     "VIRTUAL SERVER\tVIP\tHELD\tBACKEND\tADDRESS\tWEIGHT\tSTATE\tSINCE\tCHECK\tLATENCY\tACTIVE\tTOTAL\tBYTES";
@@ -32,6 +32,44 @@ pub fn summary(status: &Status, now: SystemTime) -> String {
         },
         status.connections.tracked,
         status.connections.capacity,
+    )
+}
+
+/// Which configuration holds, and why not a newer one.
+pub fn configuration(status: &Status, now: SystemTime) -> String {
+    let Configuration { file, loaded, last_reload } = &status.configuration;
+    let mut text = format!("configuration {}, loaded {} ago\n", file.display(), age(now, *loaded));
+    if let Some(Reload { at, error: Some(error) }) = last_reload {
+        text += &format!(
+            "reload refused {} ago, and the configuration before goes on: {}\n",
+            age(now, *at),
+            one_cell(error)
+        );
+    }
+    text
+}
+
+/// A header and one line for each backend that drains; nothing if none does.
+pub fn removed(status: &Status, now: SystemTime) -> String {
+    if status.removed.is_empty() {
+        return String::new();
+    }
+    let name = |name: &Option<String>| name.as_deref().map_or("-".to_owned(), one_cell);
+    columns(
+        "REMOVED FROM\tVIP\tBACKEND\tADDRESS\tSINCE\tRESET IN\tNEW CONNECTIONS\tACTIVE",
+        status.removed.iter().map(|removed| {
+            [
+                name(&removed.virtual_server),
+                removed.vip.to_string(),
+                name(&removed.name),
+                removed.address.to_string(),
+                age(now, removed.since),
+                age(removed.until, now),
+                (if removed.stands_in { "until another is up" } else { "no" }).to_owned(),
+                removed.active_connections.to_string(),
+            ]
+            .join("\t")
+        }),
     )
 }
 
@@ -125,7 +163,10 @@ pub(super) fn one_cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::status::tests::{NOON, sample},
+        super::status::{
+            Removed,
+            tests::{NOON, sample},
+        },
         *,
     };
 
@@ -152,6 +193,45 @@ apiserver6      [fd00:2::100]:16443  no    six       [fd00:2::b]:6443   1       
         assert_eq!(
             summary(&sample(), noon()),
             "xvip 0.1.0, up 5m12s, on eth0 (native), eth1 (generic); 24 of 131072 connections tracked\n"
+        );
+    }
+
+    #[test]
+    fn a_refused_reload_is_told() {
+        let mut status = sample();
+        let first = "configuration /etc/xvip/xvip.toml, loaded 5m12s ago\n";
+        assert_eq!(configuration(&status, noon()), first);
+        let at = noon() - Duration::from_secs(4);
+        status.configuration.last_reload = Some(Reload { at, error: None });
+        assert_eq!(configuration(&status, noon()), first);
+        status.configuration.last_reload = Some(Reload { at, error: Some("x.toml:3:1: no".to_owned()) });
+        let second = "reload refused 4s ago, and the configuration before goes on: x.toml:3:1: no\n";
+        assert_eq!(configuration(&status, noon()), format!("{first}{second}"));
+    }
+
+    #[test]
+    fn backends_that_drain_have_a_table_of_their_own() {
+        let mut status = sample();
+        assert_eq!(removed(&status, noon()), "");
+        let vip = "192.168.2.100:16443".parse().unwrap();
+        let one = Removed {
+            virtual_server: Some("apiserver".to_owned()),
+            name: Some("master-4".to_owned()),
+            vip,
+            address: "192.168.2.14:6443".parse().unwrap(),
+            since: noon() - Duration::from_secs(60),
+            until: noon() + Duration::from_secs(540),
+            stands_in: false,
+            active_connections: 3,
+        };
+        status.removed = vec![one.clone(), Removed { virtual_server: None, name: None, stands_in: true, ..one }];
+        assert_eq!(
+            removed(&status, noon()),
+            "\
+REMOVED FROM  VIP                  BACKEND   ADDRESS            SINCE  RESET IN  NEW CONNECTIONS      ACTIVE
+apiserver     192.168.2.100:16443  master-4  192.168.2.14:6443  60s    9m        no                   3
+-             192.168.2.100:16443  -         192.168.2.14:6443  60s    9m        until another is up  3
+"
         );
     }
 

@@ -1,11 +1,13 @@
 //! `xvip check`: the file by itself, then against this host, then against the backends.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
+use anyhow::Context as _;
 use tokio::{net::TcpStream, runtime, task::JoinSet, time::timeout};
 
-use super::Failure;
+use super::{Failure, reload};
 use crate::{
+    admin::client,
     config::{
         self,
         model::{Authentication, Config, Vrrp},
@@ -26,6 +28,15 @@ pub(super) struct Arguments {
     /// Print an example with every key and its default instead
     #[arg(long, conflicts_with = "offline")]
     example: bool,
+    /// Ask the daemon what it would do if it reloaded this configuration, which changes nothing
+    #[arg(long, conflicts_with_all = ["offline", "example"])]
+    diff: bool,
+    /// Its control socket, if not the one that the configuration names
+    #[arg(long, value_name = "PATH", requires = "diff")]
+    socket: Option<PathBuf>,
+    /// What it would do, as JSON
+    #[arg(long, requires = "diff")]
+    json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -34,6 +45,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let file = &arguments.file.configuration;
     let config = config::load(file).map_err(|report| Failure::Configuration(report.to_string()))?;
+    if arguments.diff {
+        return compare(arguments, &config);
+    }
     if !arguments.offline {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(fits(&config))?;
@@ -50,6 +64,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     super::print(&text)
 }
 
+/// What a reload would do. The text goes to the daemon, which may see other files than this process does under the same names.
+fn compare(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
+    let file = &arguments.file.configuration;
+    let text = fs::read_to_string(file).with_context(|| format!("reading {} again", file.display()))?;
+    let socket = arguments.socket.as_ref().unwrap_or(&config.admin.control_socket);
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(client::compare(socket, text))?;
+    reload::tell(outcome, arguments.json)
+}
+
 /// An instance in one line, to be compared with those of the other nodes.
 fn summary(instance: &Vrrp) -> String {
     let Vrrp { name, interface, vrid, version, priority, interval, down_factor, .. } = instance;
@@ -63,8 +87,9 @@ fn summary(instance: &Vrrp) -> String {
         Authentication::Password(_) => "with a password",
         Authentication::Hmac(_) => "signed",
     };
+    let at = instance.mac().map_or(String::new(), |mac| format!(" at {}", host::unicast::in_hex(mac)));
     format!(
-        "vrrp {name}: VRID {vrid}, version {version}, on {interface}; {}; priority {priority}, an advertisement every {} {to}, {how}; takeover \
+        "vrrp {name}: VRID {vrid}, version {version}, on {interface}; {}{at}; priority {priority}, an advertisement every {} {to}, {how}; takeover \
          after {down_factor} missed\n",
         list(instance.addresses.iter().map(ToString::to_string).collect()),
         humantime::format_duration(*interval),

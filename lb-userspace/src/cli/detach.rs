@@ -8,7 +8,7 @@ use super::Failure;
 use crate::{
     config,
     dataplane::Left,
-    host::{self, qdisc, vip},
+    host::{self, qdisc, unicast, vip},
     supervisor,
 };
 
@@ -22,12 +22,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (bpffs, configured) = match &arguments.bpffs {
-        Some(bpffs) => (bpffs.clone(), BTreeSet::new()),
+    let (bpffs, configured, configured_macs) = match &arguments.bpffs {
+        Some(bpffs) => (bpffs.clone(), BTreeSet::new(), BTreeSet::new()),
         None => {
             let config = config::load(&arguments.file.configuration)
                 .map_err(|report| Failure::Configuration(report.to_string()))?;
-            (config.dataplane.bpffs.clone(), supervisor::vips(&config))
+            (config.dataplane.bpffs.clone(), supervisor::vips(&config), supervisor::macs(&config))
         }
     };
     let left = Left::find(&bpffs)?;
@@ -37,6 +37,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let pinned = left.iter().flat_map(|left| &left.vips).copied();
         // First the VIPs: nobody should be drawn to a node that no longer forwards.
         let removed = vip::remove_left(&handle, &configured.into_iter().chain(pinned).collect()).await?;
+        let macs = left.iter().flat_map(|left| &left.macs).copied().chain(configured_macs).collect();
+        unicast::remove(&handle, &macs).await?;
         let Some(left) = left else {
             return anyhow::Ok((0, removed.len()));
         };

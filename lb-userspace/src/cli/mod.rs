@@ -3,6 +3,7 @@
 mod check;
 mod detach;
 mod logging;
+mod reload;
 mod vrrp;
 
 use std::{
@@ -47,6 +48,8 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Have the daemon read its configuration again, as SIGHUP does; one with mistakes leaves the one before in place
+    Reload(reload::Arguments),
     /// Remove what a daemon that runs no more has left: programs, maps and VIPs
     Detach(detach::Arguments),
     /// Print the daemon's metrics, as OpenMetrics
@@ -116,11 +119,13 @@ fn execute(verb: Verb) -> Result<(), Failure> {
                 let now = SystemTime::now();
                 let (summary, backends) = (table::summary(&status, now), table::backends(&status, now));
                 let vrrp = admin::vrrp::table(&status, now);
-                let gap = if vrrp.is_empty() { "" } else { "\n" };
-                format!("{summary}\n{vrrp}{gap}{backends}")
+                let (configuration, removed) = (table::configuration(&status, now), table::removed(&status, now));
+                let parts = [summary + &configuration, vrrp, backends, removed];
+                parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
             };
             print(&text)
         }
+        Verb::Reload(arguments) => reload::run(&arguments),
         Verb::Detach(arguments) => detach::run(&arguments),
         Verb::Metrics(daemon) => print(&exposition::render(&ask(&daemon)?)),
         Verb::Vrrp(verb) => vrrp::run(&verb),
@@ -136,7 +141,7 @@ fn run(file: &Path) -> Result<(), Failure> {
     let config = config::load(file).map_err(|report| Failure::Configuration(report.to_string()))?;
     // Two threads are plenty: packets are the kernel's work, this is checks and tables.
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    Ok(runtime.block_on(supervisor::run(&config))?)
+    Ok(runtime.block_on(supervisor::run(&config, file))?)
 }
 
 fn ask(daemon: &Daemon) -> anyhow::Result<Status> {

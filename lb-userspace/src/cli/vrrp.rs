@@ -89,7 +89,7 @@ impl Outcome {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::{path::Path, time::SystemTime};
 
     use super::*;
     use crate::admin::vrrp::Advertisements;
@@ -125,7 +125,8 @@ mod tests {
             (instance(State::Backup, 5, Some("10.0.0.2")), Outcome::Gone(other)),
             (instance(State::Master, 6, None), Outcome::Back),
         ] {
-            let status = Status { vrrp: vec![now.clone()], ..Status::starting(SystemTime::UNIX_EPOCH) };
+            let status =
+                Status { vrrp: vec![now.clone()], ..Status::starting(SystemTime::UNIX_EPOCH, Path::new("xvip.toml")) };
             assert_eq!(Outcome::of(&before, &status), expected, "{now:?}");
         }
     }

@@ -108,6 +108,7 @@ impl Checker<'_> {
             on_down: *raw.on_down.value()?,
             allow: allow?,
             deny: deny?,
+            drain: raw.drain.value()?.0,
             check: check?,
             backends: backends?,
         })

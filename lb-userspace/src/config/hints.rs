@@ -61,6 +61,14 @@ fn of_instance(instance: &Vrrp) -> Vec<String> {
             instance.name
         ));
     }
+    if instance.virtual_mac && !instance.peers.is_empty() {
+        hints.push(format!(
+            "[[vrrp]] \"{}\": `virtual_mac` beside `peers`. Clouds and hypervisors deliver no frames to a MAC address that they have not given out: they \
+             must allow another one (promiscuous mode, MAC changes and forged transmits), or leave `virtual_mac` out. Advertisements to \
+             peers come from the interface's own MAC; switches learn the virtual one from announcements.",
+            instance.name
+        ));
+    }
     if instance.interval < FAST && instance.down_factor < FAST_FACTOR {
         hints.push(format!(
             "[[vrrp]] \"{}\": {} advertisements at an interval of {} are missed as soon as a busy node is late by {}. Set `down_factor` to \
@@ -140,6 +148,11 @@ mod tests {
             ),
             (format!("{both}interval = \"10ms\"\ndown_factor = 5\n"), &[]),
             (format!("{both}interval = \"50ms\"\n"), &[]),
+            (format!("{both}virtual_mac = true\n"), &[]),
+            (
+                format!("{both}virtual_mac = true\npeers = [\"10.0.0.8\"]\n"),
+                &["[[vrrp]] \"v\": `virtual_mac` beside `peers`."],
+            ),
         ];
         for (vrrp, expected) in table {
             let found = hinted(vrrp);

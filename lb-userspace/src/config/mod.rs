@@ -2,6 +2,7 @@
 
 mod checked;
 mod declaration;
+mod difference;
 mod example;
 mod files;
 mod hints;
@@ -18,6 +19,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+pub use difference::{Difference, Effect, differences};
 pub use example::{example, reference};
 pub use hints::hints;
 pub use model::Config;
@@ -44,9 +46,14 @@ pub fn load(path: &Path) -> Result<Config, Report> {
             broken.first().copied().unwrap_or_default()
         ))
     })?;
-    let Reading { config, mut mistakes, files } = read(&text);
+    check(&text, &name)
+}
+
+/// The same for a text that was read already; `source_name` stands for it in the report.
+pub fn check(text: &str, source_name: &str) -> Result<Config, Report> {
+    let Reading { config, mut mistakes, files } = read(text);
     files::check(&files, &mut mistakes);
-    conclude(config, mistakes, &name, &text)
+    conclude(config, mistakes, source_name, text)
 }
 
 /// The key in a file of `[vrrp.hmac]`: 32 to 64 bytes.

@@ -11,6 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use crate::vrrp::{Version, packet::ChecksumForm, reception::HmacMode};
+use crate::vrrp::{Vrid, packet::Family};
 
 /// One node's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +113,8 @@ pub struct VirtualServer {
     /// that which denies; where any is allowed, all others are denied.
     pub allow: Vec<IpNet>,
     pub deny: Vec<IpNet>,
+    /// How long connections go on with a backend that was taken out of the configuration.
+    pub drain: Duration,
     pub check: Check,
     /// At least one; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,
@@ -199,6 +202,7 @@ pub struct Vrrp {
     pub preempt_delay: Duration,
     /// At least one, of one family, no duplicates; link-local ones first, as RFC 9568 section 5.2.9 asks.
     pub addresses: Vec<IpNet>,
+    pub virtual_mac: bool,
     /// None means multicast. Of the addresses' family, as is `source`, which is not among them.
     pub peers: Vec<IpAddr>,
     /// Of what peers send.
@@ -216,6 +220,14 @@ pub struct Vrrp {
     pub dataplane_weight: i16,
     /// Unique by name.
     pub scripts: Vec<Script>,
+}
+
+impl Vrrp {
+    /// The virtual MAC that its VIPs are at, if they are at one.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        let family = self.addresses.first().map(|net| Family::of(net.addr()))?;
+        self.virtual_mac.then(|| family.virtual_mac(Vrid(self.vrid)))
+    }
 }
 
 /// How advertisements show that they come from a member.

@@ -96,6 +96,9 @@ section! {
         allow: Vec<Spanned<SourceRange>> = default([]),
         /// Clients that may not: their packets are dropped, and connections that they have end.
         deny: Vec<Spanned<SourceRange>> = default([]),
+        /// When a backend is taken out of this file and xvip reloads it: how long its connections may go on. Those that have not ended by
+        /// then are reset. New ones go to the other backends at once.
+        drain: Time = default("10m") from "0s" to "7days",
     } sections {
         check: One<Check>,
         backend: Many<Backend>,
@@ -180,6 +183,9 @@ section! {
         preempt_delay: Time = default("0s") from "0s" to "1000s",
         /// The VIPs, of one family; /32 or /128 where no prefix length is given. Each node must name the same.
         addresses: Vec<Spanned<HostNet>> = required(["192.168.2.100"]),
+        /// Whether the VIPs are at the virtual router's own MAC address, 00:00:5e:00:01 and the `vrid` (IPv6: 00:00:5e:00:02), as with keepalived's
+        /// use_vmac: for hosts and switches that ignore gratuitous ARP. The same on all nodes. The interface needs the XDP program.
+        virtual_mac: bool = default(false),
         /// The other nodes: advertisements are then sent to each of them, and taken from them only. Without any, multicast is used, which clouds
         /// do not carry.
         peers: Vec<Spanned<RouterAddress>> = default([]),

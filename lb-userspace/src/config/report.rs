@@ -44,6 +44,18 @@ impl Report {
         &self.mistakes
     }
 
+    /// The first mistake, in one line.
+    pub fn first(&self) -> String {
+        let source = &self.source_name;
+        match self.mistakes.first() {
+            Some(Mistake { position: Some(Position { line, column }), message, .. }) => {
+                format!("{source}:{line}:{column}: {message}")
+            }
+            Some(Mistake { message, .. }) => format!("{source}: {message}"),
+            None => source.clone(),
+        }
+    }
+
     /// A file that could not even be read as text.
     pub(super) fn unreadable(source_name: &str, message: String, help: &str) -> Self {
         let mistake = Mistake { position: None, message, help: help.to_owned(), excerpt: Excerpt::default() };

@@ -86,6 +86,7 @@ interface = "eth1"
 vrid = 51
 addresses = ["10.0.0.100"]
 sync_group = "all"
+virtual_mac = true
 "#;
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -319,6 +320,7 @@ fn what_is_left_out_has_the_documented_default() {
         on_down: model::OnDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),
+        drain: seconds(600),
         check,
         backends: vec![backend],
     };

@@ -149,7 +149,6 @@ impl Dataplane {
     /// Puts these programs in the place of a former daemon's, each by one update of its link, and removes what nobody needs any more. To be
     /// called when the tables are complete.
     pub fn take_over(&mut self) -> Result<(), AttachError> {
-        self.maps.succeed(&self.former.backends)?;
         if let Some(pins) = &self.pins {
             // First the maps: if this process ends here, the next one reads a generation that is not behind the one in use.
             pins.publish()?;

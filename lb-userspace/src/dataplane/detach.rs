@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use lb_common::abi::{ServiceId, ServiceKey, names};
+use lb_common::abi::{Lease, ServiceId, ServiceKey, names};
 use nix::net::if_::if_indextoname;
 
 use super::{PinError, attach::remove_filters, pins::Pins};
@@ -21,6 +21,8 @@ pub struct Left {
     /// Those among them whose clsact qdisc was added for the programs.
     pub qdiscs: BTreeSet<u32>,
     pub vips: BTreeSet<IpAddr>,
+    /// Virtual MACs that VIPs are at.
+    pub macs: BTreeSet<[u8; 6]>,
 }
 
 impl Left {
@@ -34,7 +36,8 @@ impl Left {
         };
         let links = pins.links();
         let vips = vips(&pins.map(names::SERVICES)).unwrap_or_default();
-        Ok(Some(Self { interfaces: links.interfaces(), qdiscs: links.qdiscs(), vips, pins }))
+        let macs = macs(&pins.map(names::LEASES)).unwrap_or_default();
+        Ok(Some(Self { interfaces: links.interfaces(), qdiscs: links.qdiscs(), vips, macs, pins }))
     }
 
     /// Takes the programs off all interfaces and frees the maps.
@@ -55,4 +58,11 @@ fn vips(path: &Path) -> Result<BTreeSet<IpAddr>, MapError> {
     let services = HashMap::<_, ServiceKey, ServiceId>::try_from(map)?;
     let served = services.iter().filter_map(Result::ok).filter(|(_, service)| *service != ServiceId::BACKEND);
     Ok(served.map(|(key, _)| Ipv6Addr::from(key.address()).to_canonical()).collect())
+}
+
+/// The virtual MACs in a pinned map.
+fn macs(path: &Path) -> Result<BTreeSet<[u8; 6]>, MapError> {
+    let map = MapData::from_pin(path).and_then(Map::from_map_data)?;
+    let leases = HashMap::<_, [u8; 16], Lease>::try_from(map)?;
+    Ok(leases.keys().filter_map(Result::ok).filter_map(|key| Lease::mac_under(&key)).collect())
 }

@@ -2,7 +2,7 @@
 //! by itself, whatever has become of the daemon.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     os::fd::AsFd as _,
@@ -30,6 +30,8 @@ pub struct Fence {
     maps: Mutex<Maps>,
     /// How much longer than claimed a VIP is carried.
     grace: Duration,
+    /// VIPs that are at a virtual MAC.
+    macs: BTreeMap<IpAddr, [u8; 6]>,
     clock: Clock,
 }
 
@@ -45,12 +47,13 @@ impl fmt::Debug for Fence {
 }
 
 impl Dataplane {
-    /// A hand on the fence. After a lease has ended, its VIP is not claimed any more, and carried for `grace`.
-    pub fn fence(&mut self, grace: Duration) -> Result<Fence, LoadError> {
+    /// A hand on the fence. After a lease has ended, its VIP is not claimed any more, and carried for `grace`. Those in `macs` are at a
+    /// virtual MAC, as which the host is spoken to for as long as it carries any of them.
+    pub fn fence(&mut self, grace: Duration, macs: BTreeMap<IpAddr, [u8; 6]>) -> Result<Fence, LoadError> {
         let clock =
             Clock { ticks: self.ticks().map_err(LoadError::Clock)?, at: Instant::now(), rate: ticks_per_second() };
         let maps = Maps { leases: self.another(names::LEASES)?, fence: self.another(names::FENCE)? };
-        Ok(Fence { maps: Mutex::new(maps), grace, clock })
+        Ok(Fence { maps: Mutex::new(maps), grace, macs, clock })
     }
 
     /// The map once more, with a file descriptor of its own.
@@ -72,7 +75,12 @@ impl Fence {
     pub fn renew(&self, vip: IpAddr, until: Duration) -> Result<(), ApplyError> {
         let end = until.saturating_add(self.grace);
         let mut maps = self.maps();
-        maps.grant(vip, Lease::new(nanoseconds(until), nanoseconds(end)))?;
+        let lease = Lease::new(nanoseconds(until), nanoseconds(end));
+        maps.grant(&mapped(vip), self.at_home(vip, lease))?;
+        if let Some(mac) = self.macs.get(&vip) {
+            // Only ever prolonged: other VIPs may be at it too, and what comes to it when this one has left is no harm.
+            maps.grant(&Lease::key_of(*mac), lease)?;
+        }
         // The last word counts, whichever VIP it is about: what lies behind the fence is looked up, not dropped.
         maps.set_fence(abi::Fence::after(self.clock.tick_at(end)))
     }
@@ -83,7 +91,7 @@ impl Fence {
         let mut maps = self.maps();
         // A lease that was over already gets no longer by this.
         let carried = maps.lease(vip)?.map_or(u64::MAX, |lease| lease.carried_until());
-        maps.grant(vip, Lease::new(0, carried.min(nanoseconds(end))))?;
+        maps.grant(&mapped(vip), self.at_home(vip, Lease::new(0, carried.min(nanoseconds(end)))))?;
         if maps.fence.get(&0, 0).map_err(reading("the fence"))? == abi::Fence::NONE {
             maps.set_fence(abi::Fence::after(self.clock.tick_at(end)))?;
         }
@@ -97,7 +105,8 @@ impl Fence {
 
     /// Forgets every VIP but these: what a former daemon has left.
     pub fn retain(&self, vips: &BTreeSet<IpAddr>) -> Result<(), ApplyError> {
-        let keep: BTreeSet<[u8; 16]> = vips.iter().copied().map(mapped).collect();
+        let macs = self.macs.iter().filter(|(vip, _)| vips.contains(vip)).map(|(_, mac)| Lease::key_of(*mac));
+        let keep: BTreeSet<[u8; 16]> = vips.iter().copied().map(mapped).chain(macs).collect();
         let mut maps = self.maps();
         let all: Result<Vec<[u8; 16]>, MapError> = maps.leases.keys().collect();
         for vip in all.map_err(reading("the leases"))?.iter().filter(|vip| !keep.contains(*vip)) {
@@ -109,6 +118,10 @@ impl Fence {
     /// Until when this node may claim the VIP, if it has a lease: a new daemon finds here what the one before it was granted.
     pub fn claimed_until(&self, vip: IpAddr) -> Result<Option<Duration>, ApplyError> {
         Ok(self.maps().lease(vip)?.map(|lease| Duration::from_nanos(lease.claimed_until())))
+    }
+
+    fn at_home(&self, vip: IpAddr, lease: Lease) -> Lease {
+        self.macs.get(&vip).map_or(lease, |mac| lease.at(*mac))
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -125,10 +138,8 @@ impl Maps {
         }
     }
 
-    fn grant(&mut self, vip: IpAddr, lease: Lease) -> Result<(), ApplyError> {
-        self.leases
-            .insert(mapped(vip), lease, 0)
-            .map_err(|source| ApplyError { what: "writing a lease".into(), source })
+    fn grant(&mut self, key: &[u8; 16], lease: Lease) -> Result<(), ApplyError> {
+        self.leases.insert(key, lease, 0).map_err(|source| ApplyError { what: "writing a lease".into(), source })
     }
 
     fn forget(&mut self, vip: &[u8; 16]) -> Result<(), ApplyError> {

@@ -67,7 +67,7 @@ impl Maps {
     pub(super) fn apply(&mut self, change: &Change) -> Result<(), ApplyError> {
         let outcome = match change {
             Change::Settings(settings) => self.settings.set(0, **settings, 0),
-            Change::Backend(id, backend) => self.backends.set(id.0, *backend, 0),
+            Change::Backend(id, backend) => self.set_backend(*id, *backend),
             Change::Table(service, slots) => self.swap(*service, slots),
             Change::Serve(key, service) => self.serve(key, *service),
             Change::Withdraw(key) => {
@@ -116,15 +116,12 @@ impl Maps {
         Counter::ALL.iter().map(read).collect()
     }
 
-    /// Starts a backend's counts anew where the number was another backend's.
-    pub(super) fn succeed(&mut self, former: &[(BackendId, Backend)]) -> Result<(), ApplyError> {
-        for (id, before) in former {
-            let now = self.backends.get(&id.0, 0).map_err(reading("a backend"))?;
-            if now.is(Backend::PRESENT) && !now.is_same(before) {
-                let none = PerCpuValues::try_from(vec![Traffic::default(); nr_cpus()?]);
-                let reset = none.map_err(MapError::from).and_then(|none| self.traffic.set(id.0, none, 0));
-                reset.map_err(|source| ApplyError { what: "resetting a backend's traffic".to_owned(), source })?;
-            }
+    /// A backend's entry. The counts of one that is gone go with it: its number may become another backend's.
+    fn set_backend(&mut self, id: BackendId, backend: Backend) -> Result<(), MapError> {
+        self.backends.set(id.0, backend, 0)?;
+        if !backend.is(Backend::PRESENT) {
+            let cpus = util::nr_cpus().map_err(|(_, error)| MapError::from(error))?;
+            self.traffic.set(id.0, PerCpuValues::try_from(vec![Traffic::default(); cpus])?, 0)?;
         }
         Ok(())
     }
@@ -143,10 +140,6 @@ impl Maps {
 
 const fn prefix(range: &Range) -> Key<Source> {
     Key::new(range.bits(), range.source())
-}
-
-fn nr_cpus() -> Result<usize, ApplyError> {
-    util::nr_cpus().map_err(|(_, error)| reading("the number of CPUs")(error.into()))
 }
 
 pub(super) fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>

@@ -208,6 +208,11 @@ impl Dataplane {
         self.stage != Stage::Preparing
     }
 
+    /// Whether connections of this host's own processes are seen.
+    pub fn is_hooked(&self) -> bool {
+        self.hooked.is_some()
+    }
+
     /// Interfaces, by number, that have a clsact qdisc for the programs' sake (before Linux 6.6). It stays when they go.
     pub fn qdiscs(&self) -> BTreeSet<u32> {
         self.pins.as_ref().map(|pins| pins.links().qdiscs()).unwrap_or_default()
@@ -216,6 +221,11 @@ impl Dataplane {
     /// The generation of the settings of a former daemon; 0 if there was none. Connections that were kept may be of that one.
     pub fn former_generation(&self) -> u32 {
         self.former.generation
+    }
+
+    /// The backends of a former daemon with their numbers, which connections that were kept carry.
+    pub fn former_backends(&self) -> &[(BackendId, Backend)] {
+        &self.former.backends
     }
 
     /// Applies changes in order; the first that fails ends it.

@@ -1,6 +1,11 @@
 //! The table of connections from the daemon's side: what is idle goes, what is alive is counted.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use lb_common::{
     abi::BackendId,
@@ -43,6 +48,8 @@ pub struct Swept {
     pub room: u64,
     /// Sets in which every slot is taken: a new connection there has to wait for another one's end.
     pub full_sets: u64,
+    /// The neighbours who are clients, and how many ticks ago they last spoke.
+    pub callers: HashMap<IpAddr, u32>,
 }
 
 /// Walks the connections. On its own, because a walk over a large table takes a while, which nobody else should wait.
@@ -67,12 +74,13 @@ impl Dataplane {
 }
 
 impl Sweeper {
-    /// Removes the connections whose both halves have been idle for longer than their phase's timeout, and counts the others.
-    pub fn sweep(&mut self, timeouts: &Timeouts) -> Swept {
+    /// Removes the connections whose both halves have been idle for longer than their phase's timeout, counts the others, and looks who of
+    /// `neighbours` are their clients.
+    pub fn sweep(&mut self, timeouts: &Timeouts, neighbours: &HashSet<IpAddr>) -> Swept {
         let clock = Clock { now: self.ticker.now() as u32, ticker: self.ticker, timeouts };
         let mut swept = Swept::default();
-        sweep(&self.flows4, &clock, &mut swept);
-        sweep(&self.flows6, &clock, &mut swept);
+        sweep(&self.flows4, &clock, neighbours, &mut swept);
+        sweep(&self.flows6, &clock, neighbours, &mut swept);
         swept
     }
 }
@@ -90,13 +98,14 @@ impl Clock<'_> {
     }
 }
 
-fn sweep<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, swept: &mut Swept) {
+fn sweep<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, neighbours: &HashSet<IpAddr>, swept: &mut Swept) {
     for set in flows.all() {
         let mut left = 0;
         for (way, slot) in set.entries() {
             if !remove_idle(flows, clock, set, way, slot) {
                 left += 1;
                 count(slot.flow(), swept);
+                note_caller(slot, clock, neighbours, swept);
             }
         }
         swept.entries += left;
@@ -118,5 +127,16 @@ fn count<A: Address>(flow: &Flow<A>, swept: &mut Swept) {
     swept.half_open += u64::from(flow.is_half_open());
     if flow.role.from_client() {
         *swept.alive.entry(flow.backend()).or_default() += 1;
+    }
+}
+
+fn note_caller<A: Address>(slot: &Slot<A>, clock: &Clock<'_>, neighbours: &HashSet<IpAddr>, swept: &mut Swept) {
+    if neighbours.is_empty() || !slot.flow().role.from_client() {
+        return;
+    }
+    let client = Ipv6Addr::from(slot.key().source.mapped()).to_canonical();
+    if neighbours.contains(&client) {
+        let idle = slot.flow().idle(clock.now);
+        swept.callers.entry(client).and_modify(|least| *least = idle.min(*least)).or_insert(idle);
     }
 }

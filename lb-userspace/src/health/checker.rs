@@ -7,13 +7,15 @@ use std::{
     convert::Infallible,
     fmt,
     future::{Future, pending},
+    mem,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
     sync::watch,
-    task::{JoinError, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
@@ -24,7 +26,7 @@ use super::{
     probe::Probe,
     schedule,
 };
-use crate::config::model::{Check, VirtualServer};
+use crate::config::model::{Backend, Check, VirtualServer};
 
 /// The first checks are spread over this time, so that they do not all meet the servers, or this host, at once.
 const SPREAD: Duration = Duration::from_millis(100);
@@ -34,6 +36,14 @@ const SPREAD: Duration = Duration::from_millis(100);
 pub struct BackendKey {
     pub virtual_server: String,
     pub backend: String,
+    pub address: SocketAddr,
+}
+
+impl BackendKey {
+    pub fn of(server: &VirtualServer, backend: &Backend) -> Self {
+        let address = SocketAddr::new(backend.address, backend.port);
+        Self { virtual_server: server.name.clone(), backend: backend.name.clone(), address }
+    }
 }
 
 impl fmt::Display for BackendKey {
@@ -58,6 +68,13 @@ pub struct Report {
     pub consecutive: u32,
 }
 
+impl Report {
+    fn unknown() -> Self {
+        let since = SystemTime::now();
+        Self { state: State::Down, since, last_check: None, checks: 0, failures: 0, consecutive: 0 }
+    }
+}
+
 /// What the latest check brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastCheck {
@@ -74,60 +91,94 @@ pub type Reports = Arc<BTreeMap<BackendKey, Report>>;
 #[derive(Debug)]
 pub struct Checkers {
     tasks: JoinSet<Infallible>,
-    reports: watch::Receiver<Reports>,
+    running: BTreeMap<BackendKey, Running>,
+    board: Arc<watch::Sender<Reports>>,
+}
+
+/// What is made of one backend.
+#[derive(Debug)]
+struct Running {
+    vip: SocketAddr,
+    check: Check,
+    /// `None` where the check cannot be made.
+    task: Option<AbortHandle>,
 }
 
 impl Checkers {
     /// Starts to check every backend of `servers`. Call it within a tokio runtime.
     pub fn spawn(servers: &[VirtualServer]) -> Self {
-        let backends =
-            || servers.iter().flat_map(|server| server.backends.iter().map(move |backend| (server, backend)));
-        let key = |server: &VirtualServer, backend: &str| BackendKey {
-            virtual_server: server.name.clone(),
-            backend: backend.to_owned(),
-        };
-        let unknown = Report {
-            state: State::Down,
-            since: SystemTime::now(),
-            last_check: None,
-            checks: 0,
-            failures: 0,
-            consecutive: 0,
-        };
-        let all = backends().map(|(server, backend)| (key(server, &backend.name), unknown.clone())).collect();
-        let (sender, reports) = watch::channel(Arc::new(all));
-        let sender = Arc::new(sender);
+        let board = Arc::new(watch::Sender::new(Reports::default()));
+        let mut checkers = Self { tasks: JoinSet::new(), running: BTreeMap::new(), board };
+        checkers.follow(servers);
+        checkers
+    }
 
-        let mut tasks = JoinSet::new();
-        for (server, backend) in backends() {
-            let mut board = Board { key: key(server, &backend.name), report: unknown.clone(), reports: sender.clone() };
-            match Probe::new(&server.check, backend) {
-                Ok(probe) => {
-                    tasks.spawn(run(probe, server.check.clone(), board));
-                }
-                Err(error) => {
-                    log::error!("backend {} cannot be checked: {error}", board.key);
-                    let last = LastCheck { text: error.to_string(), latency: Duration::ZERO };
-                    board.update(|report| report.last_check = Some(last));
-                }
+    /// Checks the backends of `servers` from here on, and no others. A check that stays the same goes on undisturbed. One that is
+    /// changed begins with the state that was known, as does that of a backend which only has another name.
+    pub fn follow<'a>(&mut self, servers: impl IntoIterator<Item = &'a VirtualServer>) {
+        let wanted: BTreeMap<BackendKey, (&VirtualServer, &Backend)> = servers
+            .into_iter()
+            .flat_map(|server| server.backends.iter().map(move |backend| (server, backend)))
+            .map(|(server, backend)| (BackendKey::of(server, backend), (server, backend)))
+            .collect();
+        let mut former = mem::take(&mut self.running);
+        let known = self.board.borrow().clone();
+        let mut fresh = Vec::new();
+        for (key, (server, backend)) in &wanted {
+            let vip = SocketAddr::new(server.address, server.port);
+            if former.get(key).is_some_and(|running| running.check == server.check)
+                && let Some(same) = former.remove(key)
+            {
+                self.running.insert(key.clone(), Running { vip, ..same });
+                continue;
+            }
+            let renamed = || former.iter().find(|(old, running)| running.vip == vip && old.address == key.address);
+            let report = known.get(key).or_else(|| known.get(renamed()?.0)).cloned();
+            fresh.push((key.clone(), *server, *backend, report.unwrap_or_else(Report::unknown)));
+        }
+        // The tasks write only to what is there.
+        self.board.send_modify(|all| {
+            let all = Arc::make_mut(all);
+            all.retain(|key, _| wanted.contains_key(key));
+            all.extend(fresh.iter().map(|(key, _, _, report)| (key.clone(), report.clone())));
+        });
+        for (key, server, backend, report) in fresh {
+            let vip = SocketAddr::new(server.address, server.port);
+            let task = self.begin(key.clone(), &server.check, backend, report);
+            self.running.insert(key, Running { vip, check: server.check.clone(), task });
+        }
+        former.into_values().filter_map(|running| running.task).for_each(|task| task.abort());
+    }
+
+    fn begin(&mut self, key: BackendKey, check: &Check, backend: &Backend, report: Report) -> Option<AbortHandle> {
+        let mut board = Board { key, report, reports: self.board.clone() };
+        match Probe::new(check, backend) {
+            Ok(probe) => Some(self.tasks.spawn(run(probe, check.clone(), board))),
+            Err(error) => {
+                log::error!("backend {} cannot be checked: {error}", board.key);
+                let last = LastCheck { text: error.to_string(), latency: Duration::ZERO };
+                board.update(|report| report.last_check = Some(last));
+                None
             }
         }
-        Self { tasks, reports }
     }
 
     /// The latest reports. They change with every check, states or not.
     pub fn reports(&self) -> watch::Receiver<Reports> {
-        self.reports.clone()
+        self.board.subscribe()
     }
 
     /// Resolves when a task has died, whose backend is then no longer checked: a bug, on which a supervisor should act.
     ///
     /// Cancel-safe.
     pub async fn died(&mut self) -> JoinError {
-        match self.tasks.join_next().await {
-            Some(Err(error)) => error,
-            Some(Ok(never)) => match never {},
-            None => pending().await,
+        loop {
+            match self.tasks.join_next().await {
+                Some(Err(error)) if error.is_cancelled() => {}
+                Some(Err(error)) => return error,
+                Some(Ok(never)) => match never {},
+                None => return pending().await,
+            }
         }
     }
 
@@ -159,7 +210,10 @@ impl Board {
     fn update(&mut self, change: impl FnOnce(&mut Report)) {
         change(&mut self.report);
         self.reports.send_modify(|all| {
-            Arc::make_mut(all).insert(self.key.clone(), self.report.clone());
+            // Gone if this task is about to end.
+            if let Some(report) = Arc::make_mut(all).get_mut(&self.key) {
+                report.clone_from(&self.report);
+            }
         });
     }
 }
@@ -168,7 +222,7 @@ impl Board {
 ///
 /// Cancel-safe: everything between two awaits is complete in itself, and a check that is dropped closes its connection.
 async fn run(mut probe: impl Checks, check: Check, mut board: Board) -> Infallible {
-    let mut counter = Counter::new(check.rise, check.fall);
+    let mut counter = Counter::resume(check.rise, check.fall, board.report.state);
     let mut due = Instant::now() + SPREAD.mul_f64(fastrand::f64());
     loop {
         sleep_until(due).await;

@@ -64,6 +64,11 @@ impl Counter {
         }
     }
 
+    /// Goes on from the state that another check has found out.
+    pub fn resume(rise: NonZeroU32, fall: NonZeroU32, state: State) -> Self {
+        Self { state, ever_healthy: state == State::Up, ..Self::new(rise, fall) }
+    }
+
     pub fn state(&self) -> State {
         self.state
     }

@@ -16,12 +16,14 @@ pub mod preflight;
 pub mod qdisc;
 pub mod reset;
 pub mod sockets;
+pub mod unicast;
 pub mod vip;
 
 pub use announce::Announcer;
 pub use changes::{Change, Changes};
 pub use forwarding::Forwarding;
 pub use interface::{Interface, Interfaces, interfaces};
+pub use news::Neighbours;
 pub use reset::{Reset, ResetSocket};
 pub use vip::Vip;
 

@@ -18,10 +18,11 @@ use super::{Change, NetlinkError};
 
 /// The MACs of usable neighbours, by interface and address: what tells news from noise.
 #[derive(Debug, Default)]
-pub(super) struct Neighbours(HashMap<(u32, IpAddr), [u8; 6]>);
+pub struct Neighbours(HashMap<(u32, IpAddr), [u8; 6]>);
 
 impl Neighbours {
-    pub(super) async fn read(handle: &Handle) -> Result<Self, NetlinkError> {
+    /// Asks the kernel.
+    pub async fn read(handle: &Handle) -> Result<Self, NetlinkError> {
         let all: Vec<NeighbourMessage> = handle
             .neighbours()
             .get()
@@ -34,6 +35,11 @@ impl Neighbours {
             neighbours.update(message, usable_mac(message));
         }
         Ok(neighbours)
+    }
+
+    /// Interface, address and MAC of each.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, IpAddr, [u8; 6])> {
+        self.0.iter().map(|(&(interface, address), &mac)| (interface, address, mac))
     }
 
     /// What a message means, if it means anything.

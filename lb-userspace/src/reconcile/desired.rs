@@ -10,12 +10,13 @@ use lb_common::{
     abi::{
         Access, Backend, BackendId, Filter, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, Port, Range, ServiceId, ServiceKey,
     },
-    address::{Address as _, V4, V6},
+    address::{V4, V6},
     maglev::{self, Member},
 };
 
+use super::numbers::{Endpoint, Numbers, Removed, mapped, service};
 use crate::{
-    config::model::{self, OnDown, VirtualServer},
+    config::model::{OnDown, VirtualServer},
     health::State,
 };
 
@@ -25,6 +26,9 @@ pub struct Inputs<'a> {
     pub servers: &'a [VirtualServer],
     /// Health by virtual server and backend, in the order of the configuration; what is missing counts as down.
     pub states: &'a [Vec<State>],
+    pub numbers: &'a Numbers,
+    /// Health of removed backends; what is missing is left to itself.
+    pub removed: &'a BTreeMap<BackendId, State>,
     /// Addresses of this host.
     pub local: &'a BTreeSet<IpAddr>,
     /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
@@ -52,66 +56,50 @@ pub enum TooMany {
     )]
     Services(usize),
     #[error(
-        "{0} backends are configured, and {MAX_BACKENDS} are the most that one xvip carries. Spread them over several nodes."
+        "{configured} backends are configured and {draining} more are draining, and {MAX_BACKENDS} are the most that one xvip carries. Spread \
+         them over several nodes, or wait for the draining ones."
     )]
-    Backends(usize),
+    Backends { configured: usize, draining: usize },
     #[error(
         "{0} ranges are in `allow` and `deny`, and {MAX_RANGES} are the most that one xvip takes. Join neighbouring ones."
     )]
     Ranges(usize),
 }
 
-/// Computes the tables.
-///
-/// # Errors
-/// If the configuration asks for more than they take.
-pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, TooMany> {
-    let backends: usize = inputs.servers.iter().map(|server| server.backends.len()).sum();
-    if inputs.servers.len() > MAX_SERVICES {
-        return Err(TooMany::Services(inputs.servers.len()));
-    }
-    if backends > MAX_BACKENDS {
-        return Err(TooMany::Backends(backends));
-    }
+/// Computes the tables. What has no number yet is not in them.
+pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let mut desired = Desired { ports: inputs.ports.clone(), ..Desired::default() };
-    let mut ids = (0..).map(BackendId);
     for (index, server) in inputs.servers.iter().enumerate() {
-        let service = ServiceId(index as u32);
-        let key = match server.address.is_loopback() {
-            // Packets must not know it: from outside, nobody may reach a loopback address.
-            true => ServiceKey::on_host(mapped(server.address), server.port.to_be_bytes()),
-            false => {
-                mark(&mut desired.vips, server.address);
-                ServiceKey::new(mapped(server.address), server.port.to_be_bytes())
-            }
-        };
-        desired.services.insert(key, service);
-        desired.ranges.extend(rules(service, server));
+        let Some(number) = inputs.numbers.service(server) else { continue };
+        let key = service(server);
+        if !key.is_on_host() {
+            mark(&mut desired.vips, server.address);
+        }
+        desired.services.insert(key, number);
+        desired.ranges.extend(rules(number, server));
         let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
         let mut members = Vec::with_capacity(server.backends.len());
-        for ((position, backend), id) in server.backends.iter().enumerate().zip(&mut ids) {
+        for (position, backend) in server.backends.iter().enumerate() {
+            let endpoint = Endpoint::of(server, backend);
+            let Some(id) = inputs.numbers.backend(&endpoint) else { continue };
             let state = states.get(position).copied().unwrap_or(State::Down);
-            let local = inputs.local.contains(&backend.address);
-            if local {
-                mark(&mut desired.locals, backend.address);
-            }
-            desired.backends.insert(id, entry(backend, state == State::Down && server.on_down == OnDown::Reset, local));
-            let replies = ServiceKey::new(mapped(backend.address), backend.port.to_be_bytes());
-            desired.services.insert(replies, ServiceId::BACKEND);
-            members.push(Member {
-                id,
-                address: mapped(backend.address),
-                port: backend.port.to_be_bytes(),
-                weight: backend.weight,
-                live: state == State::Up,
-            });
+            let down = state == State::Down && server.on_down == OnDown::Reset;
+            desired.add(inputs, &endpoint, id, down);
+            members.push(member(id, &endpoint, backend.weight, state == State::Up));
         }
-        desired.tables.insert(service, maglev::build(&members));
+        let own = inputs.numbers.removed().filter(|(endpoint, _)| *endpoint.service() == key);
+        members.extend(own.filter_map(|(endpoint, removed)| stand_in(inputs, endpoint, removed)));
+        desired.tables.insert(number, maglev::build(&members));
     }
-    if desired.ranges.len() > MAX_RANGES {
-        return Err(TooMany::Ranges(desired.ranges.len()));
+    for (endpoint, removed) in inputs.numbers.removed() {
+        if !endpoint.service().is_on_host() {
+            mark(&mut desired.vips, endpoint.vip());
+        }
+        let keeps = removed.was.as_ref().is_some_and(|server| server.on_down == OnDown::Keep);
+        let down = inputs.removed.get(&removed.id) == Some(&State::Down) && !keeps;
+        desired.add(inputs, endpoint, removed.id, removed.over || down);
     }
-    Ok(desired)
+    desired
 }
 
 /// Who may use a virtual server. The most specific range counts, and of two equal ones that which denies; where any is allowed, all others are
@@ -127,18 +115,30 @@ fn rules(service: ServiceId, server: &VirtualServer) -> BTreeMap<Range, Access> 
     others.into_iter().chain(allowed).chain(denied).collect()
 }
 
-/// Draining is not down: its connections go on.
-fn entry(backend: &model::Backend, down: bool, local: bool) -> Backend {
-    let down = if down { Backend::DOWN } else { 0 };
-    let local = if local { Backend::LOCAL } else { 0 };
-    Backend::new(mapped(backend.address), backend.port.to_be_bytes(), down | local)
+impl Desired {
+    /// Draining is not down: its connections go on.
+    fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, down: bool) {
+        let down = if down { Backend::DOWN } else { 0 };
+        let local = if inputs.local.contains(&endpoint.address()) {
+            mark(&mut self.locals, endpoint.address());
+            Backend::LOCAL
+        } else {
+            0
+        };
+        self.backends.insert(id, endpoint.entry(down | local));
+        self.services.insert(endpoint.replies(), ServiceId::BACKEND);
+    }
 }
 
-fn mapped(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => V4(v4.octets()).mapped(),
-        IpAddr::V6(v6) => V6(v6.octets()).mapped(),
-    }
+fn member(id: BackendId, endpoint: &Endpoint, weight: u16, live: bool) -> Member {
+    Member { id, address: mapped(endpoint.address()), port: endpoint.port().to_be_bytes(), weight, live }
+}
+
+/// A removed backend that new connections go to all the same, until another takes them.
+fn stand_in(inputs: &Inputs<'_>, endpoint: &Endpoint, removed: &Removed) -> Option<Member> {
+    let backend = removed.was.as_ref()?.backends.first()?;
+    let live = removed.stands_in && !removed.over && inputs.removed.get(&removed.id) == Some(&State::Up);
+    live.then(|| member(removed.id, endpoint, backend.weight, true))
 }
 
 fn mark(filter: &mut Filter, address: IpAddr) {
@@ -150,10 +150,10 @@ fn mark(filter: &mut Filter, address: IpAddr) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::num::NonZeroU32;
+    use std::{num::NonZeroU32, time::Instant};
 
     use super::*;
-    use crate::config::model::{Check, CheckKind};
+    use crate::config::model::{self, Check, CheckKind};
 
     /// A virtual server with as many backends as there are states.
     pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
@@ -166,6 +166,7 @@ pub(super) mod tests {
             on_down: OnDown::Reset,
             allow: Vec::new(),
             deny: Vec::new(),
+            drain: 600 * second,
             check: Check {
                 kind: CheckKind::Tcp,
                 interval: second,
@@ -187,9 +188,22 @@ pub(super) mod tests {
     }
 
     pub(crate) fn with_states(servers: &[VirtualServer], states: &[Vec<State>], local: &[IpAddr]) -> Desired {
+        let mut numbers = Numbers::default();
+        numbers.follow(&[], servers, Instant::now()).unwrap();
+        numbered(servers, states, local, &numbers, &[])
+    }
+
+    /// The same with the numbers and the states of removed backends given.
+    pub(crate) fn numbered(
+        servers: &[VirtualServer],
+        states: &[Vec<State>],
+        local: &[IpAddr],
+        numbers: &Numbers,
+        removed: &[(BackendId, State)],
+    ) -> Desired {
         let local = local.iter().copied().collect();
-        let ports = BTreeMap::new();
-        desired(&Inputs { servers, states, local: &local, ports: &ports }).unwrap()
+        let (ports, removed) = (BTreeMap::new(), removed.iter().copied().collect());
+        desired(&Inputs { servers, states, local: &local, ports: &ports, numbers, removed: &removed })
     }
 
     fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
@@ -275,18 +289,33 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn too_many_are_refused() {
-        let servers = vec![server("a", 100, 1); MAX_SERVICES + 1];
-        let (local, ports) = (BTreeSet::new(), BTreeMap::new());
-        let inputs = Inputs { servers: &servers, states: &[], local: &local, ports: &ports };
-        assert_eq!(desired(&inputs), Err(TooMany::Services(MAX_SERVICES + 1)));
-        let mut wide = server("a", 100, 1);
-        wide.backends = vec![wide.backends[0].clone(); MAX_BACKENDS + 1];
-        let inputs = Inputs { servers: &[wide], ..inputs };
-        assert_eq!(desired(&inputs), Err(TooMany::Backends(MAX_BACKENDS + 1)));
-        let mut listed = server("a", 100, 1);
-        listed.deny = (0..=MAX_RANGES as u32).map(|number| IpNet::from(IpAddr::V4(number.into()))).collect();
-        let inputs = Inputs { servers: &[listed], ..inputs };
-        assert_eq!(desired(&inputs), Err(TooMany::Ranges(MAX_RANGES + 1)));
+    fn a_removed_backend_carries_on_without_new_connections() {
+        let before = [server("a", 100, 2), server("b", 101, 1)];
+        let (mut numbers, now) = (Numbers::default(), Instant::now());
+        numbers.follow(&[], &before, now).unwrap();
+        let mut after = [before[0].clone()];
+        after[0].backends.remove(0);
+        numbers.follow(&before, &after, now).unwrap();
+        let (first, other) = (BackendId(0), BackendId(2));
+        let up = [vec![State::Up]];
+
+        let states = [(first, State::Up), (other, State::Up)];
+        let standing_in = numbered(&after, &[vec![State::Down]], &[], &numbers, &states);
+        assert_eq!(chosen(&standing_in, 0), BTreeSet::from([0]), "better the old one than none");
+        numbers.relieve(|_| true);
+        let drained = numbered(&after, &up, &[before[1].backends[0].address], &numbers, &states);
+        assert_eq!(chosen(&drained, 0), BTreeSet::from([1]));
+        assert_eq!(drained.tables.len(), 1);
+        assert!(!drained.services.contains_key(&service(&before[1])), "new connections to it are nobody's");
+        assert!(drained.vips.may_hold(V4([192, 168, 2, 101])), "those that are there go on");
+        assert!(drained.locals.may_hold(V4([192, 168, 2, 11])));
+        let down = |desired: &Desired| -> Vec<bool> {
+            [first, other].map(|id| desired.backends[&id].is(Backend::DOWN)).to_vec()
+        };
+        assert_eq!(down(&drained), [false, false]);
+        assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[])), [false, false], "nobody knows: let them be");
+        assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[(other, State::Down)])), [false, true], "it died");
+        numbers.expire(now + std::time::Duration::from_secs(600));
+        assert_eq!(down(&numbered(&after, &up, &[], &numbers, &states)), [true, true]);
     }
 }

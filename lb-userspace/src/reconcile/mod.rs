@@ -2,7 +2,9 @@
 //! lead there.
 
 mod desired;
+mod numbers;
 mod plan;
 
 pub use desired::{Desired, Inputs, TooMany, desired};
+pub use numbers::{Endpoint, Numbers, Removed, service};
 pub use plan::{Applied, plan};

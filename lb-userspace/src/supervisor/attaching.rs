@@ -16,7 +16,7 @@ impl Node<'_> {
         self.program = Some(self.dataplane.ingress_id()?);
         for name in &self.config.dataplane.interfaces {
             let interface = self.host.named(name)?;
-            let mode = self.dataplane.attach(name, interface.index, wanted(self.config), interface.xdp)?;
+            let mode = self.dataplane.attach(name, interface.index, wanted(&self.config), interface.xdp)?;
             self.attached.insert(name.clone(), mode);
         }
         Ok(())
@@ -30,8 +30,8 @@ impl Node<'_> {
             if self.dataplane.is_attached(interface.index) {
                 continue;
             }
-            let forwarding = Forwarding::enable(carried(self.config, &self.host), families(self.config));
-            let attached = self.dataplane.attach(name, interface.index, wanted(self.config), interface.xdp);
+            let forwarding = Forwarding::enable(carried(&self.config, &self.host), families(&self.config));
+            let attached = self.dataplane.attach(name, interface.index, wanted(&self.config), interface.xdp);
             match (attached, forwarding) {
                 (Ok(mode), Ok(forwarding)) => {
                     log::warn!("interface {name} has gone and returned: attached again");
@@ -48,7 +48,7 @@ impl Node<'_> {
 
     /// Puts the hooks on the cgroup, so that this node's own processes need no VIP.
     pub(super) fn attach_hooks(&mut self) -> anyhow::Result<()> {
-        if let Some((path, cgroup)) = hooked(self.config)? {
+        if let Some((path, cgroup)) = hooked(&self.config)? {
             self.dataplane.attach_hooks(&cgroup).with_context(|| format!("cgroup {}", path.display()))?;
             log::info!("connections of processes in cgroup {} go straight to backends", path.display());
         }

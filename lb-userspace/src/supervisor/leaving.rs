@@ -6,8 +6,8 @@ use tokio::time::sleep;
 
 use super::Node;
 use crate::{
-    config::model::{Config, OnStop},
-    host::{Forwarding, qdisc, vip},
+    config::model::{Config, OnStop, Vrrp},
+    host::{Forwarding, qdisc, unicast, vip},
 };
 
 impl Node<'_> {
@@ -54,10 +54,13 @@ impl Node<'_> {
             self.dataplane.keep();
             return;
         }
-        if self.dataplane.is_carrying()
-            && let Err(error) = vip::remove_left(&self.handle, &vips(self.config)).await
-        {
-            log::error!("{error}");
+        if self.dataplane.is_carrying() {
+            let left = vip::remove_left(&self.handle, &vips(&self.config)).await.map(drop);
+            // After the time for which packets were still carried: they came to it.
+            let heard = unicast::remove(&self.handle, &macs(&self.config)).await;
+            for error in [left, heard].into_iter().filter_map(Result::err) {
+                log::error!("{error}");
+            }
         }
         let qdiscs = self.dataplane.qdiscs();
         drop(self.dataplane);
@@ -73,4 +76,9 @@ impl Node<'_> {
 pub(crate) fn vips(config: &Config) -> BTreeSet<IpAddr> {
     let moving = config.vrrp.iter().flat_map(|instance| instance.addresses.iter().map(|net| net.addr()));
     config.virtual_servers.iter().map(|server| server.address).chain(moving).collect()
+}
+
+/// Every virtual MAC of the configuration.
+pub(crate) fn macs(config: &Config) -> BTreeSet<[u8; 6]> {
+    config.vrrp.iter().filter_map(Vrrp::mac).collect()
 }

@@ -2,9 +2,11 @@
 //! which everything is taken away again.
 
 mod attaching;
+mod callers;
 mod closing;
 mod leaving;
 mod placement;
+mod reload;
 mod resetting;
 mod sweeping;
 mod view;
@@ -13,14 +15,15 @@ mod vrrp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
-use lb_common::abi::{Backend, BackendId};
+use lb_common::abi::{Backend, BackendId, MAX_SERVICES};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
@@ -28,23 +31,28 @@ use tokio::{
 
 use self::{
     attaching::families,
+    callers::Caller,
     closing::Closer,
     placement::{carried, moves, ports},
     resetting::Resetter,
     vips::Vips,
     vrrp::{Seen, Vrrp},
 };
-pub(crate) use self::{attaching::hooked, leaving::vips, placement::carriers};
+pub(crate) use self::{
+    attaching::hooked,
+    leaving::{macs, vips},
+    placement::carriers,
+};
 use crate::{
-    admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command},
+    admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command, status},
     config::{
         hints,
-        model::{Config, VirtualServer},
+        model::{self, Config, VirtualServer},
     },
     dataplane::{Change, Dataplane, Mode, Options, Swept},
-    health::{Checkers, Reports, State},
+    health::{BackendKey, Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
-    reconcile::{Applied, Inputs, desired, plan},
+    reconcile::{Applied, Inputs, Numbers, desired, plan, service},
 };
 
 /// How often the counters in the published status are refreshed.
@@ -55,12 +63,17 @@ const COMMANDS: usize = 4;
 /// Connections that are alive, by backend.
 type Alive = BTreeMap<BackendId, u64>;
 
-/// Runs until SIGTERM or SIGINT. Whatever was added to the host is removed before it returns, on failure too.
-pub async fn run(config: &Config) -> anyhow::Result<()> {
+/// What the checks say: of configured backends in the order of the configuration, and of removed ones by number.
+type Health = (Vec<Vec<State>>, BTreeMap<BackendId, State>);
+
+/// Runs until SIGTERM or SIGINT. Whatever was added to the host is removed before it returns, on failure too. SIGHUP reads `file`
+/// again, where `config` comes from.
+pub async fn run(config: &Config, file: &Path) -> anyhow::Result<()> {
     // Before anything is touched: a signal during the start must not end the process half-way.
     let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
-    let mut node = Node::start(config).await?;
+    let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
+    let mut node = Node::start(config, file, hangup).await?;
     let ended = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
@@ -83,7 +96,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 
 /// What the daemon holds. The order of the fields is the order in which they end.
 struct Node<'a> {
-    config: &'a Config,
+    file: PathBuf,
+    config: Arc<Config>,
+    /// When that was read.
+    loaded: SystemTime,
+    last_reload: Option<status::Reload>,
+    hangup: Signal,
     started: SystemTime,
     handle: Handle,
     /// Those that do not move.
@@ -103,9 +121,17 @@ struct Node<'a> {
     carriers: Vec<String>,
     host: Interfaces,
     applied: Applied,
+    numbers: Numbers,
+    /// Virtual servers that there is room for.
+    room: usize,
+    /// Packets of backends that are gone.
+    forwarded_before: u64,
+    timeouts: watch::Sender<model::Timeouts>,
     swept: watch::Receiver<Swept>,
     /// The same of this host's own sockets.
     own: watch::Receiver<Alive>,
+    /// Who is told one by one when a VIP comes here.
+    callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
     /// Clients that were told that their backend is down.
     reset: watch::Receiver<u64>,
@@ -116,7 +142,7 @@ struct Node<'a> {
 
 impl<'a> Node<'a> {
     /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
-    async fn start(config: &'a Config) -> anyhow::Result<Self> {
+    async fn start(config: &'a Config, file: &Path, hangup: Signal) -> anyhow::Result<Self> {
         hints(config).iter().for_each(|hint| log::warn!("{hint}"));
         let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
         preflight::check(parent)?;
@@ -135,13 +161,15 @@ impl<'a> Node<'a> {
         let host = host::interfaces(&handle).await?;
         let carriers = carriers(config, &host)?;
 
+        let room = (config.virtual_servers.len() + reload::SPARE).min(MAX_SERVICES);
         let mut dataplane = Dataplane::load(&Options {
             max_connections: tracked(config),
-            virtual_servers: u32::try_from(config.virtual_servers.len()).unwrap_or(u32::MAX),
+            virtual_servers: u32::try_from(room).unwrap_or(u32::MAX),
             bpffs: Some(config.dataplane.bpffs.clone()),
         })?;
         let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
+        let (told, callers) = watch::channel(Arc::default());
         let own = watch::Sender::new(Alive::new());
         let own_counts = own.subscribe();
         let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
@@ -154,10 +182,19 @@ impl<'a> Node<'a> {
 
         // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
         let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
+        let mut numbers = Numbers::of_former(dataplane.former_backends(), Instant::now());
+        numbers.follow(&[], &config.virtual_servers, Instant::now())?;
+        let timeouts = watch::Sender::new(config.dataplane.timeouts);
+        let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
+        let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
         let started = SystemTime::now();
         let (ask, commands) = mpsc::channel(COMMANDS);
         let mut node = Self {
-            config,
+            file: file.to_owned(),
+            config: Arc::new(config.clone()),
+            loaded: started,
+            last_reload: None,
+            hangup,
             started,
             vips: Vips::new(handle.clone()),
             handle,
@@ -174,15 +211,20 @@ impl<'a> Node<'a> {
             carriers,
             host,
             applied,
+            numbers,
+            room,
+            forwarded_before: 0,
+            timeouts,
             swept: counts.subscribe(),
+            callers,
             own: own_counts,
             closer,
             reset,
             resetter,
-            status: watch::Sender::new(Arc::new(Status::starting(started))),
+            status: watch::Sender::new(Arc::new(Status::starting(started, file))),
             forwarding: vec![forwarding],
         };
-        node.servers.spawn(sweeping::run(sweeper, config.dataplane.timeouts, counts));
+        node.servers.spawn(sweeping);
         if let Err(error) = node.bring_up().await {
             node.stop().await;
             return Err(error);
@@ -215,7 +257,7 @@ impl<'a> Node<'a> {
         self.hold().await?;
         self.vrrp.settle().await;
         let broken = self.broken();
-        let states = states(self.config, &self.followed);
+        let (states, _) = self.health(&self.followed);
         let seen = Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken };
         self.vrrp.start(&seen, &mut self.dataplane)?;
         self.publish()
@@ -234,11 +276,19 @@ impl<'a> Node<'a> {
 
     /// Puts the VIPs that do not move on their interfaces and announces them.
     async fn hold(&mut self) -> anyhow::Result<()> {
-        let config = self.config;
-        let stays = |server: &VirtualServer| !server.address.is_loopback() && !moves(config, server);
+        let config = Arc::clone(&self.config);
+        let stays = |server: &VirtualServer| !server.address.is_loopback() && !moves(&config, server);
         let all = config.virtual_servers.iter().zip(&self.carriers);
         for (server, carrier) in all.filter(|(server, _)| stays(server)) {
             self.vips.hold(server.address, self.host.named(carrier)?).await?;
+        }
+        // What a former daemon has left for connections that go on.
+        for (endpoint, _) in self.numbers.removed() {
+            let has = |interface: &&Interface| interface.addresses.iter().any(|net| net.addr() == endpoint.vip());
+            let named = config.virtual_servers.iter().any(|server| server.address == endpoint.vip());
+            if let Some(interface) = self.host.iter().find(has).filter(|_| !named && !endpoint.vip().is_loopback()) {
+                self.vips.hold(endpoint.vip(), interface).await?;
+            }
         }
         self.host = host::interfaces(&self.handle).await?;
         Ok(())
@@ -256,12 +306,18 @@ impl<'a> Node<'a> {
                 },
                 error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
-                changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
-                Some(Command::Release) = self.commands.recv() => {
-                    self.vrrp.release();
+                Ok(()) = self.callers.changed() => {
+                    let callers = Arc::clone(&self.callers.borrow_and_update());
+                    self.vrrp.meet(&callers, &self.host);
                     Ok(())
                 }
-                _ = refresh.tick() => self.publish(),
+                changed = self.vrrp.changed() => changed.and_then(|()| self.follow()),
+                Some(command) = self.commands.recv() => self.obey(command).await,
+                _ = self.hangup.recv() => self.reload().await.map(drop),
+                _ = refresh.tick() => match self.tend().await {
+                    Ok(()) => self.publish(),
+                    failed => failed,
+                },
             };
             if let Err(error) = done {
                 return error;
@@ -271,12 +327,14 @@ impl<'a> Node<'a> {
 
     /// Follows the checks. Most of them change nothing but their own counts, which the next refresh shows.
     fn health_changed(&mut self) -> anyhow::Result<()> {
-        let now = states(self.config, &self.reports.borrow_and_update());
-        if now == states(self.config, &self.followed) {
+        let reports = self.reports.borrow_and_update().clone();
+        let now = self.health(&reports);
+        if now == self.health(&self.followed) {
+            self.followed = reports;
             return Ok(());
         }
         let broken = self.broken();
-        self.vrrp.warn(&Seen { servers: &self.config.virtual_servers, states: &now, broken: &broken });
+        self.vrrp.warn(&Seen { servers: &self.config.virtual_servers, states: &now.0, broken: &broken });
         self.reconcile(false)?;
         self.follow()
     }
@@ -284,7 +342,7 @@ impl<'a> Node<'a> {
     /// Tells VRRP what its conditions depend on, and everybody what it says.
     fn follow(&mut self) -> anyhow::Result<()> {
         let broken = self.broken();
-        let states = states(self.config, &self.followed);
+        let (states, _) = self.health(&self.followed);
         self.vrrp.follow(&Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken });
         self.publish()
     }
@@ -317,13 +375,19 @@ impl<'a> Node<'a> {
 
     /// Brings the tables to what configuration, health and host ask for.
     fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
-        let config = self.config;
+        let servers = &self.config.virtual_servers;
         let reports = self.reports.borrow_and_update().clone();
-        let states = states(config, &reports);
+        let (states, removed) = self.health(&reports);
+        let takes = |(backend, state): (&model::Backend, &State)| *state == State::Up && backend.weight > 0;
+        let served =
+            servers.iter().zip(&states).filter(|(server, states)| server.backends.iter().zip(*states).any(takes));
+        let served: BTreeSet<_> = served.map(|(server, _)| service(server)).collect();
+        self.numbers.relieve(|service| served.contains(service));
         let local = self.host_addresses();
         let ports = ports(&self.attached, &self.host);
+        let numbers = &self.numbers;
         let wanted =
-            desired(&Inputs { servers: &config.virtual_servers, states: &states, local: &local, ports: &ports })?;
+            desired(&Inputs { servers, states: &states, numbers, removed: &removed, local: &local, ports: &ports });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
         let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
@@ -348,7 +412,27 @@ impl<'a> Node<'a> {
         for net in self.config.vrrp.iter().flat_map(|instance| &instance.addresses) {
             local.remove(&net.addr());
         }
+        for (endpoint, _) in self.numbers.removed() {
+            local.remove(&endpoint.vip());
+        }
         local
+    }
+
+    fn health(&self, reports: &Reports) -> Health {
+        let state = |server: &VirtualServer, backend: &model::Backend| {
+            let report = reports.get(&BackendKey::of(server, backend))?;
+            report.last_check.is_some().then_some(report.state)
+        };
+        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
+        let of = |server: &VirtualServer| {
+            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Draining));
+            all.collect()
+        };
+        let removed = self.numbers.removed().filter_map(|(_, removed)| {
+            let server = removed.was.as_ref()?;
+            Some((removed.id, state(server, server.backends.first()?)?))
+        });
+        (self.config.virtual_servers.iter().map(of).collect(), removed.collect())
     }
 
     fn publish(&mut self) -> anyhow::Result<()> {
@@ -358,7 +442,14 @@ impl<'a> Node<'a> {
         });
         let held: Vec<bool> = held.collect();
         let status = view::status(view::Sources {
-            config: self.config,
+            config: &self.config,
+            configuration: status::Configuration {
+                file: self.file.clone(),
+                loaded: self.loaded,
+                last_reload: self.last_reload.clone(),
+            },
+            numbers: &self.numbers,
+            forwarded_before: self.forwarded_before,
             started: self.started,
             reports: &self.followed,
             attached: &self.attached,
@@ -394,15 +485,4 @@ fn down(change: &Change) -> Option<(BackendId, Backend)> {
 /// Connections to keep track of: none of packets where no packet is seen.
 fn tracked(config: &Config) -> u32 {
     if config.dataplane.interfaces.is_empty() { 1 } else { config.dataplane.max_connections.get() }
-}
-
-/// Health in the order of the configuration.
-fn states(config: &Config, reports: &Reports) -> Vec<Vec<State>> {
-    let of = |server: &VirtualServer| {
-        let state = |backend: &crate::config::model::Backend| {
-            reports.get(&view::key(server, backend)).map_or(State::Down, |report| report.state)
-        };
-        server.backends.iter().map(state).collect()
-    };
-    config.virtual_servers.iter().map(of).collect()
 }

@@ -20,6 +20,7 @@ pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec
         host.named(name)?;
     }
     config.vrrp.iter().try_for_each(|instance| refuse_own_peers(instance, host))?;
+    config.vrrp.iter().try_for_each(|instance| refuse_deaf(instance, config, host))?;
     config.virtual_servers.iter().map(|server| carrier(server, config, host)).collect()
 }
 
@@ -83,6 +84,18 @@ fn carrier(server: &VirtualServer, config: &Config, host: &Interfaces) -> anyhow
 fn instance_of<'a>(config: &'a Config, server: &VirtualServer) -> Option<&'a Vrrp> {
     let has = |instance: &&Vrrp| instance.addresses.iter().any(|net| net.addr() == server.address);
     config.vrrp.iter().find(has)
+}
+
+/// Without the programs, the host would answer for its VIPs with the interface's own MAC, and not hear what comes to the virtual one.
+fn refuse_deaf(instance: &Vrrp, config: &Config, host: &Interfaces) -> anyhow::Result<()> {
+    let Vrrp { name, interface, virtual_mac, .. } = instance;
+    if *virtual_mac && !carried(config, host).any(|carried| carried == interface) {
+        bail!(
+            "[[vrrp]] \"{name}\": `virtual_mac` needs the XDP program on {interface}. Add {interface} (or, if it is a VLAN, the interface below it) \
+             to dataplane.interfaces, or leave `virtual_mac` out."
+        );
+    }
+    Ok(())
 }
 
 /// A file that was copied from node to node names this one too; it would take its own advertisements for another's.

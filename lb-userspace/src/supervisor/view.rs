@@ -1,6 +1,6 @@
 //! The published status, put together from all rooms.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use lb_common::abi::{BackendId, Counter};
 
@@ -12,11 +12,16 @@ use crate::{
     config::model::{Backend, Config, VirtualServer},
     dataplane::{ApplyError, Dataplane, Mode, Swept},
     health::{BackendKey, Reports, State},
+    reconcile::{Endpoint, Numbers, Removed},
 };
 
 /// Where a status comes from.
 pub(super) struct Sources<'a> {
     pub(super) config: &'a Config,
+    pub(super) configuration: status::Configuration,
+    pub(super) numbers: &'a Numbers,
+    /// Packets of backends that are gone.
+    pub(super) forwarded_before: u64,
     pub(super) started: SystemTime,
     pub(super) reports: &'a Reports,
     pub(super) attached: &'a BTreeMap<String, Mode>,
@@ -33,18 +38,13 @@ pub(super) struct Sources<'a> {
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
 }
 
-pub(super) fn key(server: &VirtualServer, backend: &Backend) -> BackendKey {
-    BackendKey { virtual_server: server.name.clone(), backend: backend.name.clone() }
-}
-
 pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
-    // Numbered as `reconcile::desired` numbers them.
-    let mut ids = (0..).map(BackendId);
-    let mut forwarded = 0;
+    let mut forwarded = sources.forwarded_before;
     let mut virtual_servers = Vec::new();
     for (index, server) in sources.config.virtual_servers.iter().enumerate() {
         let mut backends = Vec::new();
-        for (backend, id) in server.backends.iter().zip(&mut ids) {
+        for backend in &server.backends {
+            let Some(id) = sources.numbers.backend(&Endpoint::of(server, backend)) else { continue };
             let shown = view(&sources, server, backend, id)?;
             forwarded += shown.packets;
             backends.push(shown);
@@ -58,6 +58,12 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
             backends,
         });
     }
+    let mut gone = Vec::new();
+    for (endpoint, removed) in sources.numbers.removed() {
+        let traffic = sources.dataplane.traffic(removed.id)?;
+        forwarded += traffic.packets_in + traffic.packets_out;
+        gone.push(drained(&sources, endpoint, removed));
+    }
     let mode = |mode: &Mode| match mode {
         Mode::Native => status::Mode::Native,
         Mode::Generic => status::Mode::Generic,
@@ -66,6 +72,8 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
     Ok(Status {
         interfaces: interfaces.map(|(name, at)| status::Interface { name: name.clone(), mode: mode(at) }).collect(),
         virtual_servers,
+        removed: gone,
+        configuration: sources.configuration,
         vrrp: sources.vrrp,
         connections: Connections {
             tracked: sources.swept.alive.values().sum(),
@@ -79,8 +87,31 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
             },
         },
         counters: counters(&sources.dataplane.counters()?, forwarded),
-        ..Status::starting(sources.started)
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: sources.started,
     })
+}
+
+fn drained(sources: &Sources<'_>, endpoint: &Endpoint, removed: &Removed) -> status::Removed {
+    let since = SystemTime::now().checked_sub(removed.since.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let server = removed.was.as_ref();
+    status::Removed {
+        virtual_server: server.map(|server| server.name.clone()),
+        name: server.and_then(|server| server.backends.first()).map(|backend| backend.name.clone()),
+        vip: SocketAddr::new(endpoint.vip(), u16::from_be_bytes(endpoint.service().port())),
+        address: SocketAddr::new(endpoint.address(), endpoint.port()),
+        since,
+        until: since + removed.drain(),
+        stands_in: removed.stands_in,
+        active_connections: sources.active(removed.id).into_iter().sum(),
+    }
+}
+
+impl Sources<'_> {
+    /// Connections that are alive: those that packets are forwarded for, and those of this host's own sockets.
+    fn active(&self, id: BackendId) -> [u64; 2] {
+        [&self.swept.alive, self.own].map(|counts| counts.get(&id).copied().unwrap_or_default())
+    }
 }
 
 fn view(
@@ -89,10 +120,9 @@ fn view(
     backend: &Backend,
     id: BackendId,
 ) -> Result<status::Backend, ApplyError> {
-    let report = sources.reports.get(&key(server, backend));
+    let report = sources.reports.get(&BackendKey::of(server, backend));
     let traffic = sources.dataplane.traffic(id)?;
-    let [forwarded, own] =
-        [&sources.swept.alive, sources.own].map(|counts| counts.get(&id).copied().unwrap_or_default());
+    let [forwarded, own] = sources.active(id);
     Ok(status::Backend {
         name: backend.name.clone(),
         address: backend.address,

@@ -1,6 +1,6 @@
 //! The VIPs that this node always holds, and says so.
 
-use std::net::IpAddr;
+use std::{mem, net::IpAddr};
 
 use tokio::task::JoinSet;
 
@@ -47,9 +47,20 @@ impl Vips {
         }
     }
 
+    /// Gives back those that do not stay.
+    pub(super) async fn retain(&mut self, stays: impl Fn(IpAddr, &str) -> bool) {
+        let (held, gone) = mem::take(&mut self.held).into_iter().partition(|vip| stays(vip.address(), vip.interface()));
+        self.held = held;
+        Self::remove(gone).await;
+    }
+
     pub(super) async fn release(&mut self) {
         self.announcements.shutdown().await;
-        for vip in self.held.drain(..) {
+        Self::remove(mem::take(&mut self.held)).await;
+    }
+
+    async fn remove(vips: Vec<Vip>) {
+        for vip in vips {
             let address = vip.address();
             if let Err(error) = vip.release().await {
                 log::error!("removing VIP {address}: {error}");

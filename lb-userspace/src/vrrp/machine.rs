@@ -27,7 +27,8 @@
 //! |---|---|---|
 //! | `Listen` | start, end of a fault, lease run out | down interval |
 //! | `Down` | an advertisement that it follows | down interval |
-//! | `Skew` | priority 0, or its master below itself | skew time |
+//! | `Vacant` | priority 0 | its turn: at most 20 ms, and never more than the skew time |
+//! | `Skew` | its master below itself | skew time |
 //! | `Look` | a sleep so long that something may have been missed | one interval and skew time |
 //! | `Ready` | end of any other | election, once all members of the group are ready |
 //!
@@ -286,8 +287,8 @@ impl Machine {
             }
             self.master = None;
             return match wait.kind {
-                Kind::Listen | Kind::Down | Kind::Look => Kind::Skew.since(heard.received),
-                Kind::Skew | Kind::Ready => wait,
+                Kind::Listen | Kind::Down | Kind::Look | Kind::Skew => Kind::Vacant.since(heard.received),
+                Kind::Vacant | Kind::Ready => wait,
             };
         }
         if heard.priority >= priority {
@@ -304,7 +305,7 @@ impl Machine {
             self.master = Some(*heard);
         }
         // Not in the RFC, and nothing of it is seen on the wire: a master that says itself that it is the lesser one
-        // need not be waited for.
+        // need not be waited for. The skew time is for it to hear that others have lost the same as it has.
         let skewed = Kind::Skew.since(heard.received);
         if from_master && wait.kind == Kind::Down && skewed.deadline(self.pace()) < wait.deadline(self.pace()) {
             skewed

@@ -25,6 +25,8 @@ pub struct Router {
     actions: Actions,
     /// When the sockets were last read to the end.
     drained: Moment,
+    /// By instance: when its last advertisement arrived.
+    latest: Vec<Moment>,
 }
 
 impl Router {
@@ -36,8 +38,9 @@ impl Router {
             .into_iter()
             .enumerate()
             .map(|(index, settings)| Machine::new(InstanceId(index), settings, has_siblings(index), now))
-            .collect();
-        let mut router = Self { machines, groups, actions: Actions::new(), drained: now };
+            .collect::<Vec<_>>();
+        let latest = vec![now; machines.len()];
+        let mut router = Self { machines, groups, actions: Actions::new(), drained: now, latest };
         router.settle(now);
         for (index, machine) in router.machines.iter_mut().enumerate() {
             // Who could not go on at once has to listen, however long the lease.
@@ -50,8 +53,11 @@ impl Router {
     }
 
     pub fn on_advertisement(&mut self, id: InstanceId, heard: &Heard, now: Moment) {
-        // The clock that stamps packets is another one, and may be set. The sockets were empty at the last timeout.
-        let heard = Heard { received: heard.received.max(self.drained).min(now), ..*heard };
+        // The clock that stamps packets is another one, and may be set. The sockets were empty at the last timeout, and what is read
+        // later from one of them arrived later: a master's first word after another's last must not pass for history.
+        let received = heard.received.max(self.drained).max(self.latest[id.0]).min(now);
+        self.latest[id.0] = received;
+        let heard = Heard { received, ..*heard };
         self.tell(id, Event::Heard(&heard), now);
     }
 

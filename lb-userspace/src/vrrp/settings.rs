@@ -31,6 +31,10 @@ pub struct Settings {
     pub lease: Option<Moment>,
 }
 
+/// In how long a time all backups have their turns, from the highest priority to the lowest: 78 µs for each step, about as long as an
+/// advertisement is on its way.
+const TURNS: Duration = Duration::from_millis(20);
+
 /// What tracking says of this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
@@ -65,16 +69,30 @@ impl Settings {
     /// RFC 9568 section 6.1: the higher the priority, the sooner. RFC 3768 counts in parts of a second, whatever the
     /// interval.
     pub(super) fn skew(&self, master_interval: Duration) -> Duration {
-        let unit = match self.version {
-            Version::V2 => Duration::from_secs(1),
-            Version::V3 => master_interval,
-        };
-        unit * (256 - u32::from(self.effective_priority())) / 256
+        self.share(self.skew_unit(master_interval))
+    }
+
+    /// How long a backup waits that was told that the master leaves: only so long that the best of several is the first. The RFC has
+    /// the skew time here, too, and so most of an interval in which nobody has the VIPs. Two that promote at nearly the same time
+    /// settle it with their first advertisements.
+    pub(super) fn turn(&self, master_interval: Duration) -> Duration {
+        self.share(self.skew_unit(master_interval).min(TURNS))
     }
 
     /// How long a backup waits for a master that advertises every `master_interval`.
     pub(super) fn down_interval(&self, master_interval: Duration) -> Duration {
         master_interval * u32::from(self.down_factor) + self.skew(master_interval)
+    }
+
+    fn skew_unit(&self, master_interval: Duration) -> Duration {
+        match self.version {
+            Version::V2 => Duration::from_secs(1),
+            Version::V3 => master_interval,
+        }
+    }
+
+    fn share(&self, of: Duration) -> Duration {
+        of * (256 - u32::from(self.effective_priority())) / 256
     }
 }
 
@@ -126,6 +144,24 @@ mod tests {
             assert_eq!(settings.skew(interval), skew, "{version}, {priority}, {interval:?}");
             assert_eq!(settings.down_interval(interval), interval * 3 + skew);
             assert_eq!(settings.lease_length(), interval * 3);
+        }
+    }
+
+    #[test]
+    fn turns_are_short_and_never_longer_than_the_skew() {
+        for (version, priority, interval, turn) in [
+            (Version::V2, 98, 1000, 12_343_750),
+            (Version::V2, 98, 5000, 12_343_750),
+            (Version::V3, 98, 10, 6_171_875),
+            (Version::V3, 98, 20, 12_343_750),
+            (Version::V3, 98, 100, 12_343_750),
+            (Version::V3, 254, 100, 156_250),
+            (Version::V3, 1, 40_950, 19_921_875),
+        ] {
+            let interval = Duration::from_millis(interval);
+            let settings = settings(version, priority, interval);
+            assert_eq!(settings.turn(interval), Duration::from_nanos(turn), "{version}, {priority}, {interval:?}");
+            assert!(settings.turn(interval) <= settings.skew(interval));
         }
     }
 

@@ -17,8 +17,13 @@ use nix::{errno::Errno, ifaddrs::getifaddrs, net::if_::if_nametoindex, sys::sock
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    BPFFS, Capture, Error, Link, capture, io_error, netns::Netns, netstat::Netstat, ping, process::Process,
-    sweep::remove_directory, xdp_pass,
+    BPFFS, Capture, Error, Link, capture, io_error,
+    netns::{self, Netns},
+    netstat::Netstat,
+    ping,
+    process::Process,
+    sweep::remove_directory,
+    xdp_pass,
 };
 
 /// How long a command may take that is expected to end.
@@ -213,6 +218,18 @@ impl Host {
 
     pub fn netstat(&self) -> Result<Netstat, Error> {
         self.enter(Netstat::read)?.map_err(io_error(format!("read the counters of {}", self.name())))
+    }
+
+    /// The MAC addresses that the switch has learned to be here.
+    pub fn learned(&self) -> Result<Vec<String>, Error> {
+        let mut learned = Vec::new();
+        for port in &self.inner.ports {
+            let mut command = Command::new("bridge");
+            command.args(["fdb", "show", "brport", &port.device, "dynamic"]);
+            let text = self.inner.switch.enter(|| netns::run(&mut command))??;
+            learned.extend(text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned));
+        }
+        Ok(learned)
     }
 
     /// Takes the host off the network without a word: carriers stay up at both ends, as at a power cut behind a switch.

@@ -6,6 +6,7 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
@@ -182,7 +183,8 @@ pub struct Landlord {
 
 impl Landlord {
     pub fn new(dataplane: &mut Dataplane) -> anyhow::Result<Self> {
-        Ok(Self { patient: dataplane.fence(LONG)?, strict: dataplane.fence(Duration::ZERO)? })
+        let mut fence = |grace| dataplane.fence(grace, BTreeMap::new());
+        Ok(Self { patient: fence(LONG)?, strict: fence(Duration::ZERO)? })
     }
 
     pub fn grant(&self, family: Family, tenure: Tenure) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ mod leaving;
 mod random;
 mod segments;
 mod shapes;
+mod virtual_mac;
 
 use std::vec::Vec;
 

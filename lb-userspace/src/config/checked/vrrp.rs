@@ -50,6 +50,7 @@ impl Checker<'_> {
             preempt: *raw.preempt.value()?,
             preempt_delay: raw.preempt_delay.value()?.0,
             addresses: addresses?,
+            virtual_mac: *raw.virtual_mac.value()?,
             peers: peers?,
             min_ttl: *raw.min_ttl.value()?,
             source: optional(&raw.source)?.map(|source| source.0),

@@ -237,5 +237,6 @@ pub(super) const CASES: &[Case] = &[
     (74, "weight = -300", &["74:10: `weight`: -300 is out of range"]),
     (80, "", &["59:14: the sync_group `all` has one member only"]),
     (80, "sync_group = \"others\"", &["59:14: the sync_group `all` has one member only", "80:14: the sync_group `others` has one member only"]),
+    (81, "virtual_mac = \"yes\"", &["81:15: `virtual_mac`: expected true or false, found a string"]),
     (77, "interface = \"eth0\"", &["78:8: VRID 51 is taken on `eth0` for IPv4 by the [[vrrp]] in line 46"]),
 ];

@@ -105,8 +105,8 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
     let ranges = || prop::collection::vec((any::<u128>(), 0_u8..=128), 0..3);
-    (name(), any::<bool>(), 1_u16.., interface, on_down, (ranges(), ranges()), check(), backends).prop_map(
-        |(name, v4, port, interface, on_down, (allow, deny), check, backends)| {
+    (name(), any::<bool>(), 1_u16.., interface, on_down, duration(0..=600_000), (ranges(), ranges()), check(), backends)
+        .prop_map(|(name, v4, port, interface, on_down, drain, (allow, deny), check, backends)| {
             let range = |(bits, length): &(u128, u8)| {
                 let net = if v4 {
                     IpNet::new(IpAddr::from((*bits as u32).to_be_bytes()), length % 33)
@@ -134,9 +134,8 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 weight,
             };
             let backends = (1..).zip(backends).map(backend).collect();
-            VirtualServer { name, address: address(100), port, interface, on_down, allow, deny, check, backends }
-        },
-    )
+            VirtualServer { name, address: address(100), port, interface, on_down, drain, allow, deny, check, backends }
+        })
 }
 
 fn authentication() -> impl Strategy<Value = Authentication> {
@@ -196,6 +195,7 @@ fn vrrp() -> impl Strategy<Value = Vrrp> {
             preempt,
             preempt_delay: if preempt { delay } else { Duration::ZERO },
             addresses: (1..).zip(prefixes).map(vip).collect(),
+            virtual_mac: preempt != message,
             peers: (0..peers).map(|host| address(200, host)).collect(),
             min_ttl,
             source: has_source.then(|| address(201, 1)),
@@ -307,7 +307,9 @@ fn written(config: &Config) -> String {
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
-    for VirtualServer { name, address, port, interface, on_down, allow, deny, check, backends } in virtual_servers {
+    for VirtualServer { name, address, port, interface, on_down, drain, allow, deny, check, backends } in
+        virtual_servers
+    {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
@@ -318,6 +320,7 @@ fn written(config: &Config) -> String {
         for (name, list) in [("allow", allow), ("deny", deny)] {
             key(name, list.iter().map(ToString::to_string).collect::<Vec<_>>().into());
         }
+        key("drain", time(*drain));
         key("check.interval", time(check.interval));
         key("check.timeout", time(check.timeout));
         key("check.rise", integer(check.rise));
@@ -377,6 +380,7 @@ fn write_vrrp(text: &mut String, instance: &Vrrp) {
     }
     key("addresses", instance.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().into());
     key("peers", instance.peers.iter().map(ToString::to_string).collect::<Vec<_>>().into());
+    key("virtual_mac", instance.virtual_mac.into());
     key("min_ttl", number(instance.min_ttl.into()));
     instance.source.iter().for_each(|source| key("source", source.to_string().into()));
     if instance.checksum == ChecksumForm::Message {

@@ -85,7 +85,8 @@ fn unknown() -> Report {
 }
 
 fn board() -> (Board, watch::Receiver<Reports>) {
-    let key = BackendKey { virtual_server: "api".into(), backend: "m1".into() };
+    let address = SocketAddr::from(([10, 0, 0, 1], 6443));
+    let key = BackendKey { virtual_server: "api".into(), backend: "m1".into(), address };
     let (sender, receiver) = watch::channel(Arc::new(BTreeMap::from([(key.clone(), unknown())])));
     (Board { key, report: unknown(), reports: Arc::new(sender) }, receiver)
 }
@@ -222,6 +223,7 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         on_down: OnDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),
+        drain: Duration::ZERO,
         check,
         backends: backends
             .iter()
@@ -276,6 +278,43 @@ async fn backends_are_followed_one_by_one() {
     // After the end nobody is left who could publish.
     checkers.stop().await;
     assert!(reports.has_changed().is_err());
+}
+
+#[tokio::test]
+async fn a_check_goes_on_or_begins_with_what_was_known() {
+    let live = StandIn::start(None, |_| Reply::ok()).await;
+    let other = StandIn::start(None, |_| Reply::ok()).await;
+    // So long that only the first check is made.
+    let slow = Check { interval: Duration::from_secs(1000), ..check(CheckKind::Tcp) };
+    let mut server = server("api", slow, &[("m1", live.address), ("m2", live.address), ("m3", other.address)]);
+    server.backends.remove(1);
+    let mut checkers = Checkers::spawn(std::slice::from_ref(&server));
+    let mut reports = checkers.reports();
+    let mut checked = async |count: usize, times: u64| {
+        let wanted = |all: &Reports| all.len() == count && all.values().all(|report| report.checks == times);
+        timeout(Duration::from_secs(10), reports.wait_for(wanted)).await.expect("in time").unwrap().clone()
+    };
+    let first = checked(2, 1).await;
+    checkers.follow(std::slice::from_ref(&server));
+    assert_eq!(checkers.tasks.len(), 2, "nothing is begun anew");
+    assert_eq!(*checkers.reports().borrow(), first);
+
+    // Another name, another check: each begins anew, with what is known.
+    let mut renamed = server.clone();
+    (renamed.name, renamed.check.rise) = ("renamed".into(), NonZeroU32::new(7).unwrap());
+    renamed.backends.remove(1);
+    checkers.follow(std::slice::from_ref(&renamed));
+    let now = checkers.reports().borrow().clone();
+    let told: Vec<_> = now.iter().map(|(key, report)| (key.to_string(), report)).collect();
+    assert_eq!(told, [("renamed/m1".to_owned(), first.values().next().unwrap())]);
+    let then = checked(1, 2).await;
+    assert!(then.values().all(|report| report.state == State::Up), "one good check does not make it up, and need not");
+
+    // A name alone is no backend.
+    renamed.backends[0].port = other.address.port();
+    checkers.follow(std::slice::from_ref(&renamed));
+    assert_eq!(checkers.reports().borrow().values().next().unwrap().checks, 0);
+    checked(1, 1).await;
 }
 
 #[tokio::test]

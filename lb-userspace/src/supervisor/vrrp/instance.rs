@@ -38,6 +38,7 @@ pub(super) fn instance(
         vrid: Vrid(*vrid),
         settings,
         addresses: configured.addresses.clone(),
+        virtual_mac: configured.virtual_mac,
         peers: configured.peers.clone(),
         source: configured.source,
         auth: auth(&configured.authentication)?,

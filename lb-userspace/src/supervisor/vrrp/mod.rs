@@ -20,11 +20,13 @@ use tokio::{
     task::spawn_blocking,
 };
 
+use super::callers::{self, Caller};
 use crate::{
     admin,
     config::model::{self, VirtualServer},
     dataplane::{Dataplane, Fence},
     health::State,
+    host::Interfaces,
     vrrp::{
         self, Condition, InstanceId, Moment,
         hooks::Hooks,
@@ -76,7 +78,9 @@ impl<'a> Vrrp<'a> {
 
     /// Starts to speak VRRP. From here on VIPs may come at any time.
     pub(super) fn start(&mut self, seen: &Seen<'_>, dataplane: &mut Dataplane) -> anyhow::Result<()> {
-        let fence = dataplane.fence(GRACE)?;
+        let macs = self.instances.iter().filter_map(|instance| Some((instance, instance.mac()?)));
+        let macs = macs.flat_map(|(instance, mac)| instance.addresses.iter().map(move |net| (net.addr(), mac)));
+        let fence = dataplane.fence(GRACE, macs.collect())?;
         let vips = self.instances.iter().flat_map(|instance| instance.addresses.iter().map(IpNet::addr));
         fence.retain(&vips.collect())?;
         if self.instances.is_empty() {
@@ -120,6 +124,18 @@ impl<'a> Vrrp<'a> {
                 wire.set_condition(InstanceId(index), now);
                 *before = now;
             }
+        }
+    }
+
+    /// Tells the thread whom to tell one by one when VIPs come here.
+    pub(super) fn meet(&self, callers: &[Caller], host: &Interfaces) {
+        let Some((wire, _)) = &self.running else {
+            return;
+        };
+        for (index, instance) in self.instances.iter().enumerate() {
+            // One that is gone has nobody on it.
+            let found = host.named(&instance.interface).map(|interface| callers::on(interface, callers));
+            wire.set_neighbours(InstanceId(index), found.unwrap_or_default());
         }
     }
 

@@ -39,6 +39,7 @@ fn kind(letter: char) -> Kind {
     match letter {
         'L' => Kind::Listen,
         'D' => Kind::Down,
+        'V' => Kind::Vacant,
         'S' => Kind::Skew,
         'K' => Kind::Look,
         'R' => Kind::Ready,
@@ -51,7 +52,7 @@ fn letter(machine: &Machine) -> char {
         Phase::Fault => 'F',
         Phase::Master(_) => 'M',
         Phase::Stopped => 'X',
-        Phase::Backup(wait) => "LDSKR".chars().find(|letter| kind(*letter) == wait.kind).expect("one of them"),
+        Phase::Backup(wait) => "LDVSKR".chars().find(|letter| kind(*letter) == wait.kind).expect("one of them"),
     }
 }
 
@@ -84,7 +85,7 @@ fn outcome(mut machine: Machine, event: Event<'_>, now: Moment) -> String {
 
 #[test]
 fn transition_table() {
-    let states = ['F', 'L', 'D', 'S', 'K', 'R', 'M', 'X'];
+    let states = ['F', 'L', 'D', 'V', 'S', 'K', 'R', 'M', 'X'];
     let resigns = heard(HIGHER, 0, 150);
     let stranger_resigns = heard(LOWER, 0, 150);
     let lesser = heard(HIGHER, 50, 150);
@@ -97,33 +98,35 @@ fn transition_table() {
     // What is in the first column happens at the time in the third, 50 ms or more after the state began.
     #[rustfmt::skip]
     let rows = [
-        //                                                              fault list down skew look redy mast stopped
-        ("master resigns", Event::Heard(&resigns), 150, "F    S    S    S    S    R    anM  X"),
-        ("another resigns", Event::Heard(&stranger_resigns), 150, "F    L    D    S    K    R    anM  X"),
-        ("master is lesser", Event::Heard(&lesser), 150, "F    L    S    S    K    R    anM  X"),
-        ("another is lesser", Event::Heard(&other_lesser), 150, "F    L    D    S    K    R    anM  X"),
-        ("equal, lower address", Event::Heard(&equal_below), 150, "F    D    D    D    D    D    anM  X"),
-        ("equal, higher address", Event::Heard(&equal_above), 150, "F    D    D    D    D    D    ywD  X"),
-        ("better", Event::Heard(&better), 150, "F    D    D    D    D    D    ywD  X"),
-        ("better, long ago", Event::Heard(&history), 150, "F    L    D    S    K    R    ywD  X"),
-        ("own packet", Event::Heard(&own), 150, "F    L    D    S    K    R    M    X"),
-        ("better, lease over", Event::Heard(&better), 401, "F    D    D    D    D    D    yL   X"),
-        ("due, 150 ms", Event::Due, 150, "F    L    D    S    K    R    M    X"),
-        ("due, 161 ms", Event::Due, 161, "F    L    D    R    K    R    M    X"),
-        ("due, 200 ms", Event::Due, 200, "F    L    D    K    K    R    anM  X"),
-        ("due, 310 ms", Event::Due, 310, "F    K    K    K    R    R    anM  X"),
-        ("due, 400 ms", Event::Due, 400, "F    K    K    K    R    R    anM  X"),
-        ("due, 401 ms", Event::Due, 401, "F    K    K    K    K    R    yL   X"),
-        ("elected", Event::Elected, 150, "F    L    D    S    K    ahnM M    X"),
-        ("sibling lost", Event::Lost { stay_away: false }, 150, "F    L    D    S    K    R    0yD  X"),
-        ("sibling lost for long", Event::Lost { stay_away: true }, 150, "F    L    D    S    K    R    0yD  X"),
-        ("able", Event::Able, 150, "L    L    D    S    K    R    M    X"),
-        ("unable", Event::Unable, 150, "F    F    F    F    F    F    0yF  X"),
-        ("changed", Event::Changed, 150, "F    D    D    D    D    D    aM   X"),
-        ("contested", Event::Contested, 150, "F    L    D    S    K    R    nM   X"),
-        ("release", Event::Release, 150, "F    L    D    S    K    R    0yD  X"),
-        ("shutdown", Event::Shutdown, 150, "X    X    X    X    X    X    0yX  X"),
-        ("shutdown, lease over", Event::Shutdown, 401, "X    X    X    X    X    X    yX   X"),
+        //                                                              fault list down vac  skew look redy mast stopped
+        ("master resigns", Event::Heard(&resigns), 150, "F    V    V    V    V    V    R    anM  X"),
+        ("another resigns", Event::Heard(&stranger_resigns), 150, "F    L    D    V    S    K    R    anM  X"),
+        ("master is lesser", Event::Heard(&lesser), 150, "F    L    S    V    S    K    R    anM  X"),
+        ("another is lesser", Event::Heard(&other_lesser), 150, "F    L    D    V    S    K    R    anM  X"),
+        ("equal, lower address", Event::Heard(&equal_below), 150, "F    D    D    D    D    D    D    anM  X"),
+        ("equal, higher address", Event::Heard(&equal_above), 150, "F    D    D    D    D    D    D    ywD  X"),
+        ("better", Event::Heard(&better), 150, "F    D    D    D    D    D    D    ywD  X"),
+        ("better, long ago", Event::Heard(&history), 150, "F    L    D    V    S    K    R    ywD  X"),
+        ("own packet", Event::Heard(&own), 150, "F    L    D    V    S    K    R    M    X"),
+        ("better, lease over", Event::Heard(&better), 401, "F    D    D    D    D    D    D    yL   X"),
+        ("due, 112 ms", Event::Due, 112, "F    L    D    V    S    K    R    M    X"),
+        ("due, 113 ms", Event::Due, 113, "F    L    D    R    S    K    R    M    X"),
+        ("due, 150 ms", Event::Due, 150, "F    L    D    K    S    K    R    M    X"),
+        ("due, 161 ms", Event::Due, 161, "F    L    D    K    R    K    R    M    X"),
+        ("due, 200 ms", Event::Due, 200, "F    L    D    K    K    K    R    anM  X"),
+        ("due, 310 ms", Event::Due, 310, "F    K    K    K    K    R    R    anM  X"),
+        ("due, 400 ms", Event::Due, 400, "F    K    K    K    K    R    R    anM  X"),
+        ("due, 401 ms", Event::Due, 401, "F    K    K    K    K    K    R    yL   X"),
+        ("elected", Event::Elected, 150, "F    L    D    V    S    K    ahnM M    X"),
+        ("sibling lost", Event::Lost { stay_away: false }, 150, "F    L    D    V    S    K    R    0yD  X"),
+        ("sibling lost for long", Event::Lost { stay_away: true }, 150, "F    L    D    V    S    K    R    0yD  X"),
+        ("able", Event::Able, 150, "L    L    D    V    S    K    R    M    X"),
+        ("unable", Event::Unable, 150, "F    F    F    F    F    F    F    0yF  X"),
+        ("changed", Event::Changed, 150, "F    D    D    D    D    D    D    aM   X"),
+        ("contested", Event::Contested, 150, "F    L    D    V    S    K    R    nM   X"),
+        ("release", Event::Release, 150, "F    L    D    V    S    K    R    0yD  X"),
+        ("shutdown", Event::Shutdown, 150, "X    X    X    X    X    X    X    0yX  X"),
+        ("shutdown, lease over", Event::Shutdown, 401, "X    X    X    X    X    X    X    yX   X"),
     ];
     for (name, event, now, expected) in rows {
         let cells: Vec<&str> = expected.split_whitespace().collect();
@@ -140,6 +143,7 @@ fn deadlines() {
         // The end of the wait, or the next look at the clock.
         ('L', Some(200_000_000)),
         ('D', Some(200_000_000)),
+        ('V', Some(112_187_500)),
         ('S', Some(160_937_500)),
         ('K', Some(200_000_000)),
         ('R', None),
@@ -179,6 +183,26 @@ fn who_gave_way_does_not_hurry_back() {
     machine.on(Event::Lost { stay_away: false }, at(150), &mut Actions::new());
     machine.alarm = at(10_000);
     assert_eq!(machine.deadline(), Some(Moment(Duration::from_nanos(150_000_000 + 360_937_500))));
+}
+
+#[test]
+fn a_live_master_ends_the_turn_of_who_may_not_preempt_it() {
+    let after = |change: fn(&mut Machine), priority: u8| {
+        let mut machine = machine('D');
+        change(&mut machine);
+        machine.on(Event::Heard(&heard(HIGHER, 0, 150)), at(150), &mut Actions::new());
+        assert_eq!((letter(&machine), machine.deadline()), ('V', Some(at(150) + Duration::from_nanos(12_187_500))));
+        // Another one was the first.
+        machine.on(Event::Heard(&heard(LOWER, priority, 155)), at(155), &mut Actions::new());
+        let Phase::Backup(wait) = machine.phase else { panic!("{machine:?}") };
+        (letter(&machine), wait.since)
+    };
+    let (vacant, down) = (('V', at(150)), ('D', at(155)));
+    assert_eq!(after(|_| (), 50), vacant);
+    assert_eq!(after(|machine| machine.settings.preempt = false, 50), down);
+    assert_eq!(after(|machine| machine.settings.preempt_delay = Duration::from_millis(1), 50), down);
+    assert_eq!(after(|machine| machine.released = true, 50), down);
+    assert_eq!((after(|_| (), 100), after(|_| (), 200)), (down, down));
 }
 
 /// What becomes of `D` when its master turns lesser.
@@ -248,15 +272,18 @@ fn the_interval_of_the_master_counts_for_who_follows_it() {
 
 #[test]
 fn a_change_of_priority_moves_a_running_timer() {
-    let mut machine = machine('S');
+    let mut machine = machine('V');
     machine.alarm = at(200);
-    for (priority, nanoseconds) in [(100, 60_937_500), (200, 21_875_000), (1, 99_609_375)] {
+    for (priority, nanoseconds) in [(100, 12_187_500), (200, 4_375_000), (1, 19_921_875)] {
         machine.settings.priority = priority;
         assert_eq!(machine.deadline(), Some(at(100) + Duration::from_nanos(nanoseconds)));
     }
+    // The turns of both versions are the same, their skew times are not.
     machine.settings.version = Version::V2;
     machine.alarm = at(2000);
-    assert_eq!(machine.deadline(), Some(at(100) + Duration::from_nanos(996_093_750)));
+    assert_eq!(machine.deadline(), Some(at(100) + Duration::from_nanos(19_921_875)));
+    machine.phase = Phase::Backup(Kind::Down.since(at(100)));
+    assert_eq!(machine.deadline(), Some(at(400) + Duration::from_nanos(996_093_750)));
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub(super) struct Wait {
 pub(super) enum Kind {
     Listen,
     Down,
+    Vacant,
     Skew,
     Look,
     Ready,
@@ -40,6 +41,7 @@ impl Wait {
         let Pace { settings, master_interval, away_until } = pace;
         let length = match self.kind {
             Kind::Listen | Kind::Down => settings.down_interval(master_interval),
+            Kind::Vacant => settings.turn(master_interval),
             Kind::Skew => settings.skew(master_interval),
             Kind::Look => master_interval + settings.skew(master_interval),
             Kind::Ready => return None,
@@ -56,7 +58,7 @@ impl Wait {
         // look is enough; only who could not keep a lease either has to look again.
         let patience = match self.kind {
             Kind::Look => pace.master_interval * u32::from(pace.settings.down_factor).saturating_sub(1).max(1),
-            Kind::Listen | Kind::Down | Kind::Skew | Kind::Ready => pace.master_interval / 4,
+            Kind::Listen | Kind::Down | Kind::Vacant | Kind::Skew | Kind::Ready => pace.master_interval / 4,
         };
         let look = Kind::Look.since(now);
         if now - alarm > patience && look.deadline(pace) > Some(end) {

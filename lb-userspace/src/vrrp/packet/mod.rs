@@ -66,6 +66,15 @@ impl Family {
         }
     }
 
+    /// The MAC address of a virtual router (RFC 9568, 7.3).
+    pub const fn virtual_mac(self, vrid: Vrid) -> [u8; 6] {
+        let kind = match self {
+            Self::V4 => 1,
+            Self::V6 => 2,
+        };
+        [0, 0, 0x5e, 0, kind, vrid.0]
+    }
+
     /// Bytes of an address.
     const fn address_len(self) -> usize {
         match self {

@@ -196,6 +196,10 @@ fn skew(priority: u32) -> Duration {
     INTERVAL * (256 - priority) / 256
 }
 
+fn turn(priority: u32) -> Duration {
+    Duration::from_millis(20) * (256 - priority) / 256
+}
+
 #[test]
 fn silence_costs_the_down_interval() {
     let mut segment = settled(&[150, 100, 50]);
@@ -207,14 +211,35 @@ fn silence_costs_the_down_interval() {
 }
 
 #[test]
-fn an_orderly_stop_costs_the_skew() {
+fn an_orderly_stop_costs_a_turn() {
     let mut segment = settled(&[150, 100, 50]);
     let stopped = segment.now.0;
     segment.tell(0, Router::on_shutdown);
     assert!(segment.owners().is_empty());
     segment.run_for(Duration::from_secs(1));
-    assert_eq!(segment.last(1, Action::Hold), stopped + skew(100));
+    assert_eq!(segment.last(1, Action::Hold), stopped + turn(100));
     assert_eq!(segment.owners(), [1]);
+    let lesser = segment.log.iter().any(|(_, node, _, action)| (*node, *action) == (2, Action::Hold));
+    assert!(!lesser, "it has heard the better one before its own turn");
+}
+
+#[test]
+fn what_is_read_later_arrived_later_whatever_the_stamps_say() {
+    let settings = Settings { preempt: false, ..Settings::example(200, address(0)) };
+    let mut router = Router::new(vec![settings], at(1000));
+    let hear = |router: &mut Router, source: usize, priority: u8, received: u64, now: u64| {
+        let heard = Heard { source: address(source), priority, interval: INTERVAL, received: at(received) };
+        router.on_advertisement(InstanceId(0), &heard, at(now));
+    };
+    hear(&mut router, 1, 150, 1010, 1010);
+    router.on_timeout(at(1010));
+    // It resigns, another takes over, and in between the clock that stamps them is set back.
+    hear(&mut router, 1, 0, 1080, 1060);
+    hear(&mut router, 2, 100, 1055, 1061);
+    router.on_timeout(at(1061));
+    assert_eq!(router.view(InstanceId(0)).master, Some((address(2), 100)));
+    router.on_timeout(at(1100));
+    assert_eq!(router.view(InstanceId(0)).state, State::Backup);
 }
 
 const NO_BACKENDS: Condition = Condition { adjustment: -253, fault: false };
@@ -249,7 +274,7 @@ fn a_released_vip_stays_away_until_its_new_owner_is_gone() {
     let released = segment.now.0;
     segment.tell(0, Router::on_release);
     segment.run_for(Duration::from_secs(5));
-    assert_eq!(segment.last(1, Action::Hold), released + skew(100));
+    assert_eq!(segment.last(1, Action::Hold), released + turn(100));
     assert_eq!(segment.owners(), [1]);
     segment.routers[1] = None;
     segment.run_for(Duration::from_secs(1));
@@ -321,7 +346,7 @@ fn a_group_fails_as_one() {
     }
     segment.run_for(Duration::from_secs(1));
     assert_eq!(segment.owners(), [1 - owner]);
-    assert_eq!(segment.last(1 - owner, Action::Hold), failed + skew(100));
+    assert_eq!(segment.last(1 - owner, Action::Hold), failed + turn(100));
     segment.tell(owner, |router, now| router.on_condition(InstanceId(1), Condition::default(), now));
     segment.run_for(Duration::from_secs(1));
     assert_eq!(segment.owners(), [1 - owner]);
@@ -334,8 +359,8 @@ fn groups_that_beat_each_other_crosswise_come_to_terms() {
     segment.run_for(Duration::from_secs(1));
     assert_eq!(segment.owners(), [0, 1]);
     segment.is_cut = false;
-    // They beat each other with the next advertisements; one is away for long, the other for its skew time.
-    segment.run_for(INTERVAL + skew(100));
+    // They beat each other with the next advertisements; one is away for long, the other for its turn.
+    segment.run_for(INTERVAL + turn(100));
     assert_eq!(segment.owners().len(), 1);
     let transitions = |segment: &Segment| {
         segment.routers.iter().flatten().map(|router| router.view(InstanceId(0)).transitions).collect::<Vec<_>>()

@@ -5,7 +5,7 @@ use std::{cmp::Ordering, time::Duration};
 use super::{
     agenda::{Happening, Relief},
     kernel::Kernel,
-    network::between,
+    network::{Fate, between},
     plan::Fault,
     world::{Node, Standstill, Violation, World},
 };
@@ -34,7 +34,13 @@ impl World {
                     self.nodes[node].kernels.fill(Kernel::default());
                 }
                 self.nodes[node].router = None;
-                self.nodes[node].inbox.clear();
+                // With the process its socket is gone, and what was in there.
+                for letter in std::mem::take(&mut self.nodes[node].inbox) {
+                    let path = self.network.path(letter.instance, letter.from, node);
+                    if path.latest == letter.number && path.fate == Fate::Arrived {
+                        path.fate = Fate::Unheard;
+                    }
+                }
                 Some(Relief::Start(node))
             }
             Fault::Release if running => {

@@ -1,7 +1,7 @@
 //! Says on one interface who has a VIP, and hears who else says so: ARP (RFC 5227) and neighbour discovery (RFC 4861).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd as _,
@@ -13,7 +13,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::filter;
+use super::{filter, socket::QUEUE_PRIORITY};
 use crate::host::announce::{frame, frame_for, link_address, probe};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -31,15 +31,22 @@ pub(super) struct Claim {
 /// The sockets of one interface for the VIPs of its instances.
 pub(super) struct Claims {
     mac: [u8; 6],
+    /// With the virtual MACs that they are at.
+    vips: BTreeMap<IpAddr, Option<[u8; 6]>>,
     sender: Socket,
     arp: Option<Socket>,
     neighbours: Option<Socket>,
 }
 
 impl Claims {
-    pub(super) fn open(interface: &str, index: u32, mac: [u8; 6], vips: &BTreeSet<IpAddr>) -> io::Result<Self> {
+    pub(super) fn open(
+        interface: &str,
+        index: u32,
+        mac: [u8; 6],
+        vips: &BTreeMap<IpAddr, Option<[u8; 6]>>,
+    ) -> io::Result<Self> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for vip in vips {
+        for vip in vips.keys() {
             match vip {
                 IpAddr::V4(vip) => v4.push(*vip),
                 IpAddr::V6(vip) => v6.push(*vip),
@@ -47,7 +54,11 @@ impl Claims {
         }
         let sender = packet_socket()?;
         sender.bind(&link_address(index, 0)?)?;
-        Ok(Self { mac, sender, arp: listen_to_arp(index, mac, v4)?, neighbours: listen_to_neighbours(interface, v6)? })
+        // Adverts leave by it, too.
+        sender.set_priority(QUEUE_PRIORITY)?;
+        let ours: BTreeSet<[u8; 6]> = vips.values().copied().flatten().chain([mac]).collect();
+        let (arp, neighbours) = (listen_to_arp(index, ours, v4)?, listen_to_neighbours(interface, v6)?);
+        Ok(Self { mac, vips: vips.clone(), sender, arp, neighbours })
     }
 
     /// Those that receive.
@@ -57,20 +68,25 @@ impl Claims {
 
     /// Tells the link that `vip` is here.
     pub(super) fn announce(&self, vip: IpAddr) -> io::Result<()> {
-        self.sender.send(&frame(self.mac, vip)).map(drop)
+        self.send(&frame(self.mac_of(vip), vip))
     }
 
     /// Tells one neighbour, who may have missed what was told to all.
     pub(super) fn tell(&self, vip: IpAddr, neighbour: (IpAddr, [u8; 6])) -> io::Result<()> {
-        match frame_for(self.mac, vip, neighbour) {
-            Some(frame) => self.sender.send(&frame).map(drop),
+        match frame_for(self.mac_of(vip), vip, neighbour) {
+            Some(frame) => self.send(&frame),
             None => Ok(()),
         }
     }
 
     /// Asks whether anybody has `vip`; the answer is a claim.
     pub(super) fn probe(&self, vip: IpAddr) -> io::Result<()> {
-        self.sender.send(&probe(self.mac, vip)).map(drop)
+        self.send(&probe(self.mac, vip))
+    }
+
+    /// Sends a whole frame.
+    pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.sender.send(frame).map(drop)
     }
 
     /// Hands over the claims that came, but no more than `limit`: a flood must not hold up what is more urgent.
@@ -84,12 +100,21 @@ impl Claims {
                 else {
                     break;
                 };
-                if let Some(claim) = parse(bytes).filter(|claim| claim.mac != Some(self.mac)) {
+                if let Some(claim) = parse(bytes).filter(|claim| self.is_foreign(claim)) {
                     each(claim);
                 }
             }
         }
         Ok(())
+    }
+
+    fn mac_of(&self, vip: IpAddr) -> [u8; 6] {
+        self.vips.get(&vip).copied().flatten().unwrap_or(self.mac)
+    }
+
+    /// Another master at the virtual MAC is known by its adverts.
+    fn is_foreign(&self, claim: &Claim) -> bool {
+        claim.mac.is_none_or(|mac| mac != self.mac && mac != self.mac_of(claim.vip))
     }
 }
 
@@ -100,12 +125,12 @@ fn packet_socket() -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn listen_to_arp(index: u32, mac: [u8; 6], vips: Vec<Ipv4Addr>) -> io::Result<Option<Socket>> {
+fn listen_to_arp(index: u32, ours: BTreeSet<[u8; 6]>, vips: Vec<Ipv4Addr>) -> io::Result<Option<Socket>> {
     if vips.is_empty() {
         return Ok(None);
     }
     let socket = packet_socket()?;
-    socket.attach_filter(&filter::arp_claims(mac, vips))?;
+    socket.attach_filter(&filter::arp_claims(ours, vips))?;
     socket.bind(&link_address(index, ETHERTYPE_ARP)?)?;
     Ok(Some(socket))
 }

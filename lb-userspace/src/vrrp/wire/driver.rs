@@ -169,7 +169,7 @@ impl Driver {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Condition(id, condition)) => self.router.on_condition(id, condition, clock::now()),
-                Ok(Command::Neighbours(id, neighbours)) => self.instances[id.0].neighbours = neighbours,
+                Ok(Command::Neighbours(id, neighbours)) => self.instances[id.0].neighbours.set(neighbours),
                 Ok(Command::Release) => self.router.on_release(clock::now()),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
@@ -261,7 +261,11 @@ impl Driver {
             let running = &mut self.instances[id.0];
             match action {
                 Action::Advertise { priority, lease: Some(until) } => {
-                    let sent = running.advertise(priority, &self.network);
+                    if running.held.is_none() {
+                        // First: with this advert switches begin to send here.
+                        running.listen(&mut self.network, &mut self.journal);
+                    }
+                    let sent = running.advertise(priority, true, &self.network);
                     if sent.is_ok() {
                         self.leases.renew(running, until, &mut self.journal);
                     }
@@ -270,11 +274,11 @@ impl Driver {
                 }
                 Action::Advertise { priority, lease: None } => {
                     self.leases.revoke(running, &mut self.journal);
-                    let sent = running.advertise(priority, &self.network);
+                    let sent = running.advertise(priority, false, &self.network);
                     running.note("sending an advert", sent, &mut self.journal);
                 }
                 Action::Hold => running.hold(&mut self.network, &mut self.journal),
-                Action::Announce => running.announce(&self.network, &mut self.journal),
+                Action::Announce => running.announce(&mut self.network, &mut self.journal),
                 Action::Yield => {
                     self.leases.revoke(running, &mut self.journal);
                     running.release(&mut self.network, &mut self.journal);

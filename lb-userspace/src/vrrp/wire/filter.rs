@@ -31,19 +31,24 @@ pub(super) fn adverts(family: Family, vrids: impl IntoIterator<Item = Vrid>) -> 
     program
 }
 
-/// Takes ARP frames whose sender says that one of `vips` is at another MAC than `mac`.
-pub(super) fn arp_claims(mac: [u8; 6], vips: impl IntoIterator<Item = Ipv4Addr>) -> Vec<SockFilter> {
+/// Takes ARP frames whose sender says that one of `vips` is at another MAC than `ours`.
+pub(super) fn arp_claims(
+    ours: impl IntoIterator<Item = [u8; 6]>,
+    vips: impl IntoIterator<Item = Ipv4Addr>,
+) -> Vec<SockFilter> {
     const SENDER_MAC: u32 = 22;
     const SENDER_IP: u32 = 28;
-    let [a, b, c, d, e, f] = mac;
-    let mut program = vec![
-        step(LOAD_WORD, SENDER_MAC),
-        unless(u32::from_be_bytes([a, b, c, d]), 3),
-        step(LOAD_HALF, SENDER_MAC + 4),
-        unless(u32::from_be_bytes([0, 0, e, f]), 1),
-        step(RETURN, 0),
-        step(LOAD_WORD, SENDER_IP),
-    ];
+    let mut program = Vec::new();
+    for [a, b, c, d, e, f] in ours {
+        program.extend([
+            step(LOAD_WORD, SENDER_MAC),
+            unless(u32::from_be_bytes([a, b, c, d]), 3),
+            step(LOAD_HALF, SENDER_MAC + 4),
+            unless(u32::from_be_bytes([0, 0, e, f]), 1),
+            step(RETURN, 0),
+        ]);
+    }
+    program.push(step(LOAD_WORD, SENDER_IP));
     for vip in vips {
         program.extend([unless(vip.to_bits(), 1), step(RETURN, ACCEPT)]);
     }
@@ -85,6 +90,7 @@ mod tests {
     use crate::host::announce;
 
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const VIRTUAL: [u8; 6] = [0, 0, 0x5e, 0, 1, 51];
 
     /// Whether the kernel lets `packet` through: a datagram socket shows a filter what was sent.
     fn passes(program: &[SockFilter], packet: &[u8]) -> bool {
@@ -114,13 +120,15 @@ mod tests {
         let vips = ["192.168.2.100", "192.168.2.101"].map(|vip| vip.parse().unwrap());
         let table = [
             (OURS, "192.168.2.100", false),
+            (VIRTUAL, "192.168.2.100", false),
+            ([0, 0, 0x5e, 0, 1, 52], "192.168.2.100", true),
             ([2, 0, 0, 0, 0, 2], "192.168.2.100", true),
             ([2, 0, 0, 1, 0, 1], "192.168.2.101", true),
             ([2, 0, 0, 0, 0, 2], "192.168.2.102", false),
         ];
         for (mac, vip, wanted) in table {
             let frame = announce::frame(mac, vip.parse().unwrap());
-            assert_eq!(passes(&arp_claims(OURS, vips), &frame), wanted, "{vip} at {mac:02x?}");
+            assert_eq!(passes(&arp_claims([OURS, VIRTUAL], vips), &frame), wanted, "{vip} at {mac:02x?}");
         }
     }
 

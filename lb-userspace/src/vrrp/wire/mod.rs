@@ -7,12 +7,14 @@ mod claims;
 mod clock;
 mod driver;
 mod filter;
+mod framed;
 mod journal;
 mod lease;
 mod links;
 mod netlink;
 mod network;
 mod realtime;
+mod rounds;
 mod running;
 mod socket;
 mod view;
@@ -56,6 +58,8 @@ pub struct Instance {
     /// At least one. The first one's family is the instance's; those of the other family come and go with it, and are not
     /// advertised.
     pub addresses: Vec<IpNet>,
+    /// Whether the VIPs are at the virtual router's MAC. The data plane's part of that is up to the [`Lease`].
+    pub virtual_mac: bool,
     /// Adverts go to these alone, instead of to the group.
     pub peers: Vec<IpAddr>,
     /// The address that adverts come from, instead of the interface's first.
@@ -142,7 +146,7 @@ impl Wire {
         self.ask(Command::Condition(id, condition));
     }
 
-    /// Who spoke to the instance's VIPs lately, by address and MAC: each is told by itself when the VIPs come here.
+    /// Who is told by itself when the instance's VIPs come here, by address and MAC; the first are the first.
     pub fn set_neighbours(&self, id: InstanceId, neighbours: Vec<(IpAddr, [u8; 6])>) {
         self.ask(Command::Neighbours(id, neighbours));
     }
@@ -194,6 +198,11 @@ impl Drop for Wire {
 impl Instance {
     fn family(&self) -> Family {
         self.addresses.first().map_or(Family::V4, |vip| Family::of(vip.addr()))
+    }
+
+    /// The virtual MAC that the VIPs are at, if they are at one.
+    fn mac(&self) -> Option<[u8; 6]> {
+        self.virtual_mac.then(|| self.family().virtual_mac(self.vrid))
     }
 
     /// The VIPs that stand in adverts.

@@ -15,6 +15,8 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
+use crate::host::unicast;
+
 /// The kernel sends no larger datagram (`netlink_dump` in net/netlink/af_netlink.c allocates up to 32 KiB).
 const DATAGRAM: usize = 32 * 1024;
 /// Receive buffer for news, in bytes: some thousand messages.
@@ -54,6 +56,23 @@ impl Netlink {
     pub(super) fn remove_address(&mut self, message: AddressMessage) -> io::Result<bool> {
         let request = RouteNetlinkMessage::DelAddress(message);
         unless(self.request(request, NLM_F_ACK, |_| {}), &[libc::EADDRNOTAVAIL, libc::ENODEV])
+    }
+
+    /// What interfaces listen to beside their own MAC addresses.
+    pub(super) fn dump_listened(&mut self, mut each: impl FnMut(&RouteNetlinkMessage)) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::GetNeighbour(unicast::question()), NLM_F_DUMP, &mut each)
+    }
+
+    /// Makes an interface listen to a MAC address; false if it did already.
+    pub(super) fn listen_to(&mut self, index: u32, mac: [u8; 6]) -> io::Result<bool> {
+        let request = RouteNetlinkMessage::NewNeighbour(unicast::message(index, mac));
+        unless(self.request(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, |_| {}), &[libc::EEXIST])
+    }
+
+    /// The opposite; false if it did not, or is gone.
+    pub(super) fn ignore(&mut self, index: u32, mac: [u8; 6]) -> io::Result<bool> {
+        let request = RouteNetlinkMessage::DelNeighbour(unicast::message(index, mac));
+        unless(self.request(request, NLM_F_ACK, |_| {}), &[libc::ENOENT, libc::ENODEV])
     }
 
     fn request(

@@ -21,7 +21,10 @@ use super::{
     socket::VrrpSocket,
 };
 use crate::{
-    host::vip::address_message,
+    host::{
+        unicast::{self, in_hex},
+        vip::address_message,
+    },
     vrrp::{Moment, Vrid, packet::Family},
 };
 
@@ -43,7 +46,8 @@ pub(super) struct Network {
 struct Needs {
     v4: Adverts,
     v6: Adverts,
-    vips: BTreeSet<IpAddr>,
+    /// With the virtual MACs that they are at.
+    vips: BTreeMap<IpAddr, Option<[u8; 6]>>,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +63,8 @@ pub(super) struct Port {
     v4: Option<VrrpSocket>,
     v6: Option<VrrpSocket>,
     pub(super) claims: Option<Claims>,
+    /// Whether the interface can listen to the virtual MACs.
+    takes_macs: bool,
 }
 
 impl Network {
@@ -72,7 +78,7 @@ impl Network {
             };
             adverts.vrids.insert(instance.vrid);
             adverts.multicast |= instance.peers.is_empty();
-            needs.vips.extend(instance.addresses.iter().map(IpNet::addr));
+            needs.vips.extend(instance.addresses.iter().map(|net| (net.addr(), instance.mac())));
         }
         // News first, so that nothing falls between them and the dump.
         let news = News::subscribe()?;
@@ -82,6 +88,7 @@ impl Network {
         let mut network =
             Self { epoll, netlink: Netlink::open()?, news, links, needs, ports: BTreeMap::new(), retry: None };
         network.dump()?;
+        network.ignore_left_overs(journal);
         network.connect(Moment::default(), journal);
         Ok(network)
     }
@@ -156,6 +163,43 @@ impl Network {
         Ok(removed)
     }
 
+    /// Makes an interface listen to a virtual MAC; false if it did.
+    pub(super) fn listen_to(&mut self, interface: &str, mac: [u8; 6]) -> io::Result<bool> {
+        let Some(link) = self.links.named(interface) else { return Err(io::Error::from_raw_os_error(libc::ENODEV)) };
+        self.netlink.listen_to(link.index, mac)
+    }
+
+    /// Takes virtual MACs off that a former configuration has left on the interfaces of this one.
+    fn ignore_left_overs(&mut self, journal: &mut Journal) {
+        let (mut theirs, mut listened) = (BTreeSet::new(), Vec::new());
+        let links = self.netlink.dump(|message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                theirs.extend(unicast::mac_of(link));
+            }
+        });
+        let all = self.netlink.dump_listened(|message| {
+            if let RouteNetlinkMessage::NewNeighbour(neighbour) = message {
+                listened.extend(unicast::listened(neighbour));
+            }
+        });
+        if let Err(e) = links.and(all) {
+            journal.warn(format!("asking what interfaces listen to: {e}"));
+        }
+        for (name, needs) in &self.needs {
+            let Some(index) = self.links.named(name).map(|link| link.index) else { continue };
+            let left = |(on, mac): &&(u32, [u8; 6])| {
+                *on == index && !theirs.contains(mac) && !needs.macs().any(|wanted| wanted == *mac)
+            };
+            for (_, mac) in listened.iter().filter(left) {
+                let what = format!("virtual MAC {} was left on {name} by a former configuration", in_hex(*mac));
+                match self.netlink.ignore(index, *mac) {
+                    Ok(_) => journal.info(format!("{what}: removed")),
+                    Err(e) => journal.warn(format!("{what}: {e}")),
+                }
+            }
+        }
+    }
+
     fn dump(&mut self) -> io::Result<()> {
         self.links.clear();
         let links = &mut self.links;
@@ -178,9 +222,18 @@ impl Network {
             if port.is_none() {
                 renewed.insert(name.clone());
             }
-            let mut port = port.unwrap_or(Port { index: link.index, mac: link.mac, v4: None, v6: None, claims: None });
-            if let Err(e) = port.complete(name, needs, &self.epoll) {
-                journal.warn(format!("opening sockets on {name}: {e}; trying again every second"));
+            let mut port = port.unwrap_or(Port {
+                index: link.index,
+                mac: link.mac,
+                v4: None,
+                v6: None,
+                claims: None,
+                takes_macs: false,
+            });
+            let completed =
+                port.complete(name, needs, &self.epoll).map_err(|e| format!("opening sockets on {name}: {e}"));
+            if let Err(why) = completed.and(port.try_macs(name, needs, &mut self.netlink)) {
+                journal.warn(format!("{why}; trying again every second"));
                 self.retry = Some(now + RETRY);
             }
             self.ports.insert(name.clone(), port);
@@ -189,7 +242,18 @@ impl Network {
     }
 }
 
+impl Needs {
+    fn macs(&self) -> impl Iterator<Item = [u8; 6]> {
+        self.vips.values().copied().flatten()
+    }
+}
+
 impl Port {
+    /// Whether adverts can be sent, and VIPs be reached where they will be.
+    pub(super) fn is_ready(&self, family: Family, virtual_mac: bool) -> bool {
+        self.adverts(family).is_some() && (self.takes_macs || !virtual_mac)
+    }
+
     pub(super) fn adverts(&self, family: Family) -> Option<&VrrpSocket> {
         match family {
             Family::V4 => self.v4.as_ref(),
@@ -200,6 +264,25 @@ impl Port {
     pub(super) fn sockets(&mut self) -> impl Iterator<Item = (&mut VrrpSocket, Family)> {
         let v6 = self.v6.iter_mut().map(|socket| (socket, Family::V6));
         self.v4.iter_mut().map(|socket| (socket, Family::V4)).chain(v6)
+    }
+
+    /// Tries whether the interface takes virtual MACs. One that has never been master does not listen to any: if the switch sent a frame to
+    /// everybody, two nodes would carry it.
+    fn try_macs(&mut self, name: &str, needs: &Needs, netlink: &mut Netlink) -> Result<(), String> {
+        if self.takes_macs {
+            return Ok(());
+        }
+        for mac in needs.macs().collect::<BTreeSet<_>>() {
+            let tried = netlink.listen_to(self.index, mac);
+            tried.and_then(|added| if added { netlink.ignore(self.index, mac) } else { Ok(false) }).map_err(|e| {
+                format!(
+                    "{name} does not take what is sent to virtual MAC {}: {e}. Leave `virtual_mac` out",
+                    in_hex(mac)
+                )
+            })?;
+        }
+        self.takes_macs = true;
+        Ok(())
     }
 
     /// Opens what is needed and missing. Where one fails, the others are tried.

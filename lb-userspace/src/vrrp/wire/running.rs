@@ -1,18 +1,20 @@
 //! One instance as the thread drives it: its adverts as bytes, what it holds, and who else claims it.
 
-use std::{collections::BTreeMap, io, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, io, net::IpAddr, ops::ControlFlow, time::Duration};
 
 use ipnet::IpNet;
 
 use super::{
     Instance,
     claims::Claim,
-    clock,
+    clock, framed,
     journal::{Journal, Seldom},
     links::Address,
     network::Network,
+    rounds::Rounds,
     view::InstanceView,
 };
+use crate::host::unicast::in_hex;
 use crate::vrrp::{
     Moment, Settings, View,
     packet::{Advertisement, Family, Proof, Seal, hmac},
@@ -55,8 +57,8 @@ pub(super) struct Running {
     /// Since when the VIPs are here.
     pub(super) held: Option<Moment>,
     pub(super) conflicts: BTreeMap<IpAddr, Conflict>,
-    /// Who spoke to the VIPs lately: told one by one when the VIPs come here.
-    pub(super) neighbours: Vec<(IpAddr, [u8; 6])>,
+    /// Told one by one when the VIPs come here.
+    pub(super) neighbours: Rounds<(IpAddr, [u8; 6])>,
     /// When to ask whether anybody else has the VIPs.
     pub(super) probe: Option<Moment>,
     failures: Seldom,
@@ -77,7 +79,7 @@ impl Running {
             instance,
             held: None,
             conflicts: BTreeMap::new(),
-            neighbours: Vec::new(),
+            neighbours: Rounds::default(),
             probe: None,
             failures: Seldom::default(),
             claims: Seldom::default(),
@@ -97,7 +99,9 @@ impl Running {
     pub(super) fn find_source(&mut self, network: &Network) -> Option<IpAddr> {
         let Instance { interface, peers, source, addresses, .. } = &self.instance;
         let family = self.instance.family();
-        network.port(interface)?.adverts(family)?;
+        if !network.port(interface)?.is_ready(family, self.instance.virtual_mac) {
+            return None;
+        }
         let found = network.link(interface)?.source(family, *source, peers, addresses);
         self.reception.set_source(found);
         self.source = found.or(self.source);
@@ -105,19 +109,28 @@ impl Running {
     }
 
     /// Sends one advert to the group or to each peer. An error if it reached nobody.
-    pub(super) fn advertise(&mut self, priority: u8, network: &Network) -> io::Result<()> {
+    ///
+    /// Who stays master sends to the group from the virtual MAC, so that switches know where that is (RFC 9568, 7.2); who gives up, from the
+    /// interface's own, so that they do not believe that it is here when the next master has spoken.
+    pub(super) fn advertise(&mut self, priority: u8, stays: bool, network: &Network) -> io::Result<()> {
         let port = network.port(&self.instance.interface);
-        let (Some(source), Some(socket)) = (self.source, port.and_then(|port| port.adverts(self.instance.family())))
-        else {
+        let (Some(source), Some(port)) = (self.source, port) else {
             return Err(io::ErrorKind::NetworkDown.into());
         };
+        let socket = port.adverts(self.instance.family()).ok_or(io::ErrorKind::NetworkDown)?;
+        let mac = self.instance.mac().filter(|_| stays && self.instance.peers.is_empty());
+        let from = mac.zip(port.claims.as_ref());
         let group = [Family::of(source).group()];
         let to = if self.instance.peers.is_empty() { &group } else { self.instance.peers.as_slice() };
         let mut outcome = Ok(());
         let mut sent = false;
         for destination in to {
             emit(&self.instance, priority, (source, *destination), &mut self.sequence, &mut self.packet)?;
-            match socket.send(&self.packet, source, *destination) {
+            let left = match from {
+                Some((mac, link)) => link.send(&framed::to_group(mac, source, &self.packet)),
+                None => socket.send(&self.packet, source, *destination),
+            };
+            match left {
                 Ok(()) => {
                     sent = true;
                     self.sent += 1;
@@ -128,10 +141,26 @@ impl Running {
         if sent { Ok(()) } else { outcome }
     }
 
+    /// Makes the interface listen to the virtual MAC, if there is one; true if it did not. It goes on with that when the VIPs have gone, for
+    /// what is still on its way: `host::unicast` takes it off at the end.
+    pub(super) fn listen(&mut self, network: &mut Network, journal: &mut Journal) -> bool {
+        let Some(mac) = self.instance.mac() else { return false };
+        let Instance { name, interface, .. } = &self.instance;
+        match network.listen_to(interface, mac) {
+            Ok(added) => added,
+            Err(e) => {
+                let what = || format!("{name}: making {interface} listen to virtual MAC {}: {e}", in_hex(mac));
+                journal.seldom(&mut self.failures, what);
+                false
+            }
+        }
+    }
+
     /// Puts the VIPs on the interface.
     pub(super) fn hold(&mut self, network: &mut Network, journal: &mut Journal) {
         let now = clock::now();
         (self.held, self.probe) = (Some(now), Some(now + PROBE_AFTER));
+        self.neighbours.restart();
         self.restore(network, journal);
     }
 
@@ -180,14 +209,27 @@ impl Running {
         }
     }
 
-    /// Tells everybody on the link that the VIPs are here, and those one by one who spoke to them lately.
-    pub(super) fn announce(&mut self, network: &Network, journal: &mut Journal) {
+    /// Tells everybody on the link that the VIPs are here, then the neighbours one by one, as many as the socket takes at once.
+    pub(super) fn announce(&mut self, network: &mut Network, journal: &mut Journal) {
+        if self.listen(network, journal) {
+            let Instance { name, interface, .. } = &self.instance;
+            journal.warn(format!("{name}: {interface} had lost its virtual MAC: put back"));
+        }
         let Some(claims) = network.port(&self.instance.interface).and_then(|port| port.claims.as_ref()) else { return };
-        for vip in self.instance.addresses.iter().map(IpNet::addr) {
-            let told = self.neighbours.iter().try_for_each(|neighbour| claims.tell(vip, *neighbour));
-            if let Err(e) = claims.announce(vip).and(told) {
-                journal.seldom(&mut self.failures, || format!("{}: announcing {vip}: {e}", self.instance.name));
+        let vips = || self.instance.addresses.iter().map(IpNet::addr);
+        let mut outcome = Ok(());
+        for vip in vips() {
+            outcome = outcome.and(claims.announce(vip));
+        }
+        self.neighbours.go_on(|neighbour| match vips().try_for_each(|vip| claims.tell(vip, neighbour)) {
+            Err(e) if is_full(&e) => ControlFlow::Break(()),
+            told => {
+                outcome = std::mem::replace(&mut outcome, Ok(())).and(told);
+                ControlFlow::Continue(())
             }
+        });
+        if let Err(e) = outcome {
+            journal.seldom(&mut self.failures, || format!("{}: announcing the VIPs: {e}", self.instance.name));
         }
     }
 
@@ -244,8 +286,9 @@ impl Running {
     }
 }
 
-fn in_hex(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
+/// What waits in the socket, or in the interface's queue, has to leave first (packet_snd in net/packet/af_packet.c).
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 /// The bytes of one advert.

@@ -22,7 +22,7 @@ use crate::vrrp::{
 };
 
 /// `TC_PRIO_CONTROL`: first out of the interface's queue.
-const QUEUE_PRIORITY: u32 = 7;
+pub(super) const QUEUE_PRIORITY: u32 = 7;
 /// Receive buffer, in bytes of the kernel's counting: a thread that was stopped finds the adverts of minutes, the newest among them.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Larger than any advert: 255 IPv6 addresses with header and trailer, and the IP header.

@@ -1,0 +1,361 @@
+//! VIPs at the MAC address of their virtual router: hosts and switches that believe no announcement follow them from node to node. Needs root.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use lb_tests::{
+    apiserver::Apiserver,
+    client::{self, Load, Report},
+    lab::Host,
+    peer::Keepalived,
+    site::{Site, quick},
+    topology::{Deployment, Topology},
+    traces::Traces,
+    wait,
+    xvip::Xvip,
+};
+use lb_userspace::admin::{Status, vrrp::State};
+
+const A: &str = "ha-lb-a";
+const B: &str = "ha-lb-b";
+const LIMIT: Duration = Duration::from_secs(20);
+/// The VIPs of deployment C with the MAC addresses of virtual routers 51 and 52 (RFC 9568 §7.3).
+const VIPS: [(&str, &str); 2] = [("192.168.2.100", "00:00:5e:00:01:33"), ("fd00:2::100", "00:00:5e:00:02:34")];
+
+fn sections(priority: u8, more: &str) -> String {
+    let section = |vrid, vip| {
+        format!(
+            "\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\npriority = {priority}\naddresses = [\"{vip}\"]\n{more}"
+        )
+    };
+    section(51, VIPS[0].0) + &section(52, VIPS[1].0)
+}
+
+/// Both appliances of deployment C.
+struct Pair {
+    daemons: BTreeMap<&'static str, Xvip>,
+    _apiservers: Vec<Apiserver>,
+    deployment: Deployment,
+}
+
+impl Pair {
+    /// The VIPs are at A when this returns.
+    fn up(name: &str) -> Self {
+        let deployment = Topology::C.build(name).unwrap();
+        let apiservers = deployment.start_apiservers().unwrap();
+        let mut pair = Self { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
+        pair.start(A, "virtual_mac = true\n");
+        pair.start(B, "virtual_mac = true\n");
+        pair.wait_for(A, State::Master);
+        pair.wait_for(B, State::Backup);
+        pair
+    }
+
+    fn start(&mut self, node: &'static str, more: &str) {
+        let priority = if node == A { 100 } else { 98 };
+        let configuration = quick(&self.deployment.xvip_config(node).unwrap()) + &sections(priority, more);
+        self.daemons.insert(node, Xvip::start_with(&self.deployment, node, &configuration).unwrap());
+    }
+
+    fn wait_for(&self, node: &str, state: State) {
+        let all = |status: &Status| status.vrrp.iter().all(|instance| instance.state == state);
+        self.daemons[node].wait_for(&format!("{node} to be {state:?}"), LIMIT, all).unwrap();
+    }
+
+    fn host(&self, node: &str) -> &Host {
+        self.deployment.host(node).unwrap()
+    }
+
+    fn load(&self, v6: bool) -> Report {
+        let client = self.deployment.client(Topology::C.endpoint(v6)).unwrap();
+        self.deployment.client_host().run(|| client::run(&client, Load::sequential(10))).unwrap()
+    }
+
+    fn assert_serves(&self) {
+        for v6 in [false, true] {
+            let report = self.load(v6);
+            assert_eq!(report.good(), 10, "IPv6: {v6}: {report}");
+        }
+    }
+
+    /// Sends from all hosts to the VIPs go to these MACs from now on, whatever anybody says.
+    fn make_stubborn(&self) {
+        for host in self.deployment.lab.hosts() {
+            for (vip, mac) in VIPS.iter().filter(|_| ![A, B].contains(&host.name())) {
+                host.ip(&format!("neighbour replace {vip} lladdr {mac} dev eth0 nud permanent")).unwrap();
+            }
+        }
+    }
+
+    /// Whether the switch sends what goes to the virtual MACs to this node.
+    fn learned(&self, node: &str) -> bool {
+        let all = self.host(node).learned().unwrap();
+        VIPS.iter().all(|(_, mac)| all.contains(&(*mac).to_owned()))
+    }
+
+    fn has(&self, node: &str, vip: &str) -> bool {
+        self.host(node).addresses().unwrap().contains(&vip.parse().unwrap())
+    }
+}
+
+/// What a host has in its cache about a VIP.
+fn known(host: &Host, vip: &str) -> String {
+    let text = host.exec(&["ip", "neighbour", "show", vip, "dev", "eth0"]).unwrap();
+    text.split_once("lladdr ").and_then(|(_, rest)| rest.split(' ').next()).unwrap_or_default().to_owned()
+}
+
+/// The virtual MACs that a host listens to.
+fn listens(host: &Host) -> Vec<String> {
+    let text = host.exec(&["bridge", "fdb", "show", "dev", "eth0"]).unwrap();
+    let all = text.lines().filter_map(|line| line.split(' ').next()).filter(|mac| mac.starts_with("00:00:5e:"));
+    all.map(str::to_owned).collect()
+}
+
+/// VRRP, ARP and neighbour discovery.
+fn is_of_interest(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x06]) => true,
+        Some([0x08, 0x00]) => frame.get(23) == Some(&112),
+        Some([0x86, 0xdd]) => frame.get(20) == Some(&112) || frame.get(20) == Some(&58),
+        _ => false,
+    }
+}
+
+/// What Wireshark finds in a recording: these fields of the packets that a filter picks.
+fn dissect(file: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
+    let mut command = Command::new("tshark");
+    command.args(["-n", "-r"]).arg(file).args(["-Y", filter, "-T", "fields", "-E", "separator=|"]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command.output().expect("tshark is installed: `cargo xtask setup`");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().map(|line| line.split('|').map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() {
+    let mut pair = Pair::up("vmac");
+    let client = pair.deployment.client_host();
+    let capture = client.capture("said.pcap", is_of_interest).unwrap();
+    pair.assert_serves();
+    for (vip, mac) in VIPS {
+        client.ip("neighbour flush dev eth0").unwrap();
+        client.ping(vip.parse().unwrap()).unwrap();
+        assert_eq!(known(client, vip), mac);
+        // The holder forgets the client, too, and has to ask for it, as the VIP.
+        pair.host(A).ip("neighbour flush dev eth0").unwrap();
+        client.ping(vip.parse().unwrap()).unwrap();
+        assert_eq!(known(client, vip), mac);
+    }
+    let own = pair.daemons.remove(A).unwrap();
+    own.stop().unwrap();
+    pair.wait_for(B, State::Master);
+    for (vip, mac) in VIPS {
+        wait::until("B's answer", LIMIT, || client.ping(vip.parse().unwrap()).ok()).unwrap();
+        assert_eq!(known(client, vip), mac);
+    }
+    let file = capture.finish().unwrap();
+
+    for (family, (vip, mac)) in [("ip", VIPS[0]), ("ipv6", VIPS[1])] {
+        let adverts = dissect(&file, &format!("vrrp && {family} && vrrp.prio > 0"), &["eth.src", "eth.dst"]);
+        assert!(adverts.len() >= 10, "{adverts:?}");
+        let group = if family == "ip" { "01:00:5e:00:00:12" } else { "33:33:00:00:00:12" };
+        assert!(adverts.iter().all(|advert| *advert == [mac, group]), "{adverts:?}");
+        let (filter, field) = match family {
+            "ip" => (format!("arp.src.proto_ipv4 == {vip}"), "arp.src.hw_mac"),
+            _ => (
+                format!(
+                    "(icmpv6.type == 136 && icmpv6.nd.na.target_address == {vip}) || (icmpv6.type == 135 && ipv6.src == {vip})"
+                ),
+                "icmpv6.opt.linkaddr",
+            ),
+        };
+        let said = dissect(&file, &filter, &["eth.src", field, "icmpv6.checksum.status"]);
+        assert!(said.len() >= 5, "{said:?}");
+        let checked = if family == "ip" { "" } else { "1" };
+        assert!(said.iter().all(|words| *words == [mac, mac, checked]), "{said:?}");
+    }
+}
+
+#[test]
+fn hosts_that_ignore_announcements_follow_by_the_switch() {
+    let mut pair = Pair::up("stubborn");
+    pair.make_stubborn();
+    pair.assert_serves();
+    assert!(pair.learned(A) && !pair.learned(B));
+
+    // Power off: nobody says a word, and what B says is not believed.
+    pair.host(A).unplug().unwrap();
+    pair.wait_for(B, State::Master);
+    pair.assert_serves();
+    assert!(pair.learned(B) && !pair.learned(A));
+    for (vip, mac) in VIPS {
+        assert_eq!(known(pair.deployment.client_host(), vip), mac);
+        assert!(pair.deployment.client_host().ping(vip.parse().unwrap()).is_ok());
+    }
+    // Both are masters for a moment when the network heals.
+    pair.host(A).plug().unwrap();
+    pair.wait_for(B, State::Backup);
+    pair.wait_for(A, State::Master);
+    wait::until("the switch to know", LIMIT, || (pair.learned(A) && !pair.learned(B)).then_some(())).unwrap();
+    pair.assert_serves();
+
+    // An orderly stop: the farewell must not draw the MAC back.
+    let first = pair.daemons.remove(A).unwrap();
+    first.stop().unwrap();
+    pair.wait_for(B, State::Master);
+    pair.assert_serves();
+    assert!(pair.learned(B));
+    pair.deployment.lab.assert_checksums_clean();
+}
+
+/// All that a daemon may leave on a node, before it is started and after it has ended.
+fn traces(pair: &Pair, node: &str) -> Traces {
+    Traces::of(pair.host(node), "eth0", &pair.deployment.control_socket(node).unwrap()).unwrap()
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let deployment = Topology::C.build("vmacleft").unwrap();
+    let apiservers = deployment.start_apiservers().unwrap();
+    let mut pair = Pair { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
+    // A killed daemon cannot put it back, and the next one takes it for the administrator's.
+    for family in ["ipv4", "ipv6"] {
+        pair.host(A).sysctl(&format!("net/{family}/conf/eth0/forwarding"), "1").unwrap();
+    }
+    let before = traces(&pair, A);
+    pair.start(A, "virtual_mac = true\n");
+    pair.wait_for(A, State::Master);
+    pair.start(B, "virtual_mac = true\n");
+    pair.wait_for(B, State::Backup);
+    assert_eq!(listens(pair.host(A)).len(), 2);
+    assert_eq!(listens(pair.host(B)), [""; 0], "it has never been master");
+
+    // Killed: what came to the virtual MAC is carried on, until another node is there.
+    pair.daemons.remove(A).unwrap().process().kill();
+    assert_eq!(listens(pair.host(A)).len(), 2);
+    pair.wait_for(B, State::Master);
+    assert!(pair.has(A, VIPS[0].0));
+    pair.assert_serves();
+
+    // The next one, that is not to have a virtual MAC.
+    pair.start(A, "");
+    pair.wait_for(A, State::Master);
+    assert_eq!(listens(pair.host(A)), [""; 0]);
+    let first = pair.daemons.remove(A).unwrap();
+    assert!(first.stop().unwrap().success());
+    assert_eq!(traces(&pair, A).since(&before), [""; 0]);
+
+    // The next one, that is.
+    pair.start(A, "virtual_mac = true\n");
+    pair.wait_for(A, State::Master);
+    pair.daemons.remove(A).unwrap().process().kill();
+    pair.start(A, "virtual_mac = true\n");
+    pair.wait_for(A, State::Master);
+    pair.assert_serves();
+    let first = pair.daemons.remove(A).unwrap();
+    assert!(first.stop().unwrap().success());
+    assert_eq!(traces(&pair, A).since(&before), [""; 0]);
+}
+
+#[test]
+fn one_that_somebody_takes_off_is_put_back() {
+    let pair = Pair::up("vmacoff");
+    for (_, mac) in VIPS {
+        pair.host(A).exec(&["bridge", "fdb", "del", mac, "dev", "eth0", "self"]).unwrap();
+    }
+    wait::until("both to be back", LIMIT, || (listens(pair.host(A)).len() == 2).then_some(())).unwrap();
+    assert!(pair.daemons[A].log().contains("vip51: eth0 had lost its virtual MAC: put back"));
+    pair.assert_serves();
+}
+
+/// The holder is a backend itself: packets go up its stack, though they came to a MAC that its interface does not have.
+#[test]
+fn a_stacked_master_reaches_its_own_apiserver() {
+    const HOLDER: &str = "master-1";
+    let endpoints = Topology::D.endpoints();
+    let vips = [false, true].map(|v6| Topology::D.endpoint(v6).ip());
+    let site = Site::up_with(Topology::D, "vmacd", HOLDER, |configuration| {
+        let section = |(vrid, vip): (u8, IpAddr)| {
+            format!("\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\naddresses = [\"{vip}\"]\nvirtual_mac = true\n")
+        };
+        configuration + &(51..).zip(vips).map(section).collect::<String>()
+    })
+    .unwrap();
+    let master = |status: &Status| status.vrrp.iter().all(|instance| instance.state == State::Master);
+    site.xvip.wait_for("the VIPs", LIMIT, master).unwrap();
+    for endpoint in endpoints {
+        let sources = site.sources(endpoint.is_ipv6(), 60).unwrap();
+        let client = site.deployment.client(endpoint).unwrap();
+        let load = Load { sources: sources.clone(), concurrency: 10, ..Load::sequential(sources.len()) };
+        let report = site.deployment.client_host().run(|| client::run(&client, load)).unwrap();
+        assert_eq!(report.good(), sources.len(), "{endpoint}: {report}");
+        assert!(report.backends().get(HOLDER).is_some_and(|count| *count >= 10), "{endpoint}: {report}");
+        assert!(known(site.deployment.client_host(), &endpoint.ip().to_string()).starts_with("00:00:5e:00:"));
+    }
+    site.deployment.lab.assert_checksums_clean();
+}
+
+/// keepalived makes an interface for the virtual MAC, xvip none; for everybody else it is one router.
+#[test]
+fn keepalived_with_use_vmac_and_xvip_share_one_mac() {
+    let mut pair = {
+        let deployment = Topology::C.build("vmacpeer").unwrap();
+        let apiservers = deployment.start_apiservers().unwrap();
+        Pair { daemons: BTreeMap::new(), _apiservers: apiservers, deployment }
+    };
+    let instance = |vrid: u8, vip: &str| {
+        format!(
+            "vrrp_instance VI_{vrid} {{\n state BACKUP\n interface eth0\n virtual_router_id {vrid}\n priority 99\n advert_int 0.2\n use_vmac vrrp.{vrid}\n \
+             virtual_ipaddress {{\n {vip}\n }}\n}}\n"
+        )
+    };
+    let text = format!("global_defs {{\n vrrp_version 3\n}}\n{}{}", instance(51, VIPS[0].0), instance(52, VIPS[1].0));
+    let keepalived = Keepalived::start(pair.host(B), &text).unwrap();
+    let client = pair.deployment.client_host().clone();
+    let answered = |by: &str, vip: &str| {
+        let (host, vip) = (pair.host(by), vip.parse::<IpAddr>().unwrap());
+        let is_so = || (host.addresses().unwrap().contains(&vip) && client.ping(vip).is_ok()).then_some(());
+        wait::until(&format!("{vip} at {by}, and an answer"), LIMIT, is_so).unwrap();
+    };
+    // Asking for a client, keepalived's host names its other MAC beside the VIP; a cache would believe that.
+    for (vip, mac) in VIPS {
+        client.ip(&format!("neighbour replace {vip} lladdr {mac} dev eth0 nud permanent")).unwrap();
+        answered(B, vip);
+    }
+    let configuration =
+        quick(&pair.deployment.xvip_config(A).unwrap()) + &sections(100, "interval = \"200ms\"\nvirtual_mac = true\n");
+    let xvip = Xvip::start_with(&pair.deployment, A, &configuration).unwrap();
+    VIPS.iter().for_each(|(vip, _)| answered(A, vip));
+    xvip.wait_for("the VIPs", LIMIT, |status| status.vrrp.iter().all(|instance| instance.state == State::Master))
+        .unwrap();
+    for endpoint in [false, true].map(|v6| Topology::C.endpoint(v6)) {
+        let report = requests(&pair.deployment, endpoint);
+        assert_eq!(report.good(), 10, "{report}");
+    }
+    assert!(xvip.stop().unwrap().success());
+    VIPS.iter().for_each(|(vip, _)| answered(B, vip));
+    let xvip = Xvip::start_with(&pair.deployment, A, &configuration).unwrap();
+    VIPS.iter().for_each(|(vip, _)| answered(A, vip));
+
+    let status = xvip.status().unwrap();
+    for instance in &status.vrrp {
+        assert!(instance.advertisements.discarded.values().all(|count| *count == 0), "{instance:#?}");
+        assert!(instance.reports.is_empty(), "{instance:#?}");
+    }
+    let tallies = keepalived.tallies().unwrap();
+    assert!(tallies.values().all(|tally| tally.errors.is_empty() && tally.received > 0), "{tallies:?}");
+    pair.daemons.insert(A, xvip);
+}
+
+fn requests(deployment: &Deployment, endpoint: SocketAddr) -> Report {
+    let client = deployment.client(endpoint).unwrap();
+    deployment.client_host().run(|| client::run(&client, Load::sequential(10))).unwrap()
+}
