@@ -9,8 +9,9 @@ use std::{
 use lb_tests::{
     client::{self, Failure, Load, Stage},
     lab::Cgroup,
-    site::Site,
+    site::{Site, quick},
     topology::Topology,
+    wait,
 };
 
 const HOLDER: &str = "ha-lb-a";
@@ -61,4 +62,27 @@ fn only_those_on_the_list_are_served_and_the_others_are_counted() {
     }
     site.xvip.wait_for("both to be counted", LIMIT, |status| status.counters.events["local"] == 2).unwrap();
     site.deployment.lab.assert_checksums_clean();
+}
+
+#[test]
+fn a_list_that_is_tightened_ends_what_it_forbids() {
+    let site = Site::up(Topology::C, "tightened", HOLDER).unwrap();
+    let sources = site.sources(false, 6).unwrap();
+    let denied = sources[2];
+    let base = quick(&site.deployment.xvip_config(HOLDER).unwrap());
+    let address = format!("address = \"{}\"\n", Topology::C.endpoint(false).ip());
+    let tightened = base.replace(&address, &format!("{address}deny = [\"{denied}\"]\n"));
+    let tighten = || {
+        let begun = || site.apiservers.values().map(|server| server.log().matches("/echo").count()).sum::<usize>();
+        wait::until("the streams to have begun", LIMIT, || (begun() == sources.len()).then_some(()))?;
+        site.xvip.reload(&tightened)?;
+        site.xvip.wait_for("a packet to be denied", LIMIT, |status| status.counters.drops["denied"] > 0)?;
+        site.event("rebuilt")
+    };
+    let (rebuilt, streams) = site.echo_during(false, &sources, tighten).unwrap();
+    for (source, stream) in sources.iter().zip(streams) {
+        let failure = stream.unwrap().failure;
+        assert_eq!(failure, (*source == denied).then_some(Failure::Timeout(Stage::Answer)), "{source}");
+    }
+    assert_eq!(rebuilt, 0, "the others went on as they were");
 }
