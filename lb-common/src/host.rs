@@ -8,7 +8,10 @@ use std::{
 };
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic},
+    abi::{
+        Access, Backend, BackendId, Counter, Fence, Lease, Local, Port, Range, ServiceId, ServiceKey, Settings, Source,
+        Traffic,
+    },
     address::{Address, V4, V6},
     checksum::{Delta, adjust},
     conntrack::Sender,
@@ -32,6 +35,7 @@ pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> 
 pub struct Memory {
     pub settings: Option<Settings>,
     pub services: HashMap<ServiceKey, ServiceId>,
+    pub ranges: HashMap<Range, Access>,
     pub tables: HashMap<ServiceId, Vec<BackendId>>,
     pub backends: HashMap<BackendId, Backend>,
     /// Routes by destination, IPv4 as `::ffff:a.b.c.d`, with the tags of the way out; every other destination has none.
@@ -70,6 +74,7 @@ impl Memory {
         Self {
             settings: None,
             services: HashMap::new(),
+            ranges: HashMap::new(),
             tables: HashMap::new(),
             backends: HashMap::new(),
             routes: HashMap::new(),
@@ -139,6 +144,13 @@ impl Tables for Memory {
 
     fn service(&self, key: &ServiceKey) -> Option<ServiceId> {
         self.services.get(key).copied()
+    }
+
+    fn denies(&self, service: ServiceId, source: &[u8; 16]) -> bool {
+        let source = Source::new(service, *source);
+        let longest =
+            self.ranges.iter().filter(|(range, _)| range.holds(&source)).max_by_key(|(range, _)| range.bits());
+        longest.is_some_and(|(_, access)| access.is_denied())
     }
 
     fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId> {

@@ -5,12 +5,12 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup,
     },
-    btf_maps::PerCpuArray,
+    btf_maps::{PerCpuArray, lpm_trie as trie},
     cty::c_void,
     helpers,
 };
 use lb_common::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings},
+    abi::{BANKS, Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Source},
     address::{Address, V4, V6},
     conntrack::Sender,
     datapath::{Draft, Family, Route, Tables, local::Locals},
@@ -45,6 +45,14 @@ impl Tables for Maps {
     fn service(&self, key: &ServiceKey) -> Option<ServiceId> {
         // SAFETY: copied out at once; the daemon never changes an entry's value in place.
         unsafe { maps::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn denies(&self, service: ServiceId, source: &[u8; 16]) -> bool {
+        // Both banks of a virtual server have its ranges.
+        let source = Source::new(ServiceId(service.0 / BANKS), *source);
+        let key = trie::Key::new(Source::BITS, source);
+        maps::RANGES.get(&key).is_some_and(|access| access.is_denied())
     }
 
     #[inline(always)]

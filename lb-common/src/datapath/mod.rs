@@ -75,6 +75,8 @@ pub trait Tables {
     /// `None` before the daemon has written any.
     fn settings(&self) -> Option<&Settings>;
     fn service(&self, key: &ServiceKey) -> Option<ServiceId>;
+    /// Whether that source, IPv4 as `::ffff:a.b.c.d`, may not use the virtual server.
+    fn denies(&self, service: ServiceId, source: &[u8; 16]) -> bool;
     /// The backend in a slot of a virtual server's selection table.
     fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId>;
     fn backend(&self, id: BackendId) -> Option<&Backend>;

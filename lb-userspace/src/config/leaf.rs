@@ -72,6 +72,10 @@ pub(super) struct RouterAddress(pub(super) IpAddr);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HostNet(pub(super) IpNet);
 
+/// A range of addresses, by the prefix that they have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SourceRange(pub(super) IpNet);
+
 /// What IPv4 addresses are shown by, as in `ip address show label`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AddressLabel(pub(super) String);
@@ -192,6 +196,7 @@ strings! {
     VipAddress: "an IPv4 or IPv6 address" by vip_address;
     RouterAddress: "an IPv4 or IPv6 address" by |text| address(text).map(RouterAddress);
     HostNet: "an IPv4 or IPv6 address, with or without a prefix length" by host_net;
+    SourceRange: "an address with or without a prefix length" by source_range;
     AddressLabel: "a string of at most 15 bytes" by label;
     Argument: "a string" by argument;
     Password: "a string of at most 8 bytes" by password;
@@ -244,6 +249,7 @@ lists! {
     HostNet: "a list of addresses, each with or without a prefix length" of (1..);
     RouterAddress: "a list of addresses" of (0..);
     NodeAddress: "a list of addresses, each with a port" of (1..);
+    SourceRange: "a list of addresses, each with or without a prefix length" of (0..);
     Argument: "a list of strings" of (1..);
 }
 
@@ -395,6 +401,31 @@ fn host_net(text: &str) -> Result<HostNet, String> {
         _ => {
             Err(format!("has no prefix length after the slash: it is from 1 to {}", IpNet::from(address).prefix_len()))
         }
+    }
+}
+
+fn source_range(text: &str) -> Result<SourceRange, String> {
+    let net = match text.split_once('/') {
+        None => text
+            .parse::<IpAddr>()
+            .map(IpNet::from)
+            .map_err(|_| "is not an IP address (names are not looked up)".to_owned())?,
+        Some((address, length)) => {
+            let address: IpAddr =
+                address.parse().map_err(|_| "is not an IP address with a prefix length".to_owned())?;
+            let net = length.parse().ok().and_then(|length| IpNet::new(address, length).ok());
+            let most = IpNet::from(address).prefix_len();
+            net.ok_or_else(|| format!("has no prefix length after the slash: it is from 0 to {most}"))?
+        }
+    };
+    match net.addr() {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Err("is an IPv4 address inside an IPv6 one; write it as IPv4".to_owned())
+        }
+        address if address != net.network() => {
+            Err(format!("has bits set after its first {}; the range is {}", net.prefix_len(), net.trunc()))
+        }
+        _ => Ok(SourceRange(net)),
     }
 }
 

@@ -110,9 +110,13 @@ pub struct VirtualServer {
     pub port: u16,
     /// The interface that carries the VIP; `None` finds the one whose subnet holds it.
     pub interface: Option<String>,
+    pub on_down: OnDown,
+    /// Of the VIP's family, no duplicates, and none on loopback. The most specific range that a client is in counts, and of two equal ones
+    /// that which denies; where any is allowed, all others are denied.
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
     /// How long connections go on with a backend that was taken out of the configuration.
     pub drain: Duration,
-    pub on_down: OnDown,
     pub check: Check,
     /// At least one; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,

@@ -30,7 +30,10 @@ use aya::{
     util::KernelVersion,
 };
 use lb_common::{
-    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names, programs},
+    abi::{
+        Access, BANKS, Backend, BackendId, Counter, Port, Range, ServiceId, ServiceKey, Settings, Traffic, names,
+        programs,
+    },
     maglev::SLOTS,
     table::{self, Hashing, SECRET_WORDS},
 };
@@ -96,6 +99,9 @@ pub enum Change {
     Table(ServiceId, Vec<BackendId>),
     Serve(ServiceKey, ServiceId),
     Withdraw(ServiceKey),
+    /// Says whether sources may use a virtual server.
+    Rule(Range, Access),
+    Unrule(Range),
     Port(Port, Port),
     Forget(Port),
 }

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
 use lb_common::{
-    abi::{Backend, BackendId, Filter, Port, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Filter, Port, Range, ServiceId, ServiceKey, Settings},
     address::{Address as _, V4, V6},
     maglev::SLOTS,
     wire::Tags,
@@ -127,6 +127,15 @@ impl Service {
 
     pub fn key(self, family: Family) -> ServiceKey {
         ServiceKey::new(family.mapped(VIP), self.port.to_be_bytes())
+    }
+
+    /// A host's address without its last `free` bits, eight at most, as those who ask for this.
+    pub fn range(self, family: Family, host: Host, free: u32) -> Range {
+        let first = (u32::from(host) >> free << free) as Host;
+        match family.address(first) {
+            IpAddr::V4(address) => Range::new(self.service(family), V4(address.octets()), 32 - free),
+            IpAddr::V6(address) => Range::new(self.service(family), V6(address.octets()), 128 - free),
+        }
     }
 
     /// The backend with further flags.

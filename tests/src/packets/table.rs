@@ -1,5 +1,6 @@
 //! The cases. Frames out are written as the frames in with what must have changed, and put together from nothing.
 
+mod access;
 mod icmp;
 mod virtual_mac;
 
@@ -83,6 +84,9 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("the backend is down", down),
     ("the backend is gone from the configuration", gone),
     ("a backend on this host", local),
+    ("of the ranges that a client is in, the most specific counts", access::most_specific),
+    ("a client is denied that has a connection", access::denied_later),
+    ("who is denied is told nothing", access::denied_silently),
     ("a router before the backend", icmp::too_big_for_the_backend),
     ("a router before the client", icmp::too_big_for_the_client),
     ("a reply of a backend on this host is too big", icmp::too_big_from_here),

@@ -1,5 +1,6 @@
 //! The packet decision on the host: every path, for both families by the same code.
 
+mod access;
 mod connections;
 mod endings;
 mod fence;

@@ -1,6 +1,6 @@
 //! Random texts never break the parser, and random configurations come back as they were written.
 
-use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -104,8 +104,22 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256), 1..5);
     let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
-    (name(), any::<bool>(), 1_u16.., interface, duration(0..=600_000), on_down, check(), backends).prop_map(
-        |(name, v4, port, interface, drain, on_down, check, backends)| {
+    let ranges = || prop::collection::vec((any::<u128>(), 0_u8..=128), 0..3);
+    (name(), any::<bool>(), 1_u16.., interface, on_down, duration(0..=600_000), (ranges(), ranges()), check(), backends)
+        .prop_map(|(name, v4, port, interface, on_down, drain, (allow, deny), check, backends)| {
+            let range = |(bits, length): &(u128, u8)| {
+                let net = if v4 {
+                    IpNet::new(IpAddr::from((*bits as u32).to_be_bytes()), length % 33)
+                } else {
+                    // Outside of IPv4's part.
+                    IpNet::new(IpAddr::from((*bits | 1 << 127).to_be_bytes()), *length)
+                };
+                net.unwrap().trunc()
+            };
+            let [allow, deny] = [allow, deny].map(|list| {
+                let unique: BTreeSet<IpNet> = list.iter().map(range).collect();
+                unique.into_iter().collect::<Vec<_>>()
+            });
             let address = |host: u8| {
                 if v4 {
                     IpAddr::from([10, 0, 0, host])
@@ -120,9 +134,8 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 weight,
             };
             let backends = (1..).zip(backends).map(backend).collect();
-            VirtualServer { name, address: address(100), port, interface, drain, on_down, check, backends }
-        },
-    )
+            VirtualServer { name, address: address(100), port, interface, on_down, drain, allow, deny, check, backends }
+        })
 }
 
 fn authentication() -> impl Strategy<Value = Authentication> {
@@ -303,15 +316,20 @@ fn written(config: &Config) -> String {
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
-    for VirtualServer { name, address, port, interface, drain, on_down, check, backends } in virtual_servers {
+    for VirtualServer { name, address, port, interface, on_down, drain, allow, deny, check, backends } in
+        virtual_servers
+    {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
         key("address", address.to_string().into());
         key("port", i64::from(*port).into());
         interface.iter().for_each(|interface| key("interface", interface.as_str().into()));
-        key("drain", time(*drain));
         key("on_down", format!("{on_down:?}").to_lowercase().into());
+        for (name, list) in [("allow", allow), ("deny", deny)] {
+            key(name, list.iter().map(ToString::to_string).collect::<Vec<_>>().into());
+        }
+        key("drain", time(*drain));
         key("check.interval", time(check.interval));
         key("check.timeout", time(check.timeout));
         key("check.rise", integer(check.rise));
