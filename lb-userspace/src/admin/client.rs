@@ -59,9 +59,10 @@ pub async fn order(socket: &Path, order: &crate::reconcile::Request) -> Result<S
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
-/// Asks it to hand its VIPs over. It begins to when this returns.
-pub async fn release(socket: &Path) -> Result<(), ClientError> {
-    ask(socket, Request::post("/v1/vrrp/release"), String::new()).await.map(drop)
+/// Asks it to hand VIPs over: those of one instance and its sync group, or all. It begins to when this returns.
+pub async fn release(socket: &Path, instance: Option<&str>) -> Result<(), ClientError> {
+    let query = instance.map(|name| format!("?instance={name}")).unwrap_or_default();
+    ask(socket, Request::post(format!("/v1/vrrp/release{query}")), String::new()).await.map(drop)
 }
 
 fn read<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> Result<T, ClientError> {

@@ -58,8 +58,8 @@ const BUSY: &str = "the daemon is busy, or ends; try again\n";
 /// What a caller may ask for.
 #[derive(Debug)]
 pub enum Command {
-    /// Hand every VIP over to another node.
-    Release,
+    /// Hand VIPs over to another node: those of the `[[vrrp]]` of this name and of its sync group, or all.
+    Release(Option<String>),
     /// Read the configuration again and follow it.
     Reload(Judgement),
     /// Say what it would do to follow this configuration.
@@ -119,7 +119,7 @@ impl ControlSocket {
             debug!("{} {} of {peer:?}", request.method(), request.uri().path());
             match (verb, request.uri().path()) {
                 (Verb::Get, "/v1/status") => Answer::json(&**status.borrow()).into(),
-                (Verb::Post, "/v1/vrrp/release") => release(peer, &status, &commands).into(),
+                (Verb::Post, "/v1/vrrp/release") => release(peer, request.uri().query(), &status, &commands).into(),
                 (Verb::Post, "/v1/reload") => {
                     info!("asked by {peer:?} to reload the configuration");
                     judge(&commands, Command::Reload)
@@ -182,13 +182,23 @@ fn order(peer: Peer, commands: &mpsc::Sender<Command>, body: &[u8]) -> Reply {
     }
 }
 
-fn release(peer: Peer, status: &Published, commands: &mpsc::Sender<Command>) -> Answer {
-    if status.borrow().vrrp.is_empty() {
+/// `query` is empty or `instance=NAME`; names need no escapes.
+fn release(peer: Peer, query: Option<&str>, status: &Published, commands: &mpsc::Sender<Command>) -> Answer {
+    let status = status.borrow();
+    if status.vrrp.is_empty() {
         return Answer::conflict("no [[vrrp]] is configured here: the VIPs do not move. Stop xvip to give them up.\n");
     }
-    match commands.try_send(Command::Release) {
+    let wanted = query.map(|query| query.strip_prefix("instance=").unwrap_or(query));
+    if let Some(wanted) = wanted.filter(|wanted| status.vrrp.iter().all(|instance| instance.name != *wanted)) {
+        let names: Vec<&str> = status.vrrp.iter().map(|instance| &*instance.name).collect();
+        return Answer::conflict(&format!("no [[vrrp]] here is called `{wanted}`: there is {}\n", names.join(", ")));
+    }
+    match commands.try_send(Command::Release(wanted.map(str::to_owned))) {
         Ok(()) => {
-            info!("asked by {peer:?} to hand the VIPs over");
+            info!(
+                "asked by {peer:?} to hand {} over",
+                wanted.map_or("the VIPs".to_owned(), |name| format!("the VIPs of {name}"))
+            );
             Answer::accepted("handing over\n")
         }
         Err(_) => Answer::failed(BUSY),
@@ -403,17 +413,23 @@ mod tests {
         let (publish, status) = watch::channel(Arc::new(sample()));
         let (sender, mut commands) = mpsc::channel(1);
         let serving = tokio::spawn(socket.serve(status, sender));
-        let refused = client::release(&path).await.unwrap_err().to_string();
+        let refused = client::release(&path, None).await.unwrap_err().to_string();
         assert!(refused.contains("no [[vrrp]] is configured here"), "{refused}");
         assert!(commands.try_recv().is_err());
 
         publish.send_modify(|status| Arc::make_mut(status).vrrp = sample_instances());
-        client::release(&path).await.unwrap();
-        assert!(matches!(commands.try_recv(), Ok(Command::Release)));
+        client::release(&path, None).await.unwrap();
+        assert!(matches!(commands.try_recv(), Ok(Command::Release(None))));
+
+        let names: Vec<String> = sample_instances().into_iter().map(|instance| instance.name).collect();
+        client::release(&path, Some(&names[1])).await.unwrap();
+        assert!(matches!(commands.try_recv(), Ok(Command::Release(Some(name))) if name == names[1]));
+        let refused = client::release(&path, Some("other")).await.unwrap_err().to_string();
+        assert_eq!(refused, format!("no [[vrrp]] here is called `other`: there is {}", names.join(", ")));
 
         // One that waits is enough.
-        client::release(&path).await.unwrap();
-        let busy = client::release(&path).await.unwrap_err().to_string();
+        client::release(&path, None).await.unwrap();
+        let busy = client::release(&path, None).await.unwrap_err().to_string();
         assert!(busy.contains("the daemon is busy"), "{busy}");
         serving.abort();
     }

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::vrrp;
+use super::{sync::Sync, vrrp};
 use crate::{health::State, reconcile::Order};
 
 /// Everything at one moment. Points in time are RFC 3339, so that they stay true however old the status is when it is read.
@@ -27,6 +27,9 @@ pub struct Status {
     /// Empty where VIPs do not move.
     #[serde(default)]
     pub vrrp: Vec<vrrp::Instance>,
+    /// `None` where connections stay on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync: Option<Sync>,
     pub connections: Connections,
     pub counters: Counters,
 }
@@ -179,6 +182,7 @@ impl Status {
             removed: Vec::new(),
             configuration: Configuration { file: file.to_owned(), loaded: started, last_reload: None },
             vrrp: Vec::new(),
+            sync: None,
             connections: Connections::default(),
             counters: Counters::default(),
         }
@@ -317,6 +321,7 @@ pub(super) mod tests {
                 table: Table { entries: 50, half_open: 2, room: 349_536, full_sets: 1 },
             },
             vrrp: Vec::new(),
+            sync: None,
             counters: Counters {
                 verdicts: count(&[("pass", 900), ("redirect", 7), ("tx", 41_000)]),
                 drops: count(&[("checksum", 1)]),

@@ -124,7 +124,8 @@ fn execute(verb: Verb) -> Result<(), Failure> {
                 let (summary, backends) = (table::summary(&status, now), table::backends(&status, now));
                 let vrrp = admin::vrrp::table(&status, now);
                 let (configuration, removed) = (table::configuration(&status, now), table::removed(&status, now));
-                let parts = [summary + &configuration, vrrp, backends, removed];
+                let sync = status.sync.as_ref().map(admin::sync::table).unwrap_or_default();
+                let parts = [summary + &configuration, vrrp, sync, backends, removed];
                 parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
             };
             print(&text)

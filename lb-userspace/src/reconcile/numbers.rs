@@ -16,7 +16,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, BackendId, MAX_BACKENDS, MAX_SERVICES, ServiceId, ServiceKey},
+    abi::{Backend, BackendId, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, ServiceId, ServiceKey},
     address::{Address as _, V4, V6},
 };
 
@@ -120,6 +120,10 @@ impl Numbers {
         let draining = self.backends.keys().filter(unwanted).count() + self.removed.keys().filter(unwanted).count();
         if after.len() > MAX_SERVICES {
             return Err(TooMany::Services(after.len()));
+        }
+        let ranges = after.iter().map(|server| server.allow.len() + server.deny.len() + 1).sum();
+        if ranges > MAX_RANGES {
+            return Err(TooMany::Ranges(ranges));
         }
         if wanted.len() + draining > MAX_BACKENDS {
             return Err(TooMany::Backends { configured: wanted.len(), draining });
@@ -363,6 +367,10 @@ mod tests {
         wide.backends = more.collect();
         let error = numbers.follow(&before, &[wide], now).unwrap_err();
         assert_eq!(error, TooMany::Backends { configured: MAX_BACKENDS - 1, draining: 2 });
+        let mut listed = server("a", 100, 2);
+        listed.deny = (0..MAX_RANGES as u32).map(|number| IpAddr::V4(number.into()).into()).collect();
+        let error = numbers.follow(&before, &[listed], now).unwrap_err();
+        assert_eq!(error, TooMany::Ranges(MAX_RANGES + 1), "and one for everybody else");
         assert_eq!(numbers, unchanged);
     }
 }

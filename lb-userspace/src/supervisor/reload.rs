@@ -53,7 +53,7 @@ impl Node<'_> {
     /// Does what was asked for. An error is of the daemon, not of a configuration.
     pub(super) async fn obey(&mut self, command: Command) -> anyhow::Result<()> {
         match command {
-            Command::Release => self.vrrp.release(),
+            Command::Release(name) => self.vrrp.release(name.as_deref()),
             Command::Reload(judgement) => judgement.tell(&self.reload().await?),
             Command::Compare { text, judgement } => {
                 let outcome = match config::check(&text, "the configuration, as the daemon sees it") {

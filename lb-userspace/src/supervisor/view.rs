@@ -43,6 +43,7 @@ pub(super) struct Sources<'a> {
     /// Clients that were told that their backend is down.
     pub(super) reset: u64,
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
+    pub(super) sync: Option<admin::sync::Sync>,
 }
 
 pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
@@ -82,6 +83,7 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
         removed: gone,
         configuration: sources.configuration,
         vrrp: sources.vrrp,
+        sync: sources.sync,
         connections: Connections {
             tracked: sources.swept.alive.values().sum(),
             capacity: sources.dataplane.capacity(),
@@ -186,7 +188,8 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::NoRoute
             | Counter::NoMetadata
             | Counter::Fenced
-            | Counter::Overdue => {
+            | Counter::Overdue
+            | Counter::Denied => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
                 sorted.drops.insert(label, *count)
             }
@@ -205,6 +208,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 9), ("forward", 100), ("pass", 4), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 10), ("forward", 100), ("pass", 4), ("reset", 2)]);
     }
 }
