@@ -8,12 +8,15 @@ use std::{
 };
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Traffic},
+    abi::{
+        Access, Backend, BackendId, Counter, Fence, Lease, Local, Port, Range, ServiceId, ServiceKey, Settings, Source,
+        Traffic,
+    },
     address::{Address, V4, V6},
     checksum::{Delta, adjust},
     conntrack::Sender,
     datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
-    flow::{Flow, Hop, mix},
+    flow::{Flow, Hop, Key, News, mix},
     frame::Frame,
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
@@ -32,6 +35,7 @@ pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> 
 pub struct Memory {
     pub settings: Option<Settings>,
     pub services: HashMap<ServiceKey, ServiceId>,
+    pub ranges: HashMap<Range, Access>,
     pub tables: HashMap<ServiceId, Vec<BackendId>>,
     pub backends: HashMap<BackendId, Backend>,
     /// Routes by destination, IPv4 as `::ffff:a.b.c.d`, with the tags of the way out; every other destination has none.
@@ -46,6 +50,9 @@ pub struct Memory {
     hashing: Hashing,
     flows4: Vec<Set<V4>>,
     flows6: Vec<Set<V6>>,
+    /// What the data path has told about connections.
+    pub news4: RefCell<Vec<News<V4>>>,
+    pub news6: RefCell<Vec<News<V6>>>,
     locals: RefCell<HashMap<u64, Local>>,
     counters: RefCell<HashMap<Counter, u64>>,
     traffic: RefCell<HashMap<BackendId, Traffic>>,
@@ -67,6 +74,7 @@ impl Memory {
         Self {
             settings: None,
             services: HashMap::new(),
+            ranges: HashMap::new(),
             tables: HashMap::new(),
             backends: HashMap::new(),
             routes: HashMap::new(),
@@ -74,6 +82,8 @@ impl Memory {
             leases: HashMap::new(),
             fence: Fence::default(),
             uptime: 0,
+            news4: RefCell::default(),
+            news6: RefCell::default(),
             locals: RefCell::default(),
             hashing,
             flows4: sets.clone().map(|_| Set::default()).collect(),
@@ -136,6 +146,13 @@ impl Tables for Memory {
         self.services.get(key).copied()
     }
 
+    fn denies(&self, service: ServiceId, source: &[u8; 16]) -> bool {
+        let source = Source::new(service, *source);
+        let longest =
+            self.ranges.iter().filter(|(range, _)| range.holds(&source)).max_by_key(|(range, _)| range.bits());
+        longest.is_some_and(|(_, access)| access.is_denied())
+    }
+
     fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId> {
         self.tables.get(&service)?.get(slot as usize).copied()
     }
@@ -185,7 +202,7 @@ impl Locals for Memory {
 }
 
 macro_rules! family {
-    ($address:ty, $flows:ident) => {
+    ($address:ty, $flows:ident, $news:ident) => {
         impl Sets<$address> for Memory {
             fn hashing(&self) -> Option<&Hashing> {
                 Some(&self.hashing)
@@ -203,14 +220,20 @@ macro_rules! family {
                 Some(Box::default())
             }
 
+            fn tell(&self, key: &Key<$address>, flow: &Flow<$address>) {
+                let mut news = News::default();
+                news.tell(key, flow);
+                self.$news.borrow_mut().push(news);
+            }
+
             fn route(&self, from: Port, _source: &$address, destination: &$address) -> Route {
                 self.find(from, destination.mapped())
             }
         }
     };
 }
-family!(V4, flows4);
-family!(V6, flows6);
+family!(V4, flows4, news4);
+family!(V6, flows6, news6);
 
 impl Outgoing for [u8] {
     fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool {

@@ -2,13 +2,14 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES, MAX_LOCALS,
-        MAX_PORTS, MAX_SERVICES, Port, ServiceId, ServiceKey, Settings, Traffic, programs,
+        Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES,
+        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Port, ServiceId, ServiceKey, Settings, Source,
+        Traffic, programs,
     },
     address::{V4, V6},
     datapath::Draft,
@@ -48,6 +49,10 @@ pub(crate) static QUESTION: PerCpuArray<[u64; size_of::<bpf_fib_lookup>() / 8], 
 #[btf_map]
 pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, { MAX_SERVICES + MAX_BACKENDS }> = HashMap::new();
 
+/// Who may use which virtual server; who is in no range may.
+#[btf_map]
+pub(crate) static RANGES: LpmTrie<Source, Access, MAX_RANGES> = LpmTrie::new();
+
 /// Selection tables one after another, numbered by [`ServiceId`]; the loader sets how many. A new one is filled in the bank that is
 /// not in use and put in place by one update of `SERVICES`, so no packet sees half. (An array of maps would do the same, but
 /// kernels before 6.2 refuse an inner map without BTF beside a template with it, and aya makes them so.)
@@ -83,3 +88,8 @@ pub(crate) static FENCE: Array<Fence, 1> = Array::new();
 /// Connections of this host's own processes, by the cookie of the socket. Each goes when its socket is closed.
 #[btf_map]
 pub(crate) static LOCALS: LruHashMap<u64, Local, MAX_LOCALS> = LruHashMap::new();
+
+/// Connections that have been established or have ended: [`News`](lb_common::flow::News) of either family, told apart by its size. The daemon
+/// looks into it every now and then; nobody is woken.
+#[btf_map]
+pub(crate) static NEWS: RingBuf<u8, NEWS_BYTES> = RingBuf::new();

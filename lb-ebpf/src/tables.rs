@@ -5,12 +5,12 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup,
     },
-    btf_maps::PerCpuArray,
+    btf_maps::{PerCpuArray, lpm_trie as trie},
     cty::c_void,
     helpers,
 };
 use lb_common::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings},
+    abi::{BANKS, Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Source},
     address::{Address, V4, V6},
     conntrack::Sender,
     datapath::{Draft, Family, Route, Tables, local::Locals},
@@ -45,6 +45,14 @@ impl Tables for Maps {
     fn service(&self, key: &ServiceKey) -> Option<ServiceId> {
         // SAFETY: copied out at once; the daemon never changes an entry's value in place.
         unsafe { maps::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn denies(&self, service: ServiceId, source: &[u8; 16]) -> bool {
+        // Both banks of a virtual server have its ranges.
+        let source = Source::new(ServiceId(service.0 / BANKS), *source);
+        let key = trie::Key::new(Source::BITS, source);
+        maps::RANGES.get(&key).is_some_and(|access| access.is_denied())
     }
 
     #[inline(always)]
@@ -125,13 +133,14 @@ pub(crate) trait Kernel: Address + 'static {
     fn insert(key: &Key<Self>, flow: &Flow<Self>, existing: u32) -> u64;
     fn remove(key: &Key<Self>, now: u32);
     fn advance(key: &Key<Self>, other: &Key<Self>, leader: &Flow<Self>);
+    fn tell(key: &Key<Self>, flow: &Flow<Self>);
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1>;
     fn ask(parameters: &mut bpf_fib_lookup, source: &Self, destination: &Self);
 }
 
 /// Calls of the functions below.
 macro_rules! functions {
-    ($locate:ident, $insert:ident, $remove:ident, $advance:ident) => {
+    ($locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
         #[inline(always)]
         fn locate(key: &Key<Self>) -> u64 {
             functions::$locate(key)
@@ -151,6 +160,11 @@ macro_rules! functions {
         fn advance(key: &Key<Self>, other: &Key<Self>, leader: &Flow<Self>) {
             functions::$advance(key, other, leader);
         }
+
+        #[inline(always)]
+        fn tell(key: &Key<Self>, flow: &Flow<Self>) {
+            functions::$tell(key, flow);
+        }
     };
 }
 
@@ -164,7 +178,7 @@ impl Kernel for V4 {
         maps::FLOWS4.get(number)
     }
 
-    functions!(locate4, insert4, remove4, advance4);
+    functions!(locate4, insert4, remove4, advance4, tell4);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -185,7 +199,7 @@ impl Kernel for V6 {
         maps::FLOWS6.get(number)
     }
 
-    functions!(locate6, insert6, remove6, advance6);
+    functions!(locate6, insert6, remove6, advance6, tell6);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -234,6 +248,11 @@ impl<A: Kernel> Sets<A> for Maps {
 
 impl<A: Kernel> Family<A> for Maps {
     type Sheet<'a> = &'a mut Draft<A>;
+
+    #[inline(always)]
+    fn tell(&self, key: &Key<A>, flow: &Flow<A>) {
+        A::tell(key, flow);
+    }
 
     #[inline(always)]
     fn draft(&self) -> Option<&mut Draft<A>> {

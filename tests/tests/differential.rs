@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Port},
+    abi::{Access, Backend, BackendId, Counter, Fence, Lease, Port, Range},
     datapath::{self, Route, Verdict},
     flow::Hop,
     host::{Memory, received},
@@ -78,10 +78,16 @@ fn compare(stage: Stage, mut rng: Rng) -> anyhow::Result<u32> {
 fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
     let family = rng.choice(Family::ALL).expect("two");
     let service = rng.choice(SERVICES).expect("six");
-    let change = match rng.u8(..6) {
+    let range = match rng.u8(..3) {
+        0 => Range::everybody(service.service(family)),
+        _ => service.range(family, rng.choice(CLIENTS).expect("four"), rng.u32(..4)),
+    };
+    let change = match rng.u8(..12) {
         0 => service.backend(family, Backend::DOWN),
         1 => Change::Backend(service.id(family), Backend::absent()),
         2 => Change::Withdraw(service.key(family)),
+        6..=9 => Change::Rule(range, if rng.bool() { Access::ALLOWED } else { Access::DENIED }),
+        10 | 11 => Change::Unrule(range),
         3 => Change::Serve(service.key(family), service.service(family)),
         _ => service.backend(family, 0),
     };
@@ -134,6 +140,8 @@ impl Twins {
                 Change::Table(service, slots) => drop(memory.tables.insert(service, slots)),
                 Change::Serve(key, service) => drop(memory.services.insert(key, service)),
                 Change::Withdraw(key) => drop(memory.services.remove(&key)),
+                Change::Rule(range, access) => drop(memory.ranges.insert(range, access)),
+                Change::Unrule(range) => drop(memory.ranges.remove(&range)),
                 // In memory the routes say where frames can be sent from.
                 Change::Port(..) | Change::Forget(_) => {}
             }

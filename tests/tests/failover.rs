@@ -313,6 +313,24 @@ fn a_release_moves_the_vips_and_they_stay_there() {
     // A second time there is nothing to hand over.
     let output = pair.xvip(A).command(&["vrrp", "release"]).unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "this node holds no VIP of VRRP\n");
+
+    // The other way, by the name of one: its sync group goes with it.
+    let output = pair.xvip(B).command(&["vrrp", "release", "vip53"]).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && errors.contains("no [[vrrp]] here is called `vip53`: there is vip51, vip52"),
+        "{errors}"
+    );
+    let output = pair.xvip(B).command(&["vrrp", "release", "vip52"]).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("vip51: 192.168.2.10 holds the VIPs now (priority 100)\n"),
+        "{said}"
+    );
+    assert!(said.contains("vip52: "), "{said}");
+    pair.wait_for(A, State::Master);
+    pair.wait_for(B, State::Backup);
+    pair.assert_serves();
 }
 
 #[test]

@@ -98,8 +98,10 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         address: Ipv4Addr::new(192, 0, 2, 100).into(),
         port: 6443,
         interface: None,
-        drain: Duration::ZERO,
         on_down: OnDown::Reset,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        drain: Duration::ZERO,
         check: Check {
             kind: CheckKind::Http(request),
             interval: Duration::from_secs(1),

@@ -517,7 +517,7 @@ fn a_released_vip_goes_to_the_peer_and_stays_there() -> anyhow::Result<()> {
     b.wire.set_neighbours(ME, vec![neighbour]);
     let tap = Tap::on(&client)?;
     let begun = now();
-    a.wire.release();
+    a.wire.release(None);
     b.wait_for(State::Master)?;
     let took = b.view().router.since - begun;
     ensure!((TURN..TURN + LATE).contains(&took), "{took:?}");
@@ -585,6 +585,44 @@ fn keepalived_and_the_thread_take_over_from_each_other() -> anyhow::Result<()> {
         ensure!(tallies["VI"].received > 0 && tallies["VI"].errors.is_empty(), "{what}: {tallies:?}");
         theirs.stop()?;
         ours.wait_for(State::Master).context(what)?;
+    }
+    Ok(())
+}
+
+/// A keepalived waits its skew time of 609 ms first, and takes the VIP then from a lesser one, not from an equal one.
+#[test]
+fn the_thread_takes_over_before_a_keepalived_that_may_take_the_vip_from_it() -> anyhow::Result<()> {
+    let (_lab, [a, b, c]) = lab()?;
+    let with_priority = |priority| {
+        let mut instance = instance(priority, &[VIP]);
+        (instance.settings.version, instance.settings.interval) = (Version::V2, Duration::from_secs(1));
+        instance.auth = Auth::Password(Password::new("1111"));
+        instance
+    };
+    for (priority, stays) in [(50, false), (100, true)] {
+        let master = Node::start(&a, with_priority(200))?;
+        master.wait_for(State::Master)?;
+        let theirs = Keepalived::start(&b, &keepalived(2, 100, None))?;
+        let ours = Node::start(&c, with_priority(priority))?;
+        ours.wait_until("backup of a", |view| view.router.master.is_some_and(|(_, priority)| priority == 200))?;
+        let sent = master.view().sent;
+        // The keepalived has heard it, too.
+        wait::until("two adverts more", DEADLINE, || (master.view().sent >= sent + 2).then_some(()))?;
+
+        master.wire.stop();
+        ours.wait_for(State::Master)?;
+        if stays {
+            let sent = ours.view().sent;
+            wait::until("three adverts more", DEADLINE, || (ours.view().sent >= sent + 3).then_some(()))?;
+            ensure!(ours.view().router.state == State::Master && !has(&b, VIP)?, "an equal one does not take it");
+        } else {
+            ours.wait_until("backup of keepalived", |view| view.router.master.is_some_and(|(_, other)| other == 100))?;
+            wait_for_address(&b, VIP)?;
+            ensure!(!has(&c, VIP)?, "exactly one has it");
+        }
+        ensure!(theirs.tallies()?["VI"].errors.is_empty(), "{:?}", theirs.tallies()?);
+        ours.wire.stop();
+        theirs.stop()?;
     }
     Ok(())
 }

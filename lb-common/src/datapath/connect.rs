@@ -32,6 +32,9 @@ where
         let reply = tables.service(&ServiceKey::new(key.source.mapped(), key.source_port));
         return Err(if reply.is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) });
     };
+    if tables.denies(service, &key.source.mapped()) {
+        return Err(Stop::drop(Counter::Denied));
+    }
     if arrival.segment.flags.any(Flags::RST) {
         return Err(Stop::drop(Counter::Stray));
     }

@@ -2,12 +2,12 @@
 
 use super::{Draft, Family, Stop};
 use crate::{
-    abi::{Backend, Counter},
+    abi::{Backend, Counter, ServiceKey},
     address::Address,
     table::Existing,
 };
 
-/// Ends the connection if its backend is down. One whose backend was taken out of the configuration goes on.
+/// Ends the connection if its backend is down, or its client denied meanwhile. One whose backend was taken out of the configuration goes on.
 #[inline(always)]
 pub(super) fn check<A, T>(tables: &T, draft: &Draft<A>) -> Result<(), Stop>
 where
@@ -17,6 +17,13 @@ where
     let Draft { arrival, half, .. } = draft;
     let key = &arrival.segment.key;
     let from_client = half.role.from_client();
+    if from_client
+        && let Some(service) = tables.service(&ServiceKey::new(key.destination.mapped(), key.destination_port))
+        && tables.denies(service, &key.source.mapped())
+    {
+        forget(tables, draft);
+        return Err(Stop::drop(Counter::Denied));
+    }
     let (address, port) = if from_client {
         (half.new_destination(), half.new_destination_port())
     } else {
@@ -26,9 +33,19 @@ where
         Some(backend) if backend.is(Backend::DOWN) && backend.answers(address, port) => {}
         _ => return Ok(()),
     }
-    tables.remove(key, arrival.now);
-    tables.remove(&half.other, arrival.now);
+    forget(tables, draft);
     Err(if from_client { Stop::reset(Counter::BackendDown) } else { Stop::drop(Counter::BackendDown) })
+}
+
+/// Removes both halves.
+#[inline(always)]
+fn forget<A, T>(tables: &T, draft: &Draft<A>)
+where
+    A: Address,
+    T: Family<A>,
+{
+    tables.remove(&draft.arrival.segment.key, draft.arrival.now);
+    tables.remove(&draft.half.other, draft.arrival.now);
 }
 
 /// Makes the connection's other half again if that has given way to another connection. If there is no room, so be it.

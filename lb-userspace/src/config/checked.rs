@@ -3,6 +3,7 @@
 //! A field that is wrong has been reported while it was read; here it only ends the section it is in.
 
 mod check;
+mod sync;
 mod vrrp;
 
 use std::{
@@ -13,10 +14,13 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+use toml::Spanned;
+
 use super::{
     files::FileUse,
     keys::{Field, Section as _},
-    leaf::Time,
+    leaf::{SourceRange, Time},
     model::{self, Config},
     raw,
     report::{Mistakes, Span, line_of},
@@ -42,12 +46,17 @@ impl Checker<'_> {
         let vrrp = self.vrrp(&raw.vrrp.0, &raw.virtual_server.0);
         let dataplane = self.dataplane(raw.dataplane.0, !raw.vrrp.0.is_empty());
         let admin = admin(raw.admin.0);
+        let sync = match &raw.sync.0 {
+            Some(sync) => self.sync(sync).map(Some),
+            None => Some(None),
+        };
         let servers: Vec<_> = raw.virtual_server.0.into_iter().map(|server| self.virtual_server(server)).collect();
         Some(Config {
             dataplane: dataplane?,
             admin: admin?,
             virtual_servers: servers.into_iter().collect::<Option<_>>()?,
             vrrp: vrrp?,
+            sync: sync?,
         })
     }
 
@@ -95,16 +104,49 @@ impl Checker<'_> {
     fn virtual_server(&mut self, raw: raw::VirtualServer) -> Option<model::VirtualServer> {
         let check = self.check(&raw.check.0);
         let backends = self.backends(&raw);
+        let [allow, deny] =
+            [("allow", &raw.allow), ("deny", &raw.deny)].map(|(key, list)| self.ranges(key, list, &raw));
         Some(model::VirtualServer {
             name: raw.name.value()?.0.clone(),
             address: raw.address.value()?.0,
             port: *raw.port.value()?,
             interface: optional(&raw.interface)?.map(|name| name.0.clone()),
-            drain: raw.drain.value()?.0,
             on_down: *raw.on_down.value()?,
+            allow: allow?,
+            deny: deny?,
+            drain: raw.drain.value()?.0,
             check: check?,
             backends: backends?,
         })
+    }
+
+    /// One of the lists of a virtual server's clients.
+    fn ranges(
+        &mut self,
+        key: &str,
+        list: &Field<Vec<Spanned<SourceRange>>>,
+        server: &raw::VirtualServer,
+    ) -> Option<Vec<IpNet>> {
+        let ranges = list.value()?;
+        self.refuse_duplicates(ranges.iter().map(|range| (range.get_ref().0, range.span())), |range, line| {
+            (format!("{range} is given twice (first in line {line})"), "leave out one of the two".to_owned())
+        });
+        let vip = server.address.value()?.0;
+        if let (Some(at), true) = (list.key_span(), vip.is_loopback()) {
+            let message = format!(
+                "`{key}` means nothing to a virtual server on loopback: its clients are this node's own processes"
+            );
+            self.mistakes.add(at, message, format!("leave out `{key}`"));
+        }
+        for range in ranges.iter().filter(|range| range.get_ref().0.addr().is_ipv4() != vip.is_ipv4()) {
+            let (family, other) = if vip.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+            let message =
+                format!("{} is {other}, but the VIP {vip} is {family}, as are all its clients", range.get_ref().0);
+            let help =
+                format!("give a range of {family} addresses, or move it to a virtual server with an {other} VIP");
+            self.mistakes.add(&range.span(), message, help);
+        }
+        Some(ranges.iter().map(|range| range.get_ref().0).collect())
     }
 
     /// What a virtual server on loopback needs, and what only the others do.

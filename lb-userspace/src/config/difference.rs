@@ -6,8 +6,8 @@ use humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
 use super::model::{
-    Admin, Backend, Check, CheckKind, Config, Dataplane, HttpRequest, Script, Timeouts, Tls, Verify, VirtualServer,
-    Vrrp,
+    Admin, Backend, Check, CheckKind, Config, Dataplane, HttpRequest, Script, Sync, Timeouts, Tls, Verify,
+    VirtualServer, Vrrp,
 };
 
 /// One setting, or one virtual server or backend as a whole.
@@ -53,12 +53,13 @@ impl Effect {
 
 /// The way from `now` to `then`; empty if nothing that means anything is different.
 pub fn differences(now: &Config, then: &Config) -> Vec<Difference> {
-    let Config { dataplane, admin, virtual_servers, vrrp } = now;
+    let Config { dataplane, admin, virtual_servers, vrrp, sync } = now;
     let mut found = Found::default();
     found.dataplane(dataplane, &then.dataplane);
     found.admin(admin, &then.admin);
     found.servers(virtual_servers, &then.virtual_servers);
     found.vrrp(vrrp, &then.vrrp);
+    found.sync(sync.as_ref(), then.sync.as_ref());
     found.0
 }
 
@@ -127,14 +128,16 @@ impl Found {
     }
 
     fn server(&mut self, now: &VirtualServer, then: &VirtualServer) {
-        let VirtualServer { name, address: _, port: _, interface, drain, on_down, check, backends } = now;
+        let VirtualServer { name, address: _, port: _, interface, on_down, allow, deny, drain, check, backends } = now;
         let of = named(then);
         self.compare(&format!("{of} name"), [name, &then.name], String::clone, Effect::AtOnce);
         let interface_name =
             |interface: &Option<String>| interface.clone().unwrap_or_else(|| "found by its subnet".to_owned());
         self.compare(&format!("{of} interface"), [interface, &then.interface], interface_name, Effect::AtOnce);
-        self.compare(&format!("{of} drain"), [drain, &then.drain], time, Effect::AtOnce);
         self.compare(&format!("{of} on_down"), [on_down, &then.on_down], shown, Effect::AtOnce);
+        self.compare(&format!("{of} allow"), [allow, &then.allow], |nets| list(nets), Effect::AtOnce);
+        self.compare(&format!("{of} deny"), [deny, &then.deny], |nets| list(nets), Effect::AtOnce);
+        self.compare(&format!("{of} drain"), [drain, &then.drain], time, Effect::AtOnce);
         self.check(&of, check, &then.check);
         self.backends(&of, backends, &then.backends);
     }
@@ -184,6 +187,19 @@ impl Found {
         for (now, then) in now.iter().zip(then) {
             self.instance(now, then);
         }
+    }
+
+    fn sync(&mut self, now: Option<&Sync>, then: Option<&Sync>) {
+        let (Some(Sync { listen, peers, key_file }), Some(then)) = (now, then) else {
+            let [now, then] = [now, then].map(|sync| sync.map(|sync| list(&sync.peers)));
+            if now != then {
+                self.add("sync".to_owned(), now, then, Effect::Restart);
+            }
+            return;
+        };
+        self.restart("sync.listen", [listen, &then.listen]);
+        self.compare("sync.peers", [peers, &then.peers], |peers| list(peers), Effect::Restart);
+        self.restart("sync.key_file", [key_file, &then.key_file]);
     }
 
     fn instance(&mut self, now: &Vrrp, then: &Vrrp) {
@@ -333,7 +349,7 @@ mod tests {
 
     #[test]
     fn each_difference_is_told_with_what_it_does() {
-        let table: [(&str, &str, &[&str]); 14] = [
+        let table: [(&str, &str, &[&str]); 15] = [
             ("vrid = 51", "vrid = 51\npriority = 100", &[]),
             (r#"name = "api""#, r#"name = "new""#, &[r#"virtual_server "new" name: api -> new: AtOnce"#]),
             (r#"name = "m1""#, r#"name = "x""#, &[r#"virtual_server "api" backend "x" name: m1 -> x: AtOnce"#]),
@@ -366,6 +382,15 @@ mod tests {
                 &[
                     r#"virtual_server "api" check.interval: 2s -> 1s: CheckedAnew"#,
                     r#"virtual_server "api" check.port: the backend's -> 1: CheckedAnew"#,
+                ],
+            ),
+            (
+                "port = 6443",
+                "port = 6443\non_down = \"keep\"\nallow = [\"10.0.0.0/8\"]\ndeny = [\"10.0.0.7\"]",
+                &[
+                    r#"virtual_server "api" on_down: reset -> keep: AtOnce"#,
+                    r#"virtual_server "api" allow: none -> 10.0.0.0/8: AtOnce"#,
+                    r#"virtual_server "api" deny: none -> 10.0.0.7/32: AtOnce"#,
                 ],
             ),
             ("port = 6443", "port = 6443\ndrain = \"1h\"", &[r#"virtual_server "api" drain: 10m -> 1h: AtOnce"#]),

@@ -72,6 +72,10 @@ pub(super) struct RouterAddress(pub(super) IpAddr);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HostNet(pub(super) IpNet);
 
+/// A range of addresses, by the prefix that they have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SourceRange(pub(super) IpNet);
+
 /// What IPv4 addresses are shown by, as in `ip address show label`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AddressLabel(pub(super) String);
@@ -94,6 +98,10 @@ pub(super) struct Listener(pub(super) Option<SocketAddr>);
 /// Any address to listen on, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProbeListener(pub(super) Option<SocketAddr>);
+
+/// Where a node is spoken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodeAddress(pub(super) SocketAddr);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckType {
@@ -188,12 +196,14 @@ strings! {
     VipAddress: "an IPv4 or IPv6 address" by vip_address;
     RouterAddress: "an IPv4 or IPv6 address" by |text| address(text).map(RouterAddress);
     HostNet: "an IPv4 or IPv6 address, with or without a prefix length" by host_net;
+    SourceRange: "an address with or without a prefix length" by source_range;
     AddressLabel: "a string of at most 15 bytes" by label;
     Argument: "a string" by argument;
     Password: "a string of at most 8 bytes" by password;
     Time: "a duration" by time;
     Listener: "a loopback address with a port, or \"off\"" by listener;
     ProbeListener: "an address with a port, or \"off\"" by probe_listener;
+    NodeAddress: "an address with a port" by node_address;
     Cgroup: "\"auto\", \"off\" or an absolute path" by cgroup;
     XdpMode: "\"auto\", \"native\" or \"generic\"" by |text| {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
@@ -238,6 +248,8 @@ lists! {
     InterfaceName: "a list of names of interfaces" of (0..);
     HostNet: "a list of addresses, each with or without a prefix length" of (1..);
     RouterAddress: "a list of addresses" of (0..);
+    NodeAddress: "a list of addresses, each with a port" of (1..);
+    SourceRange: "a list of addresses, each with or without a prefix length" of (0..);
     Argument: "a list of strings" of (1..);
 }
 
@@ -392,6 +404,31 @@ fn host_net(text: &str) -> Result<HostNet, String> {
     }
 }
 
+fn source_range(text: &str) -> Result<SourceRange, String> {
+    let net = match text.split_once('/') {
+        None => text
+            .parse::<IpAddr>()
+            .map(IpNet::from)
+            .map_err(|_| "is not an IP address (names are not looked up)".to_owned())?,
+        Some((address, length)) => {
+            let address: IpAddr =
+                address.parse().map_err(|_| "is not an IP address with a prefix length".to_owned())?;
+            let net = length.parse().ok().and_then(|length| IpNet::new(address, length).ok());
+            let most = IpNet::from(address).prefix_len();
+            net.ok_or_else(|| format!("has no prefix length after the slash: it is from 0 to {most}"))?
+        }
+    };
+    match net.addr() {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Err("is an IPv4 address inside an IPv6 one; write it as IPv4".to_owned())
+        }
+        address if address != net.network() => {
+            Err(format!("has bits set after its first {}; the range is {}", net.prefix_len(), net.trunc()))
+        }
+        _ => Ok(SourceRange(net)),
+    }
+}
+
 /// An address that one host can have.
 fn address(text: &str) -> Result<IpAddr, String> {
     let Ok(address) = text.parse::<IpAddr>() else {
@@ -484,6 +521,16 @@ fn probe_listener(text: &str) -> Result<ProbeListener, String> {
         Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
         Ok(address) => Ok(ProbeListener(Some(address))),
     }
+}
+
+fn node_address(text: &str) -> Result<NodeAddress, String> {
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        return Err("is not an address with a port".to_owned());
+    };
+    if address.port() == 0 {
+        return Err("has port 0".to_owned());
+    }
+    host_address(&address.ip().to_string()).map(|_| NodeAddress(address))
 }
 
 fn statuses(text: &str) -> Result<(u16, u16), String> {

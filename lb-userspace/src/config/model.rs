@@ -22,6 +22,8 @@ pub struct Config {
     pub virtual_servers: Vec<VirtualServer>,
     /// Unique by name, and by interface, VRID and family; no VIP is in two.
     pub vrrp: Vec<Vrrp>,
+    /// `None` keeps connections to this node.
+    pub sync: Option<Sync>,
 }
 
 /// How and where packets are handled.
@@ -108,9 +110,13 @@ pub struct VirtualServer {
     pub port: u16,
     /// The interface that carries the VIP; `None` finds the one whose subnet holds it.
     pub interface: Option<String>,
+    pub on_down: OnDown,
+    /// Of the VIP's family, no duplicates, and none on loopback. The most specific range that a client is in counts, and of two equal ones
+    /// that which denies; where any is allowed, all others are denied.
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
     /// How long connections go on with a backend that was taken out of the configuration.
     pub drain: Duration,
-    pub on_down: OnDown,
     pub check: Check,
     /// At least one; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,
@@ -178,6 +184,16 @@ pub enum Verify {
     No,
     /// A PEM file of certificate authorities.
     Authority(PathBuf),
+}
+
+/// The nodes that share their connections with this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sync {
+    pub listen: SocketAddr,
+    /// At least one, all of the family of `listen` and none of them this.
+    pub peers: Vec<SocketAddr>,
+    /// 32 to 64 bytes in hexadecimal.
+    pub key_file: PathBuf,
 }
 
 /// A virtual router: VIPs that one of several nodes holds.

@@ -9,7 +9,8 @@ use super::{
     keys::{Any, Many, Maybe, One},
     leaf::{
         AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
-        Name, ProbeListener, RequestPath, RouterAddress, SocketPath, Statuses, Time, TlsName, VipAddress,
+        Name, NodeAddress, ProbeListener, RequestPath, RouterAddress, SocketPath, SourceRange, Statuses, Time, TlsName,
+        VipAddress,
     },
     model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
 };
@@ -22,6 +23,7 @@ section! {
         admin: One<Admin>,
         virtual_server: Many<VirtualServer>,
         vrrp: Any<Vrrp>,
+        sync: Maybe<Sync>,
     }
 }
 
@@ -88,12 +90,17 @@ section! {
         port: u16 = required(16443) from 1 to 65535,
         /// The interface that carries the VIP. Without it, the one whose subnet holds the VIP.
         interface: InterfaceName = optional("eth0"),
-        /// When a backend is taken out of this file and xvip reloads it: how long its connections may go on. Those that have not ended by
-        /// then are reset. New ones go to the other backends at once.
-        drain: Time = default("10m") from "0s" to "7days",
         /// What becomes of a backend's connections when it goes down, which is when TCP does not answer: "reset" ends them at once, so that
         /// clients find another one; "keep" carries them on. While only the check fails and TCP answers, it gets no new ones and keeps its own.
         on_down: OnDown = default("reset"),
+        /// Clients that may use it. The most specific range that a client is in counts, here and in `deny`, and of two equal ones that in `deny`.
+        /// If there is any here, everybody else is denied. Processes of this node are not asked where they go straight to a backend.
+        allow: Vec<Spanned<SourceRange>> = default([]),
+        /// Clients that may not: their packets are dropped, and connections that they have end.
+        deny: Vec<Spanned<SourceRange>> = default([]),
+        /// When a backend is taken out of this file and xvip reloads it: how long its connections may go on. Those that have not ended by
+        /// then are reset. New ones go to the other backends at once.
+        drain: Time = default("10m") from "0s" to "7days",
     } sections {
         check: One<Check>,
         backend: Many<Backend>,
@@ -207,6 +214,18 @@ section! {
     } sections {
         hmac: Maybe<Hmac>,
         script: Any<Script>,
+    }
+}
+
+section! {
+    /// Connections shared with the nodes that may take the VIPs over, so that a failover does not cut them. UDP, signed and not encrypted.
+    struct Sync {
+        /// An address of this node, and the port that all of them use.
+        listen: NodeAddress = required("192.168.2.10:9096"),
+        /// The other nodes, as each has written in its own `listen`.
+        peers: Vec<Spanned<NodeAddress>> = required(["192.168.2.20:9096"]),
+        /// A file with the key that they share: 64 to 128 hexadecimal digits.
+        key_file: AbsolutePath = required("/etc/xvip/sync.key"),
     }
 }
 

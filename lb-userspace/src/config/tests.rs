@@ -87,6 +87,10 @@ vrid = 51
 addresses = ["10.0.0.100"]
 sync_group = "all"
 virtual_mac = true
+[sync]
+listen = "192.168.2.10:9096"
+peers = ["192.168.2.20:9096", "192.168.2.30:9096"]
+key_file = "/etc/xvip/sync.key"
 "#;
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -213,6 +217,10 @@ fn a_loopback_address_needs_no_interface() {
     assert_eq!(config.admin.healthz, None);
     for (lines, expected) in [
         (["", "", "interface = \"eth0\""], "9:1: a virtual server on loopback is put on no interface"),
+        (
+            ["", "", "allow = [\"127.0.0.0/8\"]"],
+            "9:1: `allow` means nothing to a virtual server on loopback: its clients are this node's own processes",
+        ),
         (["cgroup = \"off\"", "", ""], "7:11: with `cgroup = \"off\"` nothing serves a loopback address"),
         (
             ["cgroup = \"kubepods\"", "", ""],
@@ -313,11 +321,13 @@ fn what_is_left_out_has_the_documented_default() {
         address: "fd00::1".parse().expect("IPv6"),
         port: 443,
         interface: None,
-        drain: seconds(600),
         on_down: model::OnDown::Reset,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        drain: seconds(600),
         check,
         backends: vec![backend],
     };
     let admin = model::Admin { control_socket: "/run/xvip/xvip.sock".into(), metrics, healthz: None };
-    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server], vrrp: Vec::new() });
+    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server], vrrp: Vec::new(), sync: None });
 }

@@ -4,11 +4,17 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
     util,
 };
 use lb_common::{
-    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names},
+    abi::{
+        Access, BANKS, Backend, BackendId, Counter, Port, Range, ServiceId, ServiceKey, Settings, Source, Traffic,
+        names,
+    },
     maglev::SLOTS,
     table::Hashing,
 };
@@ -19,6 +25,7 @@ pub(super) struct Maps {
     settings: Array<MapData, Settings>,
     hashing: Array<MapData, Hashing>,
     services: HashMap<MapData, ServiceKey, ServiceId>,
+    ranges: LpmTrie<MapData, Source, Access>,
     tables: Array<MapData, BackendId>,
     /// Which bank of each virtual server is in use, and under which keys it is found.
     banks: BTreeMap<ServiceId, u32>,
@@ -35,6 +42,7 @@ impl Maps {
             settings: taken(ebpf, names::SETTINGS)?,
             hashing: taken(ebpf, names::HASHING)?,
             services: taken(ebpf, names::SERVICES)?,
+            ranges: taken(ebpf, names::RANGES)?,
             tables: taken(ebpf, names::TABLES)?,
             banks: BTreeMap::new(),
             served: BTreeMap::new(),
@@ -66,6 +74,8 @@ impl Maps {
                 self.served.remove(key);
                 ignore_missing(self.services.remove(key))
             }
+            Change::Rule(range, access) => self.ranges.insert(&prefix(range), access, 0),
+            Change::Unrule(range) => ignore_missing(self.ranges.remove(&prefix(range))),
             Change::Port(from, to) => self.ports.insert(from, to, 0),
             Change::Forget(port) => ignore_missing(self.ports.remove(port)),
         };
@@ -128,6 +138,10 @@ impl Maps {
     }
 }
 
+const fn prefix(range: &Range) -> Key<Source> {
+    Key::new(range.bits(), range.source())
+}
+
 pub(super) fn taken<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>
 where
     T: TryFrom<Map, Error = MapError>,
@@ -154,6 +168,7 @@ const fn name_of(change: &Change) -> &'static str {
         Change::Backend(..) => "a backend",
         Change::Table(..) => "a selection table",
         Change::Serve(..) | Change::Withdraw(_) => "a virtual server",
+        Change::Rule(..) | Change::Unrule(_) => "a range of sources",
         Change::Port(..) | Change::Forget(_) => "a port",
     }
 }

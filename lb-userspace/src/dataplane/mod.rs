@@ -9,6 +9,7 @@ mod flows;
 mod links;
 mod local;
 mod maps;
+mod mirror;
 mod pins;
 mod records;
 mod run;
@@ -29,7 +30,10 @@ use aya::{
     util::KernelVersion,
 };
 use lb_common::{
-    abi::{BANKS, Backend, BackendId, Counter, Port, ServiceId, ServiceKey, Settings, Traffic, names, programs},
+    abi::{
+        Access, BANKS, Backend, BackendId, Counter, Port, Range, ServiceId, ServiceKey, Settings, Traffic, names,
+        programs,
+    },
     maglev::SLOTS,
     table::{self, Hashing, SECRET_WORDS},
 };
@@ -41,6 +45,7 @@ pub use detach::Left;
 pub use ending::Ender;
 pub use fence::Fence;
 pub use local::{HookError, Locals};
+pub use mirror::{Connection, Mirror, Taken};
 pub use pins::PinError;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
@@ -94,6 +99,9 @@ pub enum Change {
     Table(ServiceId, Vec<BackendId>),
     Serve(ServiceKey, ServiceId),
     Withdraw(ServiceKey),
+    /// Says whether sources may use a virtual server.
+    Rule(Range, Access),
+    Unrule(Range),
     Port(Port, Port),
     Forget(Port),
 }

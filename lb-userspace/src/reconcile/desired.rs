@@ -5,8 +5,11 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use lb_common::{
-    abi::{Backend, BackendId, Filter, MAX_BACKENDS, MAX_SERVICES, Port, ServiceId, ServiceKey},
+    abi::{
+        Access, Backend, BackendId, Filter, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, Port, Range, ServiceId, ServiceKey,
+    },
     address::{V4, V6},
     maglev::{self, Member},
 };
@@ -28,6 +31,8 @@ pub struct Inputs<'a> {
     pub removed: &'a BTreeMap<BackendId, State>,
     /// Addresses of this host.
     pub local: &'a BTreeSet<IpAddr>,
+    /// MAC addresses of this host.
+    pub macs: &'a BTreeSet<[u8; 6]>,
     /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
     pub ports: &'a BTreeMap<Port, Port>,
 }
@@ -39,8 +44,11 @@ pub struct Desired {
     pub tables: BTreeMap<ServiceId, Vec<BackendId>>,
     pub backends: BTreeMap<BackendId, Backend>,
     pub ports: BTreeMap<Port, Port>,
+    /// Who may use which virtual server; who is in no range may.
+    pub ranges: BTreeMap<Range, Access>,
     pub vips: Filter,
     pub locals: Filter,
+    pub macs: Filter,
 }
 
 /// The configuration asks for more than the tables take.
@@ -55,6 +63,10 @@ pub enum TooMany {
          them over several nodes, or wait for the draining ones."
     )]
     Backends { configured: usize, draining: usize },
+    #[error(
+        "{0} ranges are in `allow` and `deny`, and {MAX_RANGES} are the most that one xvip takes. Join neighbouring ones."
+    )]
+    Ranges(usize),
 }
 
 /// Computes the tables. What has no number yet is not in them.
@@ -67,13 +79,15 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
             mark(&mut desired.vips, server.address);
         }
         desired.services.insert(key, number);
+        desired.ranges.extend(rules(number, server));
         let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
         let mut members = Vec::with_capacity(server.backends.len());
         for (position, backend) in server.backends.iter().enumerate() {
             let endpoint = Endpoint::of(server, backend);
             let Some(id) = inputs.numbers.backend(&endpoint) else { continue };
             let state = states.get(position).copied().unwrap_or(State::Down);
-            desired.add(inputs, &endpoint, id, state == State::Down && server.on_down == OnDown::Reset);
+            let down = state == State::Down && server.on_down == OnDown::Reset;
+            desired.add(inputs, &endpoint, id, down);
             members.push(member(id, &endpoint, backend.weight, state == State::Up));
         }
         let own = inputs.numbers.removed().filter(|(endpoint, _)| *endpoint.service() == key);
@@ -84,15 +98,29 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         if !endpoint.service().is_on_host() {
             mark(&mut desired.vips, endpoint.vip());
         }
-        let resets = removed.was.as_ref().is_none_or(|server| server.on_down == OnDown::Reset);
-        let died = inputs.removed.get(&removed.id) == Some(&State::Down);
-        desired.add(inputs, endpoint, removed.id, removed.over || died && resets);
+        let keeps = removed.was.as_ref().is_some_and(|server| server.on_down == OnDown::Keep);
+        let down = inputs.removed.get(&removed.id) == Some(&State::Down) && !keeps;
+        desired.add(inputs, endpoint, removed.id, removed.over || down);
     }
+    inputs.macs.iter().for_each(|mac| desired.macs.insert_mac(*mac));
     desired
 }
 
+/// Who may use a virtual server. The most specific range counts, and of two equal ones that which denies; where any is allowed, all others are
+/// denied.
+fn rules(service: ServiceId, server: &VirtualServer) -> BTreeMap<Range, Access> {
+    let range = |net: &IpNet| match net.network() {
+        IpAddr::V4(v4) => Range::new(service, V4(v4.octets()), u32::from(net.prefix_len())),
+        IpAddr::V6(v6) => Range::new(service, V6(v6.octets()), u32::from(net.prefix_len())),
+    };
+    let others = (!server.allow.is_empty()).then_some((Range::everybody(service), Access::DENIED));
+    let allowed = server.allow.iter().map(|net| (range(net), Access::ALLOWED));
+    let denied = server.deny.iter().map(|net| (range(net), Access::DENIED));
+    others.into_iter().chain(allowed).chain(denied).collect()
+}
+
 impl Desired {
-    /// A backend whose connections end if it is `down`. Draining is not: they go on.
+    /// Draining is not down: its connections go on.
     fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, down: bool) {
         let down = if down { Backend::DOWN } else { 0 };
         let local = if inputs.local.contains(&endpoint.address()) {
@@ -126,21 +154,23 @@ fn mark(filter: &mut Filter, address: IpAddr) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{num::NonZeroU32, time::Instant};
+    use std::{num::NonZeroU32, time::Duration};
 
     use super::*;
     use crate::config::model::{self, Check, CheckKind};
 
     /// A virtual server with as many backends as there are states.
     pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
-        let second = std::time::Duration::from_secs(1);
+        let second = Duration::from_secs(1);
         VirtualServer {
             name: name.to_owned(),
             address: [192, 168, 2, last].into(),
             port: 16443,
             interface: None,
-            drain: 600 * second,
             on_down: OnDown::Reset,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            drain: 600 * second,
             check: Check {
                 kind: CheckKind::Tcp,
                 interval: second,
@@ -163,7 +193,7 @@ pub(super) mod tests {
 
     pub(crate) fn with_states(servers: &[VirtualServer], states: &[Vec<State>], local: &[IpAddr]) -> Desired {
         let mut numbers = Numbers::default();
-        numbers.follow(&[], servers, Instant::now()).unwrap();
+        numbers.follow(&[], servers, Duration::ZERO).unwrap();
         numbered(servers, states, local, &numbers, &[])
     }
 
@@ -177,7 +207,8 @@ pub(super) mod tests {
     ) -> Desired {
         let local = local.iter().copied().collect();
         let (ports, removed) = (BTreeMap::new(), removed.iter().copied().collect());
-        desired(&Inputs { servers, states, local: &local, ports: &ports, numbers, removed: &removed })
+        let macs = BTreeSet::new();
+        desired(&Inputs { servers, states, local: &local, macs: &macs, ports: &ports, numbers, removed: &removed })
     }
 
     fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
@@ -243,9 +274,29 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn of_equal_ranges_the_denied_one_counts_and_what_is_not_allowed_is_denied() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let mut servers = [server("a", 100, 1), server("b", 101, 1), server("c", 102, 1)];
+        servers[1].deny = vec![net("10.0.0.0/8")];
+        servers[2].allow = vec![net("10.0.0.0/8"), net("10.1.0.0/16"), net("0.0.0.0/0")];
+        servers[2].deny = vec![net("10.1.0.0/16"), net("10.0.0.7/32")];
+        let ranges = with_states(&servers, &[], &[]).ranges;
+        let of = |service, address, length| Range::new(ServiceId(service), V4(address), length);
+        let expected = [
+            (of(1, [10, 0, 0, 0], 8), Access::DENIED),
+            (Range::everybody(ServiceId(2)), Access::DENIED),
+            (of(2, [0, 0, 0, 0], 0), Access::ALLOWED),
+            (of(2, [10, 0, 0, 0], 8), Access::ALLOWED),
+            (of(2, [10, 1, 0, 0], 16), Access::DENIED),
+            (of(2, [10, 0, 0, 7], 32), Access::DENIED),
+        ];
+        assert_eq!(ranges, BTreeMap::from(expected));
+    }
+
+    #[test]
     fn a_removed_backend_carries_on_without_new_connections() {
         let before = [server("a", 100, 2), server("b", 101, 1)];
-        let (mut numbers, now) = (Numbers::default(), Instant::now());
+        let (mut numbers, now) = (Numbers::default(), Duration::ZERO);
         numbers.follow(&[], &before, now).unwrap();
         let mut after = [before[0].clone()];
         after[0].backends.remove(0);
@@ -269,7 +320,7 @@ pub(super) mod tests {
         assert_eq!(down(&drained), [false, false]);
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[])), [false, false], "nobody knows: let them be");
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[(other, State::Down)])), [false, true], "it died");
-        numbers.expire(now + std::time::Duration::from_secs(600));
+        numbers.expire(now + Duration::from_secs(600));
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &states)), [true, true]);
     }
 }

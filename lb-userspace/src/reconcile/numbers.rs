@@ -12,11 +12,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use lb_common::{
-    abi::{Backend, BackendId, MAX_BACKENDS, MAX_SERVICES, ServiceId, ServiceKey},
+    abi::{Backend, BackendId, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, ServiceId, ServiceKey},
     address::{Address as _, V4, V6},
 };
 
@@ -44,7 +44,8 @@ pub struct Removed {
     pub id: BackendId,
     /// Its virtual server as it was, with no other backend; `None` if a former daemon had it.
     pub was: Option<VirtualServer>,
-    pub since: Instant,
+    /// Counted as `now` is wherever it is asked for: from some moment on, by a clock that is never set.
+    pub since: Duration,
     /// It takes new connections until one of those that are configured does.
     pub stands_in: bool,
     /// Its time has passed.
@@ -101,7 +102,7 @@ impl Endpoint {
 
 impl Numbers {
     /// The numbers of a former daemon: whatever the configuration does not name is removed.
-    pub fn of_former(backends: &[(BackendId, Backend)], now: Instant) -> Self {
+    pub fn of_former(backends: &[(BackendId, Backend)], now: Duration) -> Self {
         let removed = backends.iter().map(|(id, backend)| {
             let endpoint = Endpoint { service: backend.service(), address: backend.mapped(), port: backend.port() };
             (endpoint, Removed { id: *id, was: None, since: now, stands_in: false, over: false, quiet: 0 })
@@ -113,12 +114,16 @@ impl Numbers {
     ///
     /// # Errors
     /// If there are not enough numbers; then nothing has changed.
-    pub fn follow(&mut self, before: &[VirtualServer], after: &[VirtualServer], now: Instant) -> Result<(), TooMany> {
+    pub fn follow(&mut self, before: &[VirtualServer], after: &[VirtualServer], now: Duration) -> Result<(), TooMany> {
         let wanted: BTreeSet<Endpoint> = endpoints(after).map(|(endpoint, _, _)| endpoint).collect();
         let unwanted = |endpoint: &&Endpoint| !wanted.contains(endpoint);
         let draining = self.backends.keys().filter(unwanted).count() + self.removed.keys().filter(unwanted).count();
         if after.len() > MAX_SERVICES {
             return Err(TooMany::Services(after.len()));
+        }
+        let ranges = after.iter().map(|server| server.allow.len() + server.deny.len() + 1).sum();
+        if ranges > MAX_RANGES {
+            return Err(TooMany::Ranges(ranges));
         }
         if wanted.len() + draining > MAX_BACKENDS {
             return Err(TooMany::Backends { configured: wanted.len(), draining });
@@ -170,10 +175,10 @@ impl Numbers {
     }
 
     /// Ends the time of those that were removed longer ago than may be; whether there were any.
-    pub fn expire(&mut self, now: Instant) -> bool {
+    pub fn expire(&mut self, now: Duration) -> bool {
         let mut any = false;
         for removed in self.removed.values_mut() {
-            let over = removed.over || now.saturating_duration_since(removed.since) >= removed.drain();
+            let over = removed.over || now.saturating_sub(removed.since) >= removed.drain();
             any |= over != removed.over;
             removed.over = over;
         }
@@ -243,8 +248,8 @@ mod tests {
         server
     }
 
-    fn begun(servers: &[VirtualServer]) -> (Numbers, Instant) {
-        let (mut numbers, now) = (Numbers::default(), Instant::now());
+    fn begun(servers: &[VirtualServer]) -> (Numbers, Duration) {
+        let (mut numbers, now) = (Numbers::default(), Duration::from_secs(1000));
         numbers.follow(&[], servers, now).unwrap();
         (numbers, now)
     }
@@ -362,6 +367,10 @@ mod tests {
         wide.backends = more.collect();
         let error = numbers.follow(&before, &[wide], now).unwrap_err();
         assert_eq!(error, TooMany::Backends { configured: MAX_BACKENDS - 1, draining: 2 });
+        let mut listed = server("a", 100, 2);
+        listed.deny = (0..MAX_RANGES as u32).map(|number| IpAddr::V4(number.into()).into()).collect();
+        let error = numbers.follow(&before, &[listed], now).unwrap_err();
+        assert_eq!(error, TooMany::Ranges(MAX_RANGES + 1), "and one for everybody else");
         assert_eq!(numbers, unchanged);
     }
 }

@@ -28,21 +28,30 @@ pub fn plan(desired: &Desired, applied: &Applied, moved: bool) -> (Vec<Change>, 
     changes.extend(news(&desired.backends, &before.backends).map(|(id, backend)| Change::Backend(*id, *backend)));
     changes.extend(news(&desired.tables, &before.tables).map(|(id, table)| Change::Table(*id, table.clone())));
     changes.extend(news(&desired.ports, &before.ports).map(|(from, to)| Change::Port(*from, *to)));
+    // Who is allowed comes before those who are denied, among whom it would be in between.
+    let mut rules: Vec<_> = news(&desired.ranges, &before.ranges).map(|(range, access)| (*range, *access)).collect();
+    rules.sort_by_key(|(_, access)| access.is_denied());
+    changes.extend(rules.into_iter().map(|(range, access)| Change::Rule(range, access)));
+    let unruled = before.ranges.keys().filter(|range| !desired.ranges.contains_key(range));
+    changes.extend(unruled.map(|range| Change::Unrule(*range)));
     changes.extend(news(&desired.services, &before.services).map(|(key, id)| Change::Serve(*key, *id)));
     let forgotten = before.ports.keys().filter(|port| !desired.ports.contains_key(port));
     changes.extend(forgotten.map(|port| Change::Forget(*port)));
     let absent = before.backends.keys().filter(|id| !desired.backends.contains_key(id));
     changes.extend(absent.map(|id| Change::Backend(*id, Backend::absent())));
 
-    // Connections have cached what they looked up: the way, and that their backend lives.
-    let stale = moved || desired.backends != before.backends || desired.ports != before.ports;
+    // Connections have cached what they looked up: the way, that their backend lives, and that their client may.
+    let stale = moved
+        || desired.backends != before.backends
+        || desired.ports != before.ports
+        || desired.ranges != before.ranges;
     let generation = match (applied.generation, stale) {
         // 0 is never current.
         (0 | u32::MAX, _) => 1,
         (generation, true) => generation + 1,
         (generation, false) => generation,
     };
-    let settings = |from: &Desired, generation| Settings::new(generation, from.vips, from.locals);
+    let settings = |from: &Desired, generation| Settings::new(generation, from.vips, from.locals, from.macs);
     let wanted = settings(desired, generation);
     if applied.generation == 0 || wanted != settings(before, applied.generation) {
         changes.push(Change::Settings(Box::new(wanted)));
@@ -78,6 +87,9 @@ mod tests {
             Change::Serve(_, ServiceId::BACKEND) => "reply",
             Change::Serve(..) => "serve",
             Change::Withdraw(_) => "withdraw",
+            Change::Rule(_, access) if access.is_denied() => "deny",
+            Change::Rule(..) => "allow",
+            Change::Unrule(_) => "unrule",
             Change::Port(..) => "port",
             Change::Forget(_) => "forget",
         };
@@ -89,6 +101,9 @@ mod tests {
         let one = [server("a", 100, 2)];
         let two = [server("a", 100, 2), server("b", 101, 1)];
         let up = with_states(&one, &[vec![Up, Up]], &[]);
+        let mut listed = server("a", 100, 2);
+        listed.allow = vec!["10.0.0.0/8".parse().unwrap()];
+        let listed = with_states(&[listed], &[vec![Up, Up]], &[]);
         let table = [
             (
                 "start",
@@ -97,6 +112,8 @@ mod tests {
                 false,
                 vec!["backend", "backend", "table", "reply", "reply", "serve", "settings"],
             ),
+            ("some are allowed", Some(up.clone()), listed.clone(), false, vec!["allow", "deny", "settings"]),
+            ("and all again", Some(listed), up.clone(), false, vec!["unrule", "unrule", "settings"]),
             ("nothing new", Some(up.clone()), up.clone(), false, vec![]),
             ("a route changed", Some(up.clone()), up.clone(), true, vec!["settings"]),
             ("one drains", Some(up.clone()), with_states(&one, &[vec![Up, Draining]], &[]), false, vec!["table"]),

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
 use lb_common::{
-    abi::{Backend, BackendId, Filter, Port, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Filter, Port, Range, ServiceId, ServiceKey, Settings},
     address::{Address as _, V4, V6},
     maglev::SLOTS,
     wire::Tags,
@@ -129,6 +129,15 @@ impl Service {
         ServiceKey::new(family.mapped(VIP), self.port.to_be_bytes())
     }
 
+    /// A host's address without its last `free` bits, eight at most, as those who ask for this.
+    pub fn range(self, family: Family, host: Host, free: u32) -> Range {
+        let first = (u32::from(host) >> free << free) as Host;
+        match family.address(first) {
+            IpAddr::V4(address) => Range::new(self.service(family), V4(address.octets()), 32 - free),
+            IpAddr::V6(address) => Range::new(self.service(family), V6(address.octets()), 128 - free),
+        }
+    }
+
     /// The backend with further flags.
     pub fn backend(self, family: Family, flags: u8) -> Change {
         let backend = match self.flags {
@@ -151,7 +160,9 @@ pub fn settings(generation: u32) -> Change {
         family.insert(&mut vips, VIP);
         family.insert(&mut locals, HERE.backend);
     }
-    Change::Settings(Box::new(Settings::new(generation, vips, locals)))
+    let mut macs = Filter::empty();
+    [1, 9].map(mac).into_iter().for_each(|mac| macs.insert_mac(mac));
+    Change::Settings(Box::new(Settings::new(generation, vips, locals, macs)))
 }
 
 /// How it stands with the lease of a VIP.

@@ -1,5 +1,6 @@
 //! The cases. Frames out are written as the frames in with what must have changed, and put together from nothing.
 
+mod access;
 mod icmp;
 mod virtual_mac;
 
@@ -83,6 +84,9 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("the backend is down", down),
     ("the backend is gone from the configuration", gone),
     ("a backend on this host", local),
+    ("of the ranges that a client is in, the most specific counts", access::most_specific),
+    ("a client is denied that has a connection", access::denied_later),
+    ("who is denied is told nothing", access::denied_silently),
     ("a router before the backend", icmp::too_big_for_the_backend),
     ("a router before the client", icmp::too_big_for_the_client),
     ("a reply of a backend on this host is too big", icmp::too_big_from_here),
@@ -469,8 +473,13 @@ fn not_ours(scene: &Scene) -> Script {
     let mut script = Script::default();
     let frame = scene.asks(REMOTE, SYN).bytes();
     let protocol = if scene.family == Family::Ipv4 { 23 } else { 20 };
-    for (what, at, byte) in [("ARP", 13, 0x06), ("UDP", protocol, 17), ("ICMP", protocol, 1), ("ICMPv6", protocol, 58)]
-    {
+    for (what, at, byte) in [
+        ("to another host's MAC", 5, 99),
+        ("ARP", 13, 0x06),
+        ("UDP", protocol, 17),
+        ("ICMP", protocol, 1),
+        ("ICMPv6", protocol, 58),
+    ] {
         let mut frame = frame.clone();
         frame[at] = byte;
         script = script.then(what, frame.clone(), PASS, frame, &[]);

@@ -1,6 +1,6 @@
 //! Random texts never break the parser, and random configurations come back as they were written.
 
-use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -104,8 +104,22 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256), 1..5);
     let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
-    (name(), any::<bool>(), 1_u16.., interface, duration(0..=600_000), on_down, check(), backends).prop_map(
-        |(name, v4, port, interface, drain, on_down, check, backends)| {
+    let ranges = || prop::collection::vec((any::<u128>(), 0_u8..=128), 0..3);
+    (name(), any::<bool>(), 1_u16.., interface, on_down, duration(0..=600_000), (ranges(), ranges()), check(), backends)
+        .prop_map(|(name, v4, port, interface, on_down, drain, (allow, deny), check, backends)| {
+            let range = |(bits, length): &(u128, u8)| {
+                let net = if v4 {
+                    IpNet::new(IpAddr::from((*bits as u32).to_be_bytes()), length % 33)
+                } else {
+                    // Outside of IPv4's part.
+                    IpNet::new(IpAddr::from((*bits | 1 << 127).to_be_bytes()), *length)
+                };
+                net.unwrap().trunc()
+            };
+            let [allow, deny] = [allow, deny].map(|list| {
+                let unique: BTreeSet<IpNet> = list.iter().map(range).collect();
+                unique.into_iter().collect::<Vec<_>>()
+            });
             let address = |host: u8| {
                 if v4 {
                     IpAddr::from([10, 0, 0, host])
@@ -120,9 +134,8 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 weight,
             };
             let backends = (1..).zip(backends).map(backend).collect();
-            VirtualServer { name, address: address(100), port, interface, drain, on_down, check, backends }
-        },
-    )
+            VirtualServer { name, address: address(100), port, interface, on_down, drain, allow, deny, check, backends }
+        })
 }
 
 fn authentication() -> impl Strategy<Value = Authentication> {
@@ -252,8 +265,17 @@ fn config() -> impl Strategy<Value = Config> {
     });
     let vrrp = (prop::collection::vec(vrrp(), 0..4), any::<bool>())
         .prop_map(|(instances, grouped)| numbered(instances, grouped));
-    (dataplane, admin, prop::collection::vec(virtual_server(), 1..4), vrrp).prop_map(
-        |(dataplane, admin, mut virtual_servers, vrrp)| {
+    let nodes = prop::collection::btree_set(2_u8.., 1..4);
+    let sync = prop::option::of((1_u16.., nodes, path())).prop_map(|sync| {
+        let node = |host, port| (IpAddr::from([10, 0, 2, host]), port).into();
+        sync.map(|(port, nodes, key_file)| Sync {
+            listen: node(1, port),
+            peers: nodes.into_iter().map(|host| node(host, port)).collect(),
+            key_file,
+        })
+    });
+    (dataplane, admin, prop::collection::vec(virtual_server(), 1..4), vrrp, sync).prop_map(
+        |(dataplane, admin, mut virtual_servers, vrrp, sync)| {
             for (index, server) in (0_u8..).zip(&mut virtual_servers) {
                 server.name = format!("{}{index}", server.name);
                 // Every server has a VIP of its own, out of reach of the backends.
@@ -262,14 +284,14 @@ fn config() -> impl Strategy<Value = Config> {
                     IpAddr::V6(_) => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, u16::from(index)]),
                 };
             }
-            Config { dataplane, admin, virtual_servers, vrrp }
+            Config { dataplane, admin, virtual_servers, vrrp, sync }
         },
     )
 }
 
 /// The configuration as a file.
 fn written(config: &Config) -> String {
-    let Config { dataplane, admin, virtual_servers, vrrp } = config;
+    let Config { dataplane, admin, virtual_servers, vrrp, sync } = config;
     let mut text = String::from("[dataplane]\n");
     let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
     let time = |duration: Duration| toml::Value::from(humantime::format_duration(duration).to_string());
@@ -294,15 +316,20 @@ fn written(config: &Config) -> String {
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
-    for VirtualServer { name, address, port, interface, drain, on_down, check, backends } in virtual_servers {
+    for VirtualServer { name, address, port, interface, on_down, drain, allow, deny, check, backends } in
+        virtual_servers
+    {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
         key("address", address.to_string().into());
         key("port", i64::from(*port).into());
         interface.iter().for_each(|interface| key("interface", interface.as_str().into()));
-        key("drain", time(*drain));
         key("on_down", format!("{on_down:?}").to_lowercase().into());
+        for (name, list) in [("allow", allow), ("deny", deny)] {
+            key(name, list.iter().map(ToString::to_string).collect::<Vec<_>>().into());
+        }
+        key("drain", time(*drain));
         key("check.interval", time(check.interval));
         key("check.timeout", time(check.timeout));
         key("check.rise", integer(check.rise));
@@ -339,6 +366,10 @@ fn written(config: &Config) -> String {
         }
     }
     vrrp.iter().for_each(|instance| write_vrrp(&mut text, instance));
+    if let Some(Sync { listen, peers, key_file }) = sync {
+        let peers: Vec<_> = peers.iter().map(ToString::to_string).collect();
+        text += &format!("[sync]\nlisten = \"{listen}\"\npeers = {peers:?}\nkey_file = {}\n", file(key_file));
+    }
     text
 }
 

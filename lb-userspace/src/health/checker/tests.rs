@@ -220,8 +220,10 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         address: [10, 0, 0, 100].into(),
         port: 6443,
         interface: None,
-        drain: Duration::ZERO,
         on_down: OnDown::Reset,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        drain: Duration::ZERO,
         check,
         backends: backends
             .iter()

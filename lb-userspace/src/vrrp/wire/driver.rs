@@ -49,7 +49,8 @@ const MEND: Duration = Duration::from_secs(1);
 pub(super) enum Command {
     Condition(InstanceId, Condition),
     Neighbours(InstanceId, Vec<(IpAddr, [u8; 6])>),
-    Release,
+    /// One instance with its group, or all.
+    Release(Option<InstanceId>),
     Stop,
 }
 
@@ -179,7 +180,8 @@ impl Driver {
                     self.router.on_condition(id, running.condition(), clock::now());
                 }
                 Ok(Command::Neighbours(id, neighbours)) => self.instances[id.0].neighbours.set(neighbours),
-                Ok(Command::Release) => self.router.on_release(clock::now()),
+                Ok(Command::Release(None)) => self.router.on_release(clock::now()),
+                Ok(Command::Release(Some(id))) => self.router.on_release_of(id, clock::now()),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
             }
