@@ -189,7 +189,7 @@ fn settings(generation: u32) -> Settings {
     vips.insert(V6::from_mapped(&mapped(false, VIP)));
     locals.insert(V4::from_mapped(&mapped(true, LOCAL)));
     locals.insert(V6::from_mapped(&mapped(false, LOCAL)));
-    Settings::new(generation, vips, locals)
+    Settings::new(generation, vips, locals, Filter::full())
 }
 
 /// Number of a virtual server and of its backend.

@@ -255,6 +255,18 @@ impl<A: Address> Flow<A> {
         self.acknowledged.load().to_ne_bytes()
     }
 
+    /// Says what the sender is known to have acknowledged.
+    #[cfg(any(test, feature = "user"))]
+    pub fn set_acknowledged(&self, acknowledged: [u8; 4]) {
+        self.acknowledged.store(u32::from_ne_bytes(acknowledged));
+    }
+
+    /// Whether another node told of it, and no packet of it has passed here.
+    #[cfg(any(test, feature = "user"))]
+    pub fn is_copy(&self) -> bool {
+        self.packets.load() == 0
+    }
+
     /// Wraps around.
     #[inline(always)]
     pub fn packets(&self) -> u32 {
@@ -264,6 +276,44 @@ impl<A: Address> Flow<A> {
     #[inline(always)]
     pub fn bytes(&self) -> u64 {
         self.bytes.load()
+    }
+}
+
+/// A connection that has been established or has ended, as the kernel side tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct News<A> {
+    /// Of the client's packets.
+    pub key: Key<A>,
+    /// Of the backend's.
+    pub other: Key<A>,
+    /// See [`Flow::acknowledged`]; 0 unless the news is by the client's own packet.
+    pub acknowledged: [u8; 4],
+    /// A [`Phase`].
+    phase: u8,
+    reserved: [u8; 3],
+}
+
+impl<A: Address> News<A> {
+    /// Whether anybody wants to know that a connection has come to its phase.
+    #[inline(always)]
+    pub fn is_due(flow: &Flow<A>) -> bool {
+        matches!(flow.phase(), Phase::Established | Phase::Closed)
+    }
+
+    /// Makes this the news of a connection that has just changed by a packet of `key`, whose entry is `flow`.
+    #[inline(always)]
+    pub fn tell(&mut self, key: &Key<A>, flow: &Flow<A>) {
+        let (client, backend) = if flow.role.from_client() { (key, &flow.other) } else { (&flow.other, key) };
+        self.key.set(client);
+        self.other.set(backend);
+        self.acknowledged = if flow.role.from_client() { flow.acknowledged() } else { [0; 4] };
+        self.phase = flow.phase() as u8;
+        self.reserved = [0; 3];
+    }
+
+    pub const fn phase(&self) -> Phase {
+        Phase::from_raw(self.phase)
     }
 }
 

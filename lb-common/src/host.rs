@@ -16,7 +16,7 @@ use crate::{
     checksum::{Delta, adjust},
     conntrack::Sender,
     datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
-    flow::{Flow, Hop, mix},
+    flow::{Flow, Hop, Key, News, mix},
     frame::Frame,
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
@@ -50,6 +50,9 @@ pub struct Memory {
     hashing: Hashing,
     flows4: Vec<Set<V4>>,
     flows6: Vec<Set<V6>>,
+    /// What the data path has told about connections.
+    pub news4: RefCell<Vec<News<V4>>>,
+    pub news6: RefCell<Vec<News<V6>>>,
     locals: RefCell<HashMap<u64, Local>>,
     counters: RefCell<HashMap<Counter, u64>>,
     traffic: RefCell<HashMap<BackendId, Traffic>>,
@@ -79,6 +82,8 @@ impl Memory {
             leases: HashMap::new(),
             fence: Fence::default(),
             uptime: 0,
+            news4: RefCell::default(),
+            news6: RefCell::default(),
             locals: RefCell::default(),
             hashing,
             flows4: sets.clone().map(|_| Set::default()).collect(),
@@ -197,7 +202,7 @@ impl Locals for Memory {
 }
 
 macro_rules! family {
-    ($address:ty, $flows:ident) => {
+    ($address:ty, $flows:ident, $news:ident) => {
         impl Sets<$address> for Memory {
             fn hashing(&self) -> Option<&Hashing> {
                 Some(&self.hashing)
@@ -215,14 +220,20 @@ macro_rules! family {
                 Some(Box::default())
             }
 
+            fn tell(&self, key: &Key<$address>, flow: &Flow<$address>) {
+                let mut news = News::default();
+                news.tell(key, flow);
+                self.$news.borrow_mut().push(news);
+            }
+
             fn route(&self, from: Port, _source: &$address, destination: &$address) -> Route {
                 self.find(from, destination.mapped())
             }
         }
     };
 }
-family!(V4, flows4);
-family!(V6, flows6);
+family!(V4, flows4, news4);
+family!(V6, flows6, news6);
 
 impl Outgoing for [u8] {
     fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool {

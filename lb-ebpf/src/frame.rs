@@ -35,10 +35,10 @@ impl Packet {
         Self { bounds, start: ctx.data(), end: ctx.data_end() }
     }
 
-    /// What of a received socket buffer is in one piece: the Ethernet header always.
+    /// What of a socket buffer is in one piece; of a received one, the Ethernet header always.
     #[inline(always)]
     pub(crate) fn buffered(ctx: &TcContext) -> Self {
-        // SAFETY: as above.
+        // SAFETY: addresses of fields.
         let bounds = unsafe { [&raw const (*ctx.skb.skb).data, &raw const (*ctx.skb.skb).data_end] };
         Self { bounds, start: ctx.data(), end: ctx.data_end() }
     }
@@ -98,9 +98,7 @@ impl<'a> Buffer<'a> {
             // SAFETY: a plain helper call. If it fails the headers stay out of sight and the packet is left alone.
             let _ = unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
         }
-        // SAFETY: addresses of fields.
-        let bounds = unsafe { [&raw const (*ctx.skb.skb).data, &raw const (*ctx.skb.skb).data_end] };
-        Self { ctx, packet: Packet { bounds, start: ctx.data(), end: ctx.data_end() } }
+        Self { ctx, packet: Packet::buffered(ctx) }
     }
 
     #[inline(always)]

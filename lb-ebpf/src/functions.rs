@@ -2,19 +2,20 @@
 //! and not again for each call and for each way that led there (`btf_prepare_func_args` in the kernel's source, since Linux 5.13).
 //! They return numbers only.
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use lb_common::{
     address::{V4, V6},
-    flow::{Flow, Key},
+    flow::{Flow, Key, News},
     table::{self, Existing, Inserted, NOWHERE},
 };
 
-use crate::tables::Maps;
+use crate::{maps::NEWS, tables::Maps};
 
 /// A table without a packet: route lookups are not for these functions.
 const MAPS: Maps = Maps::new(core::ptr::null_mut());
 
 macro_rules! functions {
-    ($address:ty, $locate:ident, $insert:ident, $remove:ident, $advance:ident) => {
+    ($address:ty, $locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub(crate) extern "C" fn $locate(key: *const Key<$address>) -> u64 {
@@ -55,8 +56,22 @@ macro_rules! functions {
             }
             0
         }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $tell(key: *const Key<$address>, flow: *const Flow<$address>) -> u64 {
+            // SAFETY: as above.
+            if let (Some(key), Some(flow)) = unsafe { (key.as_ref(), flow.as_ref()) }
+                && let Some(mut news) = NEWS.reserve_untyped::<News<$address>>(0)
+            {
+                // SAFETY: the kernel's memory is as large; all of it is written, and every bit pattern is valid before.
+                unsafe { news.assume_init_mut() }.tell(key, flow);
+                news.submit(BPF_RB_NO_WAKEUP.into());
+            }
+            0
+        }
     };
 }
 
-functions!(V4, locate4, insert4, remove4, advance4);
-functions!(V6, locate6, insert6, remove6, advance6);
+functions!(V4, locate4, insert4, remove4, advance4, tell4);
+functions!(V6, locate6, insert6, remove6, advance6, tell6);

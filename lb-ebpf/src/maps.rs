@@ -2,14 +2,14 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
         Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES,
-        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, Port, ServiceId, ServiceKey, Settings, Source, Traffic,
-        programs,
+        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Port, ServiceId, ServiceKey, Settings, Source,
+        Traffic, programs,
     },
     address::{V4, V6},
     datapath::Draft,
@@ -88,3 +88,8 @@ pub(crate) static FENCE: Array<Fence, 1> = Array::new();
 /// Connections of this host's own processes, by the cookie of the socket. Each goes when its socket is closed.
 #[btf_map]
 pub(crate) static LOCALS: LruHashMap<u64, Local, MAX_LOCALS> = LruHashMap::new();
+
+/// Connections that have been established or have ended: [`News`](lb_common::flow::News) of either family, told apart by its size. The daemon
+/// looks into it every now and then; nobody is woken.
+#[btf_map]
+pub(crate) static NEWS: RingBuf<u8, NEWS_BYTES> = RingBuf::new();

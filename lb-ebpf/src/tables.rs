@@ -133,13 +133,14 @@ pub(crate) trait Kernel: Address + 'static {
     fn insert(key: &Key<Self>, flow: &Flow<Self>, existing: u32) -> u64;
     fn remove(key: &Key<Self>, now: u32);
     fn advance(key: &Key<Self>, other: &Key<Self>, leader: &Flow<Self>);
+    fn tell(key: &Key<Self>, flow: &Flow<Self>);
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1>;
     fn ask(parameters: &mut bpf_fib_lookup, source: &Self, destination: &Self);
 }
 
 /// Calls of the functions below.
 macro_rules! functions {
-    ($locate:ident, $insert:ident, $remove:ident, $advance:ident) => {
+    ($locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
         #[inline(always)]
         fn locate(key: &Key<Self>) -> u64 {
             functions::$locate(key)
@@ -159,6 +160,11 @@ macro_rules! functions {
         fn advance(key: &Key<Self>, other: &Key<Self>, leader: &Flow<Self>) {
             functions::$advance(key, other, leader);
         }
+
+        #[inline(always)]
+        fn tell(key: &Key<Self>, flow: &Flow<Self>) {
+            functions::$tell(key, flow);
+        }
     };
 }
 
@@ -172,7 +178,7 @@ impl Kernel for V4 {
         maps::FLOWS4.get(number)
     }
 
-    functions!(locate4, insert4, remove4, advance4);
+    functions!(locate4, insert4, remove4, advance4, tell4);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -193,7 +199,7 @@ impl Kernel for V6 {
         maps::FLOWS6.get(number)
     }
 
-    functions!(locate6, insert6, remove6, advance6);
+    functions!(locate6, insert6, remove6, advance6, tell6);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -242,6 +248,11 @@ impl<A: Kernel> Sets<A> for Maps {
 
 impl<A: Kernel> Family<A> for Maps {
     type Sheet<'a> = &'a mut Draft<A>;
+
+    #[inline(always)]
+    fn tell(&self, key: &Key<A>, flow: &Flow<A>) {
+        A::tell(key, flow);
+    }
 
     #[inline(always)]
     fn draft(&self) -> Option<&mut Draft<A>> {

@@ -8,4 +8,5 @@ pub mod health;
 pub mod host;
 pub mod reconcile;
 pub mod supervisor;
+pub mod sync;
 pub mod vrrp;

@@ -195,10 +195,20 @@ fn during<T, W: Send>(
 ) -> Result<(T, W)> {
     thread::scope(|scope| {
         let work = scope.spawn(work);
+        let stop = Stop(stop);
         let played = scene();
-        // The work may have ended by itself.
-        let _ = stop.send(true);
+        drop(stop);
         let done = work.join().expect("the work does not panic")?;
         Ok((played?, done))
     })
+}
+
+/// Ends the work with the scene, also where that has panicked: its thread is waited for.
+struct Stop(watch::Sender<bool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        // The work may have ended by itself.
+        let _ = self.0.send(true);
+    }
 }

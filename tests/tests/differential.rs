@@ -16,7 +16,7 @@ use lb_tests::packets::{
     load,
     stage::{
         BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, SERVICES, STRANGER, Service, Stage,
-        TRUNK_MAC, TRUNK_TAG, Tenure, VIP, mac, settings,
+        TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
     },
 };
 use lb_userspace::dataplane::{Change, Dataplane, Run};
@@ -153,12 +153,13 @@ impl Twins {
     fn lease(&mut self, rng: &mut Rng) -> anyhow::Result<()> {
         let family = rng.choice(Family::ALL).expect("two");
         let tenures =
-            [Tenure::Unbounded, Tenure::Running, Tenure::Running, Tenure::Over, Tenure::Over, Tenure::LongOver];
+            [Tenure::Unbounded, Tenure::Running, Tenure::AtVirtualMac, Tenure::Over, Tenure::Over, Tenure::LongOver];
         let tenure = rng.choice(tenures).expect("six");
         self.landlord.grant(family, tenure)?;
         let (lease, fence) = match tenure {
             Tenure::Unbounded => (None, self.memory.fence),
             Tenure::Running => (Some(Lease::new(NOW + 1, NOW + 1)), Fence::after(u64::MAX)),
+            Tenure::AtVirtualMac => (Some(Lease::new(NOW + 1, NOW + 1).at(VIRTUAL_MAC)), Fence::after(u64::MAX)),
             Tenure::Over => (Some(Lease::new(NOW - 1, NOW + 1)), Fence::after(u64::MAX)),
             Tenure::LongOver => (Some(Lease::new(NOW - 1, NOW - 1)), Fence::after(1)),
         };
@@ -239,7 +240,8 @@ fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
 /// A frame that means something, most of the time.
 fn frame(rng: &mut Rng) -> Sent {
     let segment = segment(rng);
-    let mut bytes = match rng.u8(..20) {
+    let kind = rng.u8(..20);
+    let mut bytes = match kind {
         0 => discovery(rng),
         1 | 2 => error(rng, &segment).bytes(),
         _ => segment.bytes(),
@@ -257,7 +259,10 @@ fn frame(rng: &mut Rng) -> Sent {
         }
     }
     let backend = segment.from.port() == BACKEND_PORT && segment.from.ip() != segment.to.ip();
-    let leaves = bytes.len() >= LEAST_LEAVING && if backend { rng.bool() } else { rng.u8(..50) == 0 };
+    let discovers = kind == 0;
+    // ARP is shorter, and whole where nothing was cut off.
+    let may_leave = bytes.len() >= LEAST_LEAVING || discovers && !mutated;
+    let leaves = may_leave && if backend || discovers { rng.bool() } else { rng.u8(..50) == 0 };
     let shared = [segment.from.port(), segment.to.port()].contains(&SHARED_PORT);
     Sent { bytes, leaves, contended: mutated || shared }
 }

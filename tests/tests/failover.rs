@@ -203,6 +203,37 @@ fn a_node_that_has_lost_its_backends_gives_the_vips_to_one_that_has_not() {
 }
 
 #[test]
+fn a_node_that_somebody_takes_a_program_from_gives_the_vips_away() {
+    let mut pair = Pair::up("stripped");
+    let host = pair.deployment.host(A).unwrap().clone();
+    let index = host.exec(&["cat", "/proc/net/dev_mcast"]).unwrap();
+    let index =
+        index.lines().find(|line| line.contains("eth0")).and_then(|line| line.split_whitespace().next()).unwrap();
+    for (place, program) in [("xdp_native", "xdp_ingress"), ("tc_ingress", "tc_ingress"), ("tc_egress", "tc_egress")] {
+        let pin = format!("links/{index}_{place}");
+        // By its link, or by the link's name in the filesystem, which held it.
+        if place == "tc_egress" {
+            fs::remove_file(host.bpffs().unwrap().join(&pin)).unwrap();
+        } else {
+            host.cut_program(&pin).unwrap();
+        }
+        pair.wait_for(B, State::Master);
+        let status = pair.wait_for(A, State::Fault);
+        let tracked = instance(&status, 51).tracked.iter().find(|tracked| tracked.name == "data plane").unwrap();
+        let text = format!("eth0: program {program} is gone from it; a restart of xvip puts it back");
+        assert_eq!((tracked.good, &*tracked.text), (false, &*text));
+        pair.assert_serves();
+
+        let first = pair.daemons.remove(A).unwrap();
+        first.process().kill();
+        pair.start(A);
+        pair.wait_for(A, State::Master);
+        pair.wait_for(B, State::Backup);
+        pair.assert_serves();
+    }
+}
+
+#[test]
 fn if_nobody_reaches_a_backend_the_vips_stay() {
     let pair = Pair::up("nobody");
     let before = pair.xvip(A).status().unwrap();
@@ -282,6 +313,24 @@ fn a_release_moves_the_vips_and_they_stay_there() {
     // A second time there is nothing to hand over.
     let output = pair.xvip(A).command(&["vrrp", "release"]).unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "this node holds no VIP of VRRP\n");
+
+    // The other way, by the name of one: its sync group goes with it.
+    let output = pair.xvip(B).command(&["vrrp", "release", "vip53"]).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && errors.contains("no [[vrrp]] here is called `vip53`: there is vip51, vip52"),
+        "{errors}"
+    );
+    let output = pair.xvip(B).command(&["vrrp", "release", "vip52"]).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("vip51: 192.168.2.10 holds the VIPs now (priority 100)\n"),
+        "{said}"
+    );
+    assert!(said.contains("vip52: "), "{said}");
+    pair.wait_for(A, State::Master);
+    pair.wait_for(B, State::Backup);
+    pair.assert_serves();
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn idle_connections_are_swept_out_and_live_ones_counted() {
             std::net::IpAddr::V4(address) => address.octets(),
             std::net::IpAddr::V6(_) => unreachable!("an IPv4 address was asked for"),
         };
-        let syn = PacketBuilder::ethernet2([2; 6], [4; 6])
+        let syn = PacketBuilder::ethernet2([2; 6], mac(1))
             .ipv4(address(CLIENTS[0]), address(VIP), 64)
             .tcp(40_000, REMOTE.port, 1, 1024)
             .syn();

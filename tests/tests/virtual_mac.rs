@@ -20,6 +20,7 @@ use lb_tests::{
     xvip::Xvip,
 };
 use lb_userspace::admin::{Status, vrrp::State};
+use nix::sys::signal::Signal;
 
 const A: &str = "ha-lb-a";
 const B: &str = "ha-lb-b";
@@ -154,8 +155,10 @@ fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() 
         client.ping(vip.parse().unwrap()).unwrap();
         assert_eq!(known(client, vip), mac);
     }
-    let own = pair.daemons.remove(A).unwrap();
-    own.stop().unwrap();
+    let link = pair.host(A).exec(&["ip", "-o", "link", "show", "dev", "eth0"]).unwrap();
+    let own = link.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next()).unwrap();
+    let first = pair.daemons.remove(A).unwrap();
+    first.stop().unwrap();
     pair.wait_for(B, State::Master);
     for (vip, mac) in VIPS {
         wait::until("B's answer", LIMIT, || client.ping(vip.parse().unwrap()).ok()).unwrap();
@@ -168,6 +171,8 @@ fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() 
         assert!(adverts.len() >= 10, "{adverts:?}");
         let group = if family == "ip" { "01:00:5e:00:00:12" } else { "33:33:00:00:00:12" };
         assert!(adverts.iter().all(|advert| *advert == [mac, group]), "{adverts:?}");
+        let farewell = dissect(&file, &format!("vrrp && {family} && vrrp.prio == 0"), &["eth.src"]);
+        assert!(!farewell.is_empty() && farewell.iter().all(|advert| *advert == [own]), "{farewell:?}");
         let (filter, field) = match family {
             "ip" => (format!("arp.src.proto_ipv4 == {vip}"), "arp.src.hw_mac"),
             _ => (
@@ -301,6 +306,35 @@ fn a_stacked_master_reaches_its_own_apiserver() {
         assert!(known(site.deployment.client_host(), &endpoint.ip().to_string()).starts_with("00:00:5e:00:"));
     }
     site.deployment.lab.assert_checksums_clean();
+}
+
+/// A bridge keeps the addresses that it takes frames for among those that it has learned, and has no native XDP.
+#[test]
+fn a_bridge_listens_too() {
+    let deployment = Topology::C.build("vmacbr").unwrap();
+    let apiservers = deployment.start_apiservers().unwrap();
+    let mut pair = Pair { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
+    let host = pair.host(A);
+    for line in ["link add br0 type bridge", "address flush dev eth0", "link set eth0 master br0", "link set br0 up"] {
+        host.ip(line).unwrap();
+    }
+    for network in pair.deployment.node(A).unwrap().networks() {
+        host.add_address("br0", network).unwrap();
+    }
+    let configuration = quick(&pair.deployment.xvip_config(A).unwrap()) + &sections(100, "virtual_mac = true\n");
+    let xvip = Xvip::start_with(&pair.deployment, A, &configuration.replace("eth0", "br0")).unwrap();
+    pair.daemons.insert(A, xvip);
+    pair.wait_for(A, State::Master);
+    pair.make_stubborn();
+    pair.assert_serves();
+    for (vip, _) in VIPS {
+        assert!(pair.deployment.client_host().ping(vip.parse().unwrap()).is_ok());
+    }
+    let listens = || pair.host(A).exec(&["bridge", "fdb", "show"]).unwrap().matches("00:00:5e:00:").count();
+    assert_eq!(listens(), 2);
+    pair.daemons[A].process().signal(Signal::SIGTERM).unwrap();
+    assert!(pair.daemons[A].process().wait(LIMIT).unwrap().success());
+    assert_eq!(listens(), 0);
 }
 
 /// keepalived makes an interface for the virtual MAC, xvip none; for everybody else it is one router.

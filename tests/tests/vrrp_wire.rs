@@ -3,7 +3,10 @@
 use std::{
     net::IpAddr,
     os::fd::AsRawFd as _,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -409,17 +412,30 @@ type Asked = (IpAddr, Option<Moment>);
 
 /// What was asked of the data plane, in its order.
 #[derive(Clone, Debug, Default)]
-struct Ledger(Arc<Mutex<Vec<Asked>>>);
+struct Ledger(Arc<Mutex<Vec<Asked>>>, Arc<AtomicBool>);
+
+impl Ledger {
+    /// Whether it refuses everything from now on.
+    fn refuse(&self, on: bool) {
+        self.1.store(on, Ordering::SeqCst);
+    }
+
+    fn note(&self, asked: Asked) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err("the map is frozen".into());
+        }
+        self.0.lock().unwrap().push(asked);
+        Ok(())
+    }
+}
 
 impl Lease for Ledger {
     fn renew(&self, vip: IpAddr, until: Moment) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        self.0.lock().unwrap().push((vip, Some(until)));
-        Ok(())
+        self.note((vip, Some(until)))
     }
 
     fn revoke(&self, vip: IpAddr) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        self.0.lock().unwrap().push((vip, None));
-        Ok(())
+        self.note((vip, None))
     }
 }
 
@@ -452,6 +468,45 @@ fn every_advert_renews_the_lease_and_giving_up_ends_it() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_lease_that_the_data_plane_does_not_take_is_a_fault() -> anyhow::Result<()> {
+    let (_lab, [a, b, _client]) = lab()?;
+    let ledger = Ledger::default();
+    let options = Options { lease: Some(Box::new(ledger.clone())), ..Options::default() };
+    let a = Node::start_with(&a, instance(200, &[VIP]), options)?;
+    let b = Node::start(&b, instance(100, &[VIP]))?;
+    a.wait_for(State::Master)?;
+    b.wait_until("backup of a", |view| view.router.master.is_some())?;
+    ledger.refuse(true);
+    a.wait_until("in fault", |view| view.router.state == State::Fault && !view.fenced)?;
+    ensure!(!has(&a.host, VIP)?);
+    b.wait_for(State::Master)?;
+    // What tracking says meanwhile does not end it.
+    a.wire.set_condition(ME, Condition { adjustment: 5, fault: false });
+    b.wait_until("master for a while", |view| view.sent >= 20)?;
+    ensure!(a.view().router.state == State::Fault, "{:?}", a.view());
+
+    ledger.refuse(false);
+    a.wait_until("master again", |view| view.router.state == State::Master && view.fenced)?;
+    ensure!(a.view().router.priority == 205, "{:?}", a.view());
+    b.wait_for(State::Backup)
+}
+
+#[test]
+fn an_interface_that_takes_no_second_mac_is_a_fault() -> anyhow::Result<()> {
+    let (_lab, [a, _b, _client]) = lab()?;
+    a.ip("link add mv0 link eth0 type macvlan mode bridge")?;
+    a.ip("link set mv0 up")?;
+    a.ip("address add 192.168.2.30/24 dev mv0")?;
+    let mut instance = Instance { interface: "mv0".into(), virtual_mac: true, ..instance(200, &[VIP]) };
+    Node::start(&a, instance.clone())?.wait_for(State::Fault)?;
+    instance.virtual_mac = false;
+    Node::start(&a, instance.clone())?.wait_for(State::Master)?;
+    // One that does take it.
+    (instance.interface, instance.virtual_mac) = ("eth0".into(), true);
+    Node::start(&a, instance)?.wait_for(State::Master)
+}
+
+#[test]
 fn a_released_vip_goes_to_the_peer_and_stays_there() -> anyhow::Result<()> {
     let (_lab, [a, b, client]) = lab()?;
     let (a, b) = (Node::start(&a, instance(200, &[VIP]))?, Node::start(&b, instance(100, &[VIP]))?);
@@ -462,7 +517,7 @@ fn a_released_vip_goes_to_the_peer_and_stays_there() -> anyhow::Result<()> {
     b.wire.set_neighbours(ME, vec![neighbour]);
     let tap = Tap::on(&client)?;
     let begun = now();
-    a.wire.release();
+    a.wire.release(None);
     b.wait_for(State::Master)?;
     let took = b.view().router.since - begun;
     ensure!((TURN..TURN + LATE).contains(&took), "{took:?}");
@@ -530,6 +585,44 @@ fn keepalived_and_the_thread_take_over_from_each_other() -> anyhow::Result<()> {
         ensure!(tallies["VI"].received > 0 && tallies["VI"].errors.is_empty(), "{what}: {tallies:?}");
         theirs.stop()?;
         ours.wait_for(State::Master).context(what)?;
+    }
+    Ok(())
+}
+
+/// A keepalived waits its skew time of 609 ms first, and takes the VIP then from a lesser one, not from an equal one.
+#[test]
+fn the_thread_takes_over_before_a_keepalived_that_may_take_the_vip_from_it() -> anyhow::Result<()> {
+    let (_lab, [a, b, c]) = lab()?;
+    let with_priority = |priority| {
+        let mut instance = instance(priority, &[VIP]);
+        (instance.settings.version, instance.settings.interval) = (Version::V2, Duration::from_secs(1));
+        instance.auth = Auth::Password(Password::new("1111"));
+        instance
+    };
+    for (priority, stays) in [(50, false), (100, true)] {
+        let master = Node::start(&a, with_priority(200))?;
+        master.wait_for(State::Master)?;
+        let theirs = Keepalived::start(&b, &keepalived(2, 100, None))?;
+        let ours = Node::start(&c, with_priority(priority))?;
+        ours.wait_until("backup of a", |view| view.router.master.is_some_and(|(_, priority)| priority == 200))?;
+        let sent = master.view().sent;
+        // The keepalived has heard it, too.
+        wait::until("two adverts more", DEADLINE, || (master.view().sent >= sent + 2).then_some(()))?;
+
+        master.wire.stop();
+        ours.wait_for(State::Master)?;
+        if stays {
+            let sent = ours.view().sent;
+            wait::until("three adverts more", DEADLINE, || (ours.view().sent >= sent + 3).then_some(()))?;
+            ensure!(ours.view().router.state == State::Master && !has(&b, VIP)?, "an equal one does not take it");
+        } else {
+            ours.wait_until("backup of keepalived", |view| view.router.master.is_some_and(|(_, other)| other == 100))?;
+            wait_for_address(&b, VIP)?;
+            ensure!(!has(&c, VIP)?, "exactly one has it");
+        }
+        ensure!(theirs.tallies()?["VI"].errors.is_empty(), "{:?}", theirs.tallies()?);
+        ours.wire.stop();
+        theirs.stop()?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ use crate::{
     abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::{Phase, Sender},
-    flow::{Flow, Hop, Key},
+    flow::{Flow, Hop, Key, News},
     frame::Frame,
     shared,
     table::{self, Existing, Inserted, NoTable, Sets},
@@ -102,6 +102,9 @@ pub trait Family<A: Address>: Tables + Sets<A> {
     fn draft(&self) -> Option<Self::Sheet<'_>>;
     /// The way from `source` to `destination` for a packet that arrived by `from`.
     fn route(&self, from: Port, source: &A, destination: &A) -> Route;
+
+    /// Tells the daemon that a connection has been established or has ended, by a packet of `key`. That nobody listens does not matter.
+    fn tell(&self, key: &Key<A>, flow: &Flow<A>);
 
     /// The entry may be given to another connection by any insertion.
     #[inline(always)]
@@ -255,6 +258,10 @@ where
         Ok(header) if settings.vips.may_hold(A::destination(header)) => {}
         _ => return fence::other::<A, _, _>(frame, tables, settings, link.at),
     }
+    // What a switch floods reaches every node that has the VIP configured; only the one that it is for may carry it.
+    if !frame.get::<wire::Ethernet>(0).is_ok_and(|ethernet| settings.macs.may_hold_mac(ethernet.destination)) {
+        return Verdict::Pass;
+    }
     let mut from = Port { interface, tags: link.tags };
     let mut segment = match wire::segment::<A, F>(frame, link.at) {
         Ok(segment) => segment,
@@ -401,6 +408,9 @@ where
         flow.set_phase(after);
         tables.advance(&segment.key, &flow.other, flow);
         tables.advance(&flow.other, &segment.key, flow);
+        if News::is_due(flow) {
+            tables.tell(&segment.key, flow);
+        }
     }
 }
 

@@ -51,9 +51,18 @@ pub async fn compare(socket: &Path, text: String) -> Result<Outcome, ClientError
     read(socket, &ask(socket, Request::post("/v1/compare"), text).await?)
 }
 
-/// Asks it to hand its VIPs over. It begins to when this returns.
-pub async fn release(socket: &Path) -> Result<(), ClientError> {
-    ask(socket, Request::post("/v1/vrrp/release"), String::new()).await.map(drop)
+/// Orders something for backends. What follows, in words.
+pub async fn order(socket: &Path, order: &crate::reconcile::Request) -> Result<String, ClientError> {
+    let talk = |e: serde_json::Error| ClientError::Talk { socket: socket.to_owned(), reason: e.to_string() };
+    let body = serde_json::to_string(order).map_err(talk)?;
+    let said = ask(socket, Request::post("/v1/backends"), body).await?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Asks it to hand VIPs over: those of one instance and its sync group, or all. It begins to when this returns.
+pub async fn release(socket: &Path, instance: Option<&str>) -> Result<(), ClientError> {
+    let query = instance.map(|name| format!("?instance={name}")).unwrap_or_default();
+    ask(socket, Request::post(format!("/v1/vrrp/release{query}")), String::new()).await.map(drop)
 }
 
 fn read<T: DeserializeOwned>(socket: &Path, body: &[u8]) -> Result<T, ClientError> {

@@ -1,5 +1,6 @@
 //! The status as OpenMetrics text, made anew for each scrape.
 
+mod sync;
 mod vrrp;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::UNIX_EPOCH};
@@ -48,6 +49,9 @@ impl Collector for Snapshot {
         encoder.gauges("vip_held", "Whether the VIP is on its interface", None, held)?;
         backends(status, encoder)?;
         vrrp::families(&status.vrrp, encoder)?;
+        if let Some(sync) = &status.sync {
+            sync::families(sync, encoder)?;
+        }
 
         let by = |label: &'static str, map: &BTreeMap<String, u64>| {
             map.iter().map(|(name, n)| ([(label, name.clone())], *n)).collect::<Vec<_>>()

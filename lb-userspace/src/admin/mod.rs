@@ -13,6 +13,7 @@ pub mod probes;
 pub mod reload;
 pub mod socket;
 pub mod status;
+pub mod sync;
 pub mod table;
 pub mod vrrp;
 

@@ -29,6 +29,7 @@ use super::{
     http::{self, Answer, Peer, READ_ONLY, Reply, Verb},
     reload::Outcome,
 };
+use crate::reconcile::Request;
 
 /// For the owner and the group.
 const MODE: u32 = 0o660;
@@ -57,12 +58,14 @@ const BUSY: &str = "the daemon is busy, or ends; try again\n";
 /// What a caller may ask for.
 #[derive(Debug)]
 pub enum Command {
-    /// Hand every VIP over to another node.
-    Release,
+    /// Hand VIPs over to another node: those of the `[[vrrp]]` of this name and of its sync group, or all.
+    Release(Option<String>),
     /// Read the configuration again and follow it.
     Reload(Judgement),
     /// Say what it would do to follow this configuration.
     Compare { text: String, judgement: Judgement },
+    /// Drain backends, weigh them otherwise, or take that back.
+    Order { request: Request, judgement: Judgement },
 }
 
 /// Where the outcome is waited for. Dropped, it says that the daemon ends.
@@ -73,6 +76,16 @@ impl Judgement {
     pub fn tell(self, outcome: &Outcome) {
         // Whoever asked may have gone.
         let _ = self.0.send(Answer::json(outcome));
+    }
+
+    /// It is done, in words.
+    pub fn done(self, text: String) {
+        let _ = self.0.send(Answer::text(text));
+    }
+
+    /// It cannot be done, and why.
+    pub fn refuse(self, reason: &str) {
+        let _ = self.0.send(Answer::conflict(reason));
     }
 }
 
@@ -106,16 +119,19 @@ impl ControlSocket {
             debug!("{} {} of {peer:?}", request.method(), request.uri().path());
             match (verb, request.uri().path()) {
                 (Verb::Get, "/v1/status") => Answer::json(&**status.borrow()).into(),
-                (Verb::Post, "/v1/vrrp/release") => release(peer, &status, &commands).into(),
+                (Verb::Post, "/v1/vrrp/release") => release(peer, request.uri().query(), &status, &commands).into(),
                 (Verb::Post, "/v1/reload") => {
                     info!("asked by {peer:?} to reload the configuration");
                     judge(&commands, Command::Reload)
                 }
                 (Verb::Post, "/v1/compare") => compare(&commands, request.body()),
+                (Verb::Post, "/v1/backends") => order(peer, &commands, request.body()),
                 (_, "/v1/status") => Answer::not_allowed(READ_ONLY).into(),
-                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare") => Answer::not_allowed("POST").into(),
+                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare" | "/v1/backends") => {
+                    Answer::not_allowed("POST").into()
+                }
                 _ => Answer::not_found(
-                    "GET /v1/status, POST /v1/reload, POST /v1/compare and POST /v1/vrrp/release are served here\n",
+                    "GET /v1/status, POST /v1/reload, /v1/compare, /v1/backends and /v1/vrrp/release are served here\n",
                 )
                 .into(),
             }
@@ -156,13 +172,33 @@ fn compare(commands: &mpsc::Sender<Command>, body: &[u8]) -> Reply {
     }
 }
 
-fn release(peer: Peer, status: &Published, commands: &mpsc::Sender<Command>) -> Answer {
-    if status.borrow().vrrp.is_empty() {
+fn order(peer: Peer, commands: &mpsc::Sender<Command>, body: &[u8]) -> Reply {
+    match serde_json::from_slice::<Request>(body) {
+        Ok(request) => {
+            info!("asked by {peer:?}: {:?} {}", request.wish, request.backends.join(", "));
+            judge(commands, |judgement| Command::Order { request, judgement })
+        }
+        Err(error) => Answer::conflict(&format!("that is no order: {error}\n")).into(),
+    }
+}
+
+/// `query` is empty or `instance=NAME`; names need no escapes.
+fn release(peer: Peer, query: Option<&str>, status: &Published, commands: &mpsc::Sender<Command>) -> Answer {
+    let status = status.borrow();
+    if status.vrrp.is_empty() {
         return Answer::conflict("no [[vrrp]] is configured here: the VIPs do not move. Stop xvip to give them up.\n");
     }
-    match commands.try_send(Command::Release) {
+    let wanted = query.map(|query| query.strip_prefix("instance=").unwrap_or(query));
+    if let Some(wanted) = wanted.filter(|wanted| status.vrrp.iter().all(|instance| instance.name != *wanted)) {
+        let names: Vec<&str> = status.vrrp.iter().map(|instance| &*instance.name).collect();
+        return Answer::conflict(&format!("no [[vrrp]] here is called `{wanted}`: there is {}\n", names.join(", ")));
+    }
+    match commands.try_send(Command::Release(wanted.map(str::to_owned))) {
         Ok(()) => {
-            info!("asked by {peer:?} to hand the VIPs over");
+            info!(
+                "asked by {peer:?} to hand {} over",
+                wanted.map_or("the VIPs".to_owned(), |name| format!("the VIPs of {name}"))
+            );
             Answer::accepted("handing over\n")
         }
         Err(_) => Answer::failed(BUSY),
@@ -225,6 +261,7 @@ mod tests {
         },
         *,
     };
+    use crate::reconcile::Wish;
 
     fn directory() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -359,6 +396,8 @@ mod tests {
             ("GET /v1/vrrp/release", "HTTP/1.1 405 "),
             ("GET /v1/reload", "HTTP/1.1 405 "),
             ("GET /v1/compare", "HTTP/1.1 405 "),
+            ("GET /v1/backends", "HTTP/1.1 405 "),
+            ("POST /v1/backends", "HTTP/1.1 409 "),
             ("GET /v2/status", "HTTP/1.1 404 "),
         ] {
             let response = answer(&path, line).await;
@@ -374,17 +413,23 @@ mod tests {
         let (publish, status) = watch::channel(Arc::new(sample()));
         let (sender, mut commands) = mpsc::channel(1);
         let serving = tokio::spawn(socket.serve(status, sender));
-        let refused = client::release(&path).await.unwrap_err().to_string();
+        let refused = client::release(&path, None).await.unwrap_err().to_string();
         assert!(refused.contains("no [[vrrp]] is configured here"), "{refused}");
         assert!(commands.try_recv().is_err());
 
         publish.send_modify(|status| Arc::make_mut(status).vrrp = sample_instances());
-        client::release(&path).await.unwrap();
-        assert!(matches!(commands.try_recv(), Ok(Command::Release)));
+        client::release(&path, None).await.unwrap();
+        assert!(matches!(commands.try_recv(), Ok(Command::Release(None))));
+
+        let names: Vec<String> = sample_instances().into_iter().map(|instance| instance.name).collect();
+        client::release(&path, Some(&names[1])).await.unwrap();
+        assert!(matches!(commands.try_recv(), Ok(Command::Release(Some(name))) if name == names[1]));
+        let refused = client::release(&path, Some("other")).await.unwrap_err().to_string();
+        assert_eq!(refused, format!("no [[vrrp]] here is called `other`: there is {}", names.join(", ")));
 
         // One that waits is enough.
-        client::release(&path).await.unwrap();
-        let busy = client::release(&path).await.unwrap_err().to_string();
+        client::release(&path, None).await.unwrap();
+        let busy = client::release(&path, None).await.unwrap_err().to_string();
         assert!(busy.contains("the daemon is busy"), "{busy}");
         serving.abort();
     }
@@ -403,12 +448,17 @@ mod tests {
             let Some(Command::Compare { text, judgement }) = commands.recv().await else { panic!("a text") };
             assert_eq!(text, "[é]");
             judgement.tell(&refused);
+            let Some(Command::Order { request, judgement }) = commands.recv().await else { panic!("an order") };
+            assert_eq!((request.wish, request.backends.as_slice()), (Wish::Weight(3), &["m1".to_owned()][..]));
+            judgement.refuse("no m1");
             // One that is dropped says so.
             assert!(matches!(commands.recv().await, Some(Command::Reload(_))));
         };
         let asking = async {
             assert_eq!(client::reload(&path).await.unwrap(), refused);
             assert_eq!(client::compare(&path, "[é]".to_owned()).await.unwrap(), refused);
+            let order = Request { wish: Wish::Weight(3), backends: vec!["m1".to_owned()], persist: false };
+            assert_eq!(client::order(&path, &order).await.unwrap_err().to_string(), "no m1");
             let ended = client::reload(&path).await.unwrap_err().to_string();
             assert!(ended.contains("the daemon ends"), "{ended}");
         };

@@ -9,8 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::vrrp;
-use crate::health::State;
+use super::{sync::Sync, vrrp};
+use crate::{health::State, reconcile::Order};
 
 /// Everything at one moment. Points in time are RFC 3339, so that they stay true however old the status is when it is read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct Status {
     /// Empty where VIPs do not move.
     #[serde(default)]
     pub vrrp: Vec<vrrp::Instance>,
+    /// `None` where connections stay on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync: Option<Sync>,
     pub connections: Connections,
     pub counters: Counters,
 }
@@ -105,6 +108,9 @@ pub struct Backend {
     pub weight: u16,
     #[serde(deserialize_with = "StateName::deserialize")]
     pub state: State,
+    /// What was ordered on the control socket; weight and state are what came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// When it entered this state.
     #[serde(with = "rfc3339")]
     pub since: SystemTime,
@@ -176,6 +182,7 @@ impl Status {
             removed: Vec::new(),
             configuration: Configuration { file: file.to_owned(), loaded: started, last_reload: None },
             vrrp: Vec::new(),
+            sync: None,
             connections: Connections::default(),
             counters: Counters::default(),
         }
@@ -257,6 +264,7 @@ pub(super) mod tests {
             port: 6443,
             weight: 1,
             state,
+            order: None,
             since: ago(age),
             last_check: Some(LastCheck { text: "200 OK".into(), latency: Duration::from_micros(3_250) }),
             checks: 157,
@@ -313,6 +321,7 @@ pub(super) mod tests {
                 table: Table { entries: 50, half_open: 2, room: 349_536, full_sets: 1 },
             },
             vrrp: Vec::new(),
+            sync: None,
             counters: Counters {
                 verdicts: count(&[("pass", 900), ("redirect", 7), ("tx", 41_000)]),
                 drops: count(&[("checksum", 1)]),

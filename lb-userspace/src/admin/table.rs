@@ -96,14 +96,15 @@ pub(super) fn columns(header: &str, lines: impl Iterator<Item = String>) -> Stri
 
 fn line(server: &VirtualServer, backend: &Backend, now: SystemTime) -> String {
     let check = backend.last_check.as_ref();
+    let order = backend.order.unwrap_or_default();
     [
         one_cell(&server.name),
         server.vip().to_string(),
         (if server.held { "yes" } else { "no" }).to_owned(),
         one_cell(&backend.name),
         backend.socket_address().to_string(),
-        backend.weight.to_string(),
-        state_name(backend.state).to_owned(),
+        ordered(backend.weight.to_string(), order.weight.is_some()),
+        ordered(state_name(backend.state).to_owned(), order.drain),
         age(now, backend.since),
         check.map_or("-".to_owned(), |check| one_cell(&check.text)),
         check.map_or("-".to_owned(), |check| format!("{:.1}ms", check.latency.as_secs_f64() * 1e3)),
@@ -112,6 +113,11 @@ fn line(server: &VirtualServer, backend: &Backend, now: SystemTime) -> String {
         bytes(backend.bytes),
     ]
     .join("\t")
+}
+
+/// Marks what is not as configured.
+fn ordered(text: String, is_ordered: bool) -> String {
+    if is_ordered { text + " (ordered)" } else { text }
 }
 
 /// The time since `then` as kubectl writes ages: two units at most, the coarser the older.
@@ -169,6 +175,7 @@ mod tests {
         },
         *,
     };
+    use crate::reconcile::Order;
 
     fn noon() -> SystemTime {
         SystemTime::UNIX_EPOCH + NOON
@@ -186,6 +193,17 @@ apiserver       192.168.2.100:16443  yes   master-3  192.168.2.13:6443  1       
 apiserver6      [fd00:2::100]:16443  no    six       [fd00:2::b]:6443   1       down      1s     -                            -        12      0      0B
 "
         );
+    }
+
+    #[test]
+    fn what_is_ordered_is_marked() {
+        let mut status = sample();
+        let backend = &mut status.virtual_servers[0].backends[1];
+        (backend.weight, backend.order) = (5, Some(Order { drain: true, weight: Some(5), persist: false }));
+        let table = backends(&status, noon());
+        let line = table.lines().find(|line| line.contains("master-2")).unwrap();
+        assert!(line.contains(" 5 (ordered) ") && line.contains(" draining (ordered) "), "{line}");
+        assert_eq!(table.matches("ordered").count(), 2, "{table}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line: arguments in, tables and exit codes out.
 
+mod backends;
 mod check;
 mod detach;
 mod logging;
@@ -50,6 +51,9 @@ enum Verb {
     },
     /// Have the daemon read its configuration again, as SIGHUP does; one with mistakes leaves the one before in place
     Reload(reload::Arguments),
+    /// Drain backends, weigh them otherwise, or take that back
+    #[command(subcommand)]
+    Backends(backends::Verb),
     /// Remove what a daemon that runs no more has left: programs, maps and VIPs
     Detach(detach::Arguments),
     /// Print the daemon's metrics, as OpenMetrics
@@ -120,12 +124,14 @@ fn execute(verb: Verb) -> Result<(), Failure> {
                 let (summary, backends) = (table::summary(&status, now), table::backends(&status, now));
                 let vrrp = admin::vrrp::table(&status, now);
                 let (configuration, removed) = (table::configuration(&status, now), table::removed(&status, now));
-                let parts = [summary + &configuration, vrrp, backends, removed];
+                let sync = status.sync.as_ref().map(admin::sync::table).unwrap_or_default();
+                let parts = [summary + &configuration, vrrp, sync, backends, removed];
                 parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
             };
             print(&text)
         }
         Verb::Reload(arguments) => reload::run(&arguments),
+        Verb::Backends(verb) => backends::run(verb),
         Verb::Detach(arguments) => detach::run(&arguments),
         Verb::Metrics(daemon) => print(&exposition::render(&ask(&daemon)?)),
         Verb::Vrrp(verb) => vrrp::run(&verb),

@@ -20,14 +20,19 @@ const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Hand all VIPs over to another node, and do not take them back while it is there
-    Release(Daemon),
+    /// Hand VIPs over to another node, and do not take them back while it is there
+    Release {
+        /// Only those of the `[[vrrp]]` of this name, and of its sync group
+        instance: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
 }
 
 pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
-    let Verb::Release(daemon) = verb;
+    let Verb::Release { instance, daemon } = verb;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let (text, done) = runtime.block_on(release(daemon))?;
+    let (text, done) = runtime.block_on(release(daemon, instance.as_deref()))?;
     super::print(&text)?;
     match done {
         true => Ok(()),
@@ -36,12 +41,13 @@ pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
 }
 
 /// What came of it, line by line, and whether every VIP has gone to another node.
-async fn release(daemon: &Daemon) -> anyhow::Result<(String, bool)> {
+async fn release(daemon: &Daemon, wanted: Option<&str>) -> anyhow::Result<(String, bool)> {
     let before = client::status(&daemon.socket).await?;
-    client::release(&daemon.socket).await?;
-    let held: Vec<&Instance> = before.vrrp.iter().filter(|instance| instance.state == State::Master).collect();
+    client::release(&daemon.socket, wanted).await?;
+    let held = held(&before, wanted);
     if held.is_empty() {
-        return Ok(("this node holds no VIP of VRRP\n".to_owned(), true));
+        let of = wanted.map_or("VRRP".to_owned(), |name| format!("`{name}`"));
+        return Ok((format!("this node holds no VIP of {of}\n"), true));
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -53,6 +59,16 @@ async fn release(daemon: &Daemon) -> anyhow::Result<(String, bool)> {
         }
         sleep(LOOK).await;
     }
+}
+
+/// The instances that are to go: masters, all or the wanted one with its sync group.
+fn held<'a>(status: &'a Status, wanted: Option<&str>) -> Vec<&'a Instance> {
+    let named = status.vrrp.iter().find(|instance| Some(&*instance.name) == wanted);
+    let group = named.and_then(|instance| instance.sync_group.as_deref());
+    let is_wanted = |instance: &Instance| {
+        wanted.is_none_or(|name| instance.name == name) || group.is_some() && instance.sync_group.as_deref() == group
+    };
+    status.vrrp.iter().filter(|instance| instance.state == State::Master && is_wanted(instance)).collect()
 }
 
 /// What became of an instance that was master.
@@ -112,6 +128,30 @@ mod tests {
             tracked: Vec::new(),
             advertisements: Advertisements::default(),
             reports: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_goes_with_the_one_that_is_named() {
+        let of = |name: &str, state, group: Option<&str>| Instance {
+            name: name.to_owned(),
+            sync_group: group.map(str::to_owned),
+            ..instance(state, 1, None)
+        };
+        let (backup, master) = (State::Backup, State::Master);
+        let vrrp = vec![
+            of("a", master, Some("both")),
+            of("b", master, None),
+            of("c", backup, None),
+            of("d", master, Some("both")),
+            of("e", master, None),
+        ];
+        let status = Status { vrrp, ..Status::starting(SystemTime::UNIX_EPOCH, Path::new("xvip.toml")) };
+        for (wanted, expected) in
+            [(None, "a b d e"), (Some("a"), "a d"), (Some("d"), "a d"), (Some("b"), "b"), (Some("c"), "")]
+        {
+            let names: Vec<&str> = held(&status, wanted).iter().map(|instance| &*instance.name).collect();
+            assert_eq!(names.join(" "), expected, "{wanted:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! A field that is wrong has been reported while it was read; here it only ends the section it is in.
 
 mod check;
+mod sync;
 mod vrrp;
 
 use std::{
@@ -45,12 +46,17 @@ impl Checker<'_> {
         let vrrp = self.vrrp(&raw.vrrp.0, &raw.virtual_server.0);
         let dataplane = self.dataplane(raw.dataplane.0, !raw.vrrp.0.is_empty());
         let admin = admin(raw.admin.0);
+        let sync = match &raw.sync.0 {
+            Some(sync) => self.sync(sync).map(Some),
+            None => Some(None),
+        };
         let servers: Vec<_> = raw.virtual_server.0.into_iter().map(|server| self.virtual_server(server)).collect();
         Some(Config {
             dataplane: dataplane?,
             admin: admin?,
             virtual_servers: servers.into_iter().collect::<Option<_>>()?,
             vrrp: vrrp?,
+            sync: sync?,
         })
     }
 

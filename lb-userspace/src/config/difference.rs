@@ -6,8 +6,8 @@ use humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
 use super::model::{
-    Admin, Backend, Check, CheckKind, Config, Dataplane, HttpRequest, Script, Timeouts, Tls, Verify, VirtualServer,
-    Vrrp,
+    Admin, Backend, Check, CheckKind, Config, Dataplane, HttpRequest, Script, Sync, Timeouts, Tls, Verify,
+    VirtualServer, Vrrp,
 };
 
 /// One setting, or one virtual server or backend as a whole.
@@ -53,12 +53,13 @@ impl Effect {
 
 /// The way from `now` to `then`; empty if nothing that means anything is different.
 pub fn differences(now: &Config, then: &Config) -> Vec<Difference> {
-    let Config { dataplane, admin, virtual_servers, vrrp } = now;
+    let Config { dataplane, admin, virtual_servers, vrrp, sync } = now;
     let mut found = Found::default();
     found.dataplane(dataplane, &then.dataplane);
     found.admin(admin, &then.admin);
     found.servers(virtual_servers, &then.virtual_servers);
     found.vrrp(vrrp, &then.vrrp);
+    found.sync(sync.as_ref(), then.sync.as_ref());
     found.0
 }
 
@@ -186,6 +187,19 @@ impl Found {
         for (now, then) in now.iter().zip(then) {
             self.instance(now, then);
         }
+    }
+
+    fn sync(&mut self, now: Option<&Sync>, then: Option<&Sync>) {
+        let (Some(Sync { listen, peers, key_file }), Some(then)) = (now, then) else {
+            let [now, then] = [now, then].map(|sync| sync.map(|sync| list(&sync.peers)));
+            if now != then {
+                self.add("sync".to_owned(), now, then, Effect::Restart);
+            }
+            return;
+        };
+        self.restart("sync.listen", [listen, &then.listen]);
+        self.compare("sync.peers", [peers, &then.peers], |peers| list(peers), Effect::Restart);
+        self.restart("sync.key_file", [key_file, &then.key_file]);
     }
 
     fn instance(&mut self, now: &Vrrp, then: &Vrrp) {

@@ -237,10 +237,10 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vrrp.md");
         let text = fs::read_to_string(path).expect("the documentation");
         let shown: Vec<&str> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-        assert_eq!(shown.len(), 5);
+        assert_eq!(shown.len(), 6);
         for section in shown {
             let config = parse(&(example() + section), "docs/vrrp.md").unwrap_or_else(|report| panic!("{report}"));
-            assert!(config.vrrp.len() == 1, "{section}");
+            assert!(config.vrrp.len() == 1 || config.sync.is_some(), "{section}");
         }
     }
 

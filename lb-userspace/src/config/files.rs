@@ -38,8 +38,8 @@ pub(super) enum Content {
     CertificateFor(PathBuf),
     Key,
     Token,
-    /// A key that VRRP signs with.
-    VrrpKey,
+    /// A key that nodes share and sign with.
+    SharedKey,
     /// Something to be run, named by that key of the configuration.
     Program {
         key: &'static str,
@@ -113,7 +113,7 @@ impl Content {
                 Ok(token) if token.bytes().all(|byte| byte.is_ascii_graphic()) => None,
                 _ => Some("is not a token: a token is one line of printable characters".to_owned()),
             },
-            Self::VrrpKey => vrrp_key(bytes).err(),
+            Self::SharedKey => shared_key(bytes).err(),
             Self::Program { .. } => None,
         }
     }
@@ -121,7 +121,7 @@ impl Content {
     fn help(&self) -> Cow<'static, str> {
         let help = match self {
             Self::Program { key } => return format!("`{key}` names a program that xvip may execute").into(),
-            Self::VrrpKey => {
+            Self::SharedKey => {
                 "`key_file` names a file with 64 to 128 hexadecimal digits: openssl rand -hex 32 makes one"
             }
             Self::Authorities => {
@@ -139,7 +139,7 @@ impl Content {
 }
 
 /// The key in the text of a `key_file`: 32 to 64 bytes in hexadecimal.
-pub(super) fn vrrp_key(text: &[u8]) -> Result<Vec<u8>, String> {
+pub(super) fn shared_key(text: &[u8]) -> Result<Vec<u8>, String> {
     let digits = text.trim_ascii();
     if !digits.iter().all(u8::is_ascii_hexdigit) {
         return Err("is not a key: it holds something else than hexadecimal digits".to_owned());
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn keys_and_programs_of_vrrp_are_looked_at_too() {
         let digits = "0f".repeat(32);
-        let key = vrrp_key(format!("{digits}\n").as_bytes()).expect("a key with a newline after it");
+        let key = shared_key(format!("{digits}\n").as_bytes()).expect("a key with a newline after it");
         assert_eq!(key, [0x0f; 32]);
         for (text, expected) in [
             (String::new(), "holds 0 hexadecimal digits"),
@@ -276,7 +276,7 @@ mod tests {
             ("0".repeat(65), "holds 65 hexadecimal digits"),
             ("0x".repeat(32), "is not a key: it holds something else"),
         ] {
-            let fault = vrrp_key(text.as_bytes()).expect_err("no key");
+            let fault = shared_key(text.as_bytes()).expect_err("no key");
             assert!(fault.starts_with(expected), "{text}: {fault}");
         }
         for (path, expected) in [
@@ -297,7 +297,7 @@ mod tests {
         let program = |key| Content::Program { key };
         assert_eq!(
             named[..3],
-            [("/k".into(), Content::VrrpKey), ("/c".into(), program("command")), ("/n".into(), program("notify"))]
+            [("/k".into(), Content::SharedKey), ("/c".into(), program("command")), ("/n".into(), program("notify"))]
         );
     }
 

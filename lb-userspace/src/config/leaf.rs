@@ -99,6 +99,10 @@ pub(super) struct Listener(pub(super) Option<SocketAddr>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProbeListener(pub(super) Option<SocketAddr>);
 
+/// Where a node is spoken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodeAddress(pub(super) SocketAddr);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckType {
     Https,
@@ -199,6 +203,7 @@ strings! {
     Time: "a duration" by time;
     Listener: "a loopback address with a port, or \"off\"" by listener;
     ProbeListener: "an address with a port, or \"off\"" by probe_listener;
+    NodeAddress: "an address with a port" by node_address;
     Cgroup: "\"auto\", \"off\" or an absolute path" by cgroup;
     XdpMode: "\"auto\", \"native\" or \"generic\"" by |text| {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
@@ -243,6 +248,7 @@ lists! {
     InterfaceName: "a list of names of interfaces" of (0..);
     HostNet: "a list of addresses, each with or without a prefix length" of (1..);
     RouterAddress: "a list of addresses" of (0..);
+    NodeAddress: "a list of addresses, each with a port" of (1..);
     SourceRange: "a list of addresses, each with or without a prefix length" of (0..);
     Argument: "a list of strings" of (1..);
 }
@@ -515,6 +521,16 @@ fn probe_listener(text: &str) -> Result<ProbeListener, String> {
         Ok(address) if address.port() == 0 => Err("has port 0".to_owned()),
         Ok(address) => Ok(ProbeListener(Some(address))),
     }
+}
+
+fn node_address(text: &str) -> Result<NodeAddress, String> {
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        return Err("is not an address with a port".to_owned());
+    };
+    if address.port() == 0 {
+        return Err("has port 0".to_owned());
+    }
+    host_address(&address.ip().to_string()).map(|_| NodeAddress(address))
 }
 
 fn statuses(text: &str) -> Result<(u16, u16), String> {

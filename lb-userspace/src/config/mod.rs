@@ -56,12 +56,12 @@ pub fn check(text: &str, source_name: &str) -> Result<Config, Report> {
     conclude(config, mistakes, source_name, text)
 }
 
-/// The key in a file of `[vrrp.hmac]`: 32 to 64 bytes.
+/// The key in a file of `[vrrp.hmac]` or `[sync]`: 32 to 64 bytes.
 ///
 /// # Errors
 /// What keeps the file from being one, in words that follow its name.
-pub fn vrrp_key(path: &Path) -> Result<Vec<u8>, String> {
-    files::vrrp_key(&files::read(path).map_err(|error| format!("cannot be read: {error}"))?)
+pub fn shared_key(path: &Path) -> Result<Vec<u8>, String> {
+    files::shared_key(&files::read(path).map_err(|error| format!("cannot be read: {error}"))?)
 }
 
 /// Reads a text. `source_name` stands for it in the report. Touches nothing else: files that the text names may not exist.

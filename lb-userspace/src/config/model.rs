@@ -22,6 +22,8 @@ pub struct Config {
     pub virtual_servers: Vec<VirtualServer>,
     /// Unique by name, and by interface, VRID and family; no VIP is in two.
     pub vrrp: Vec<Vrrp>,
+    /// `None` keeps connections to this node.
+    pub sync: Option<Sync>,
 }
 
 /// How and where packets are handled.
@@ -182,6 +184,16 @@ pub enum Verify {
     No,
     /// A PEM file of certificate authorities.
     Authority(PathBuf),
+}
+
+/// The nodes that share their connections with this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sync {
+    pub listen: SocketAddr,
+    /// At least one, all of the family of `listen` and none of them this.
+    pub peers: Vec<SocketAddr>,
+    /// 32 to 64 bytes in hexadecimal.
+    pub key_file: PathBuf,
 }
 
 /// A virtual router: VIPs that one of several nodes holds.

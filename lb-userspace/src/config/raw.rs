@@ -9,7 +9,8 @@ use super::{
     keys::{Any, Many, Maybe, One},
     leaf::{
         AbsolutePath, AddressLabel, Argument, CheckType, HostAddress, HostHeader, HostNet, InterfaceName, Listener,
-        Name, ProbeListener, RequestPath, RouterAddress, SocketPath, SourceRange, Statuses, Time, TlsName, VipAddress,
+        Name, NodeAddress, ProbeListener, RequestPath, RouterAddress, SocketPath, SourceRange, Statuses, Time, TlsName,
+        VipAddress,
     },
     model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
 };
@@ -22,6 +23,7 @@ section! {
         admin: One<Admin>,
         virtual_server: Many<VirtualServer>,
         vrrp: Any<Vrrp>,
+        sync: Maybe<Sync>,
     }
 }
 
@@ -212,6 +214,18 @@ section! {
     } sections {
         hmac: Maybe<Hmac>,
         script: Any<Script>,
+    }
+}
+
+section! {
+    /// Connections shared with the nodes that may take the VIPs over, so that a failover does not cut them. UDP, signed and not encrypted.
+    struct Sync {
+        /// An address of this node, and the port that all of them use.
+        listen: NodeAddress = required("192.168.2.10:9096"),
+        /// The other nodes, as each has written in its own `listen`.
+        peers: Vec<Spanned<NodeAddress>> = required(["192.168.2.20:9096"]),
+        /// A file with the key that they share: 64 to 128 hexadecimal digits.
+        key_file: AbsolutePath = required("/etc/xvip/sync.key"),
     }
 }
 

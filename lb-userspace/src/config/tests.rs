@@ -87,6 +87,10 @@ vrid = 51
 addresses = ["10.0.0.100"]
 sync_group = "all"
 virtual_mac = true
+[sync]
+listen = "192.168.2.10:9096"
+peers = ["192.168.2.20:9096", "192.168.2.30:9096"]
+key_file = "/etc/xvip/sync.key"
 "#;
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -325,5 +329,5 @@ fn what_is_left_out_has_the_documented_default() {
         backends: vec![backend],
     };
     let admin = model::Admin { control_socket: "/run/xvip/xvip.sock".into(), metrics, healthz: None };
-    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server], vrrp: Vec::new() });
+    assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server], vrrp: Vec::new(), sync: None });
 }

@@ -134,6 +134,16 @@ impl Dataplane {
         self.attached.contains_key(&index)
     }
 
+    /// A program that somebody has taken off an interface, by its name. (One without a link, as classifiers before Linux 6.6, is not missed.)
+    pub fn lost(&self, index: u32) -> Option<&'static str> {
+        let (pins, attachment) = (self.pins.as_ref()?, self.attached.get(&index)?);
+        let classifiers = CLASSIFIERS.iter().filter(|_| self.has_tcx).map(|(program, _, place)| (*program, *place));
+        let mut all = std::iter::once((names::XDP_INGRESS, Place::Xdp(attachment.mode))).chain(classifiers);
+        // An error says nothing about the program.
+        let is_lost = |place| matches!(pins.links().holds(index, place), Ok(false));
+        all.find(|(_, place)| is_lost(*place)).map(|(program, _)| program)
+    }
+
     /// Forgets an interface that is gone: its programs went with it.
     pub fn forget(&mut self, present: impl Fn(u32) -> bool) -> Result<(), PinError> {
         for gone in self.attached.keys().copied().filter(|index| !present(*index)).collect::<Vec<_>>() {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use aya::programs::links::{FdLink, PinnedLink};
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
 
 use super::{Mode, PinError};
 
@@ -88,6 +88,11 @@ impl Links {
         let path = self.path(owner, place.name());
         let failed = |error: aya::pin::PinError| PinError::new(&path, io::Error::other(error));
         fs::create_dir_all(&self.0).map_err(|error| PinError::new(&self.0, error))?;
+        // One that could not be updated, since somebody has cut it.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(PinError::new(&path, error)),
+            _ => {}
+        }
         // The pin holds the link from here on.
         link.pin(&path).map(drop).map_err(failed)
     }
@@ -96,6 +101,16 @@ impl Links {
     pub(super) fn program(&self, owner: Owner, place: Place) -> Option<u32> {
         let link = PinnedLink::from_pin(self.path(owner, place.name())).ok()?;
         FdLink::from(link).info().ok().map(|info| info.program_id())
+    }
+
+    /// Whether the link at a place of an interface is there and has not been cut. The kernel tells nobody of either.
+    pub(super) fn holds(&self, interface: u32, place: Place) -> io::Result<bool> {
+        let path = self.path(Owner::Interface(interface), place.name());
+        match open(&path) {
+            Ok(link) => Ok(interface_of(&link)? == interface),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Puts a program in the place of the one that is at a place now: no packet finds neither.
@@ -162,6 +177,19 @@ fn cut(path: &Path) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The interface of a link of XDP or TCX: 0 if it has been cut.
+fn interface_of(link: &OwnedFd) -> io::Result<u32> {
+    // SAFETY: integers and unions of integers only, for which zero is a value.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut get = attributes();
+    get.info.bpf_fd = link.as_raw_fd() as u32;
+    get.info.info_len = size_of::<bpf_link_info>() as u32;
+    get.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &get)?;
+    // SAFETY: both kinds have the interface first, and any bits are a number.
+    Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex })
 }
 
 /// Opens what is pinned.

@@ -72,6 +72,11 @@ impl Ticker {
         self.ticks + self.count(self.at.elapsed())
     }
 
+    /// The time that so many ticks take.
+    pub(super) fn time(&self, ticks: u32) -> Duration {
+        Duration::from_millis(u64::from(ticks) * 1000 / self.rate)
+    }
+
     /// Ticks in that time.
     pub(super) fn count(&self, time: Duration) -> u64 {
         u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(self.rate) / 1000

@@ -182,6 +182,11 @@ impl Interfaces {
         self.0.iter().flat_map(|i| &i.addresses).map(IpNet::addr).collect()
     }
 
+    /// Every MAC address of this host: what comes to one is for it, whichever interface it comes in by (bridges and bonds have their own).
+    pub fn macs(&self) -> BTreeSet<[u8; 6]> {
+        self.0.iter().map(|interface| interface.mac).collect()
+    }
+
     /// The 802.1Q sub-interfaces whose frames arrive on interface `index`.
     pub fn vlans_on(&self, index: u32) -> impl Iterator<Item = &Interface> {
         self.0.iter().filter(move |i| i.vlan.is_some_and(|vlan| vlan.parent == index))

@@ -31,6 +31,8 @@ pub struct Inputs<'a> {
     pub removed: &'a BTreeMap<BackendId, State>,
     /// Addresses of this host.
     pub local: &'a BTreeSet<IpAddr>,
+    /// MAC addresses of this host.
+    pub macs: &'a BTreeSet<[u8; 6]>,
     /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
     pub ports: &'a BTreeMap<Port, Port>,
 }
@@ -46,6 +48,7 @@ pub struct Desired {
     pub ranges: BTreeMap<Range, Access>,
     pub vips: Filter,
     pub locals: Filter,
+    pub macs: Filter,
 }
 
 /// The configuration asks for more than the tables take.
@@ -99,6 +102,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         let down = inputs.removed.get(&removed.id) == Some(&State::Down) && !keeps;
         desired.add(inputs, endpoint, removed.id, removed.over || down);
     }
+    inputs.macs.iter().for_each(|mac| desired.macs.insert_mac(*mac));
     desired
 }
 
@@ -150,14 +154,14 @@ fn mark(filter: &mut Filter, address: IpAddr) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{num::NonZeroU32, time::Instant};
+    use std::{num::NonZeroU32, time::Duration};
 
     use super::*;
     use crate::config::model::{self, Check, CheckKind};
 
     /// A virtual server with as many backends as there are states.
     pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
-        let second = std::time::Duration::from_secs(1);
+        let second = Duration::from_secs(1);
         VirtualServer {
             name: name.to_owned(),
             address: [192, 168, 2, last].into(),
@@ -189,7 +193,7 @@ pub(super) mod tests {
 
     pub(crate) fn with_states(servers: &[VirtualServer], states: &[Vec<State>], local: &[IpAddr]) -> Desired {
         let mut numbers = Numbers::default();
-        numbers.follow(&[], servers, Instant::now()).unwrap();
+        numbers.follow(&[], servers, Duration::ZERO).unwrap();
         numbered(servers, states, local, &numbers, &[])
     }
 
@@ -203,7 +207,8 @@ pub(super) mod tests {
     ) -> Desired {
         let local = local.iter().copied().collect();
         let (ports, removed) = (BTreeMap::new(), removed.iter().copied().collect());
-        desired(&Inputs { servers, states, local: &local, ports: &ports, numbers, removed: &removed })
+        let macs = BTreeSet::new();
+        desired(&Inputs { servers, states, local: &local, macs: &macs, ports: &ports, numbers, removed: &removed })
     }
 
     fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
@@ -291,7 +296,7 @@ pub(super) mod tests {
     #[test]
     fn a_removed_backend_carries_on_without_new_connections() {
         let before = [server("a", 100, 2), server("b", 101, 1)];
-        let (mut numbers, now) = (Numbers::default(), Instant::now());
+        let (mut numbers, now) = (Numbers::default(), Duration::ZERO);
         numbers.follow(&[], &before, now).unwrap();
         let mut after = [before[0].clone()];
         after[0].backends.remove(0);
@@ -315,7 +320,7 @@ pub(super) mod tests {
         assert_eq!(down(&drained), [false, false]);
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[])), [false, false], "nobody knows: let them be");
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &[(other, State::Down)])), [false, true], "it died");
-        numbers.expire(now + std::time::Duration::from_secs(600));
+        numbers.expire(now + Duration::from_secs(600));
         assert_eq!(down(&numbered(&after, &up, &[], &numbers, &states)), [true, true]);
     }
 }

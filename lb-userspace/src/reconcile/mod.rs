@@ -3,8 +3,10 @@
 
 mod desired;
 mod numbers;
+mod orders;
 mod plan;
 
 pub use desired::{Desired, Inputs, TooMany, desired};
 pub use numbers::{Endpoint, Numbers, Removed, service};
+pub use orders::{Order, Orders, Request, Wish, Written};
 pub use plan::{Applied, plan};

@@ -5,10 +5,12 @@ mod attaching;
 mod callers;
 mod closing;
 mod leaving;
+mod ordering;
 mod placement;
 mod reload;
 mod resetting;
 mod sweeping;
+mod syncing;
 mod view;
 mod vips;
 mod vrrp;
@@ -52,7 +54,8 @@ use crate::{
     dataplane::{Change, Dataplane, Mode, Options, Swept},
     health::{BackendKey, Checkers, Reports, State},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
-    reconcile::{Applied, Inputs, Numbers, desired, plan, service},
+    reconcile::{Applied, Inputs, Numbers, Orders, desired, plan, service},
+    sync::Sync,
 };
 
 /// How often the counters in the published status are refreshed.
@@ -107,6 +110,8 @@ struct Node<'a> {
     /// Those that do not move.
     vips: Vips,
     vrrp: Vrrp<'a>,
+    /// `None` where connections stay on this node.
+    sync: Option<Sync>,
     commands: mpsc::Receiver<Command>,
     servers: JoinSet<()>,
     checkers: Checkers,
@@ -122,6 +127,9 @@ struct Node<'a> {
     host: Interfaces,
     applied: Applied,
     numbers: Numbers,
+    /// Where their time begins.
+    begun: Instant,
+    orders: Orders,
     /// Virtual servers that there is room for.
     room: usize,
     /// Packets of backends that are gone.
@@ -182,8 +190,8 @@ impl<'a> Node<'a> {
 
         // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
         let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
-        let mut numbers = Numbers::of_former(dataplane.former_backends(), Instant::now());
-        numbers.follow(&[], &config.virtual_servers, Instant::now())?;
+        let mut numbers = Numbers::of_former(dataplane.former_backends(), Duration::ZERO);
+        numbers.follow(&[], &config.virtual_servers, Duration::ZERO)?;
         let timeouts = watch::Sender::new(config.dataplane.timeouts);
         let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
         let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
@@ -199,6 +207,7 @@ impl<'a> Node<'a> {
             vips: Vips::new(handle.clone()),
             handle,
             vrrp: Vrrp::new(&config.vrrp),
+            sync: None,
             commands,
             servers: JoinSet::new(),
             checkers,
@@ -212,6 +221,8 @@ impl<'a> Node<'a> {
             host,
             applied,
             numbers,
+            begun: Instant::now(),
+            orders: ordering::lasting(config),
             room,
             forwarded_before: 0,
             timeouts,
@@ -254,6 +265,7 @@ impl<'a> Node<'a> {
         self.attach_hooks()?;
         self.await_health().await?;
         self.dataplane.take_over()?;
+        self.sync = syncing::start(self.config.sync.as_ref(), &mut self.dataplane)?;
         self.hold().await?;
         self.vrrp.settle().await;
         let broken = self.broken();
@@ -315,7 +327,8 @@ impl<'a> Node<'a> {
                 Some(command) = self.commands.recv() => self.obey(command).await,
                 _ = self.hangup.recv() => self.reload().await.map(drop),
                 _ = refresh.tick() => match self.tend().await {
-                    Ok(()) => self.publish(),
+                    // Nobody tells of a program that somebody has taken off.
+                    Ok(()) => self.follow(),
                     failed => failed,
                 },
             };
@@ -347,16 +360,19 @@ impl<'a> Node<'a> {
         self.publish()
     }
 
-    /// Interfaces that have lost the program, and so carry nothing.
+    /// Interfaces that have lost a program, and so carry nothing, or not all.
     fn broken(&self) -> BTreeMap<String, String> {
         let lost = |name: &String| {
             let why = match self.host.named(name) {
-                Err(_) => "the interface is gone",
-                Ok(interface) if interface.xdp.is_none() => "the XDP program is gone from it",
-                Ok(interface) if interface.xdp != self.program => "another XDP program has taken its place",
-                Ok(_) => return None,
+                Err(_) => "the interface is gone".to_owned(),
+                Ok(interface) => match self.dataplane.lost(interface.index) {
+                    Some(program) => format!("program {program} is gone from it; a restart of xvip puts it back"),
+                    None if interface.xdp.is_none() => "the XDP program is gone from it".to_owned(),
+                    None if interface.xdp != self.program => "another XDP program has taken its place".to_owned(),
+                    None => return None,
+                },
             };
-            Some((name.clone(), why.to_owned()))
+            Some((name.clone(), why))
         };
         self.attached.keys().filter_map(lost).collect()
     }
@@ -375,7 +391,7 @@ impl<'a> Node<'a> {
 
     /// Brings the tables to what configuration, health and host ask for.
     fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
-        let servers = &self.config.virtual_servers;
+        let servers = &self.orders.weighted(&self.config.virtual_servers);
         let reports = self.reports.borrow_and_update().clone();
         let (states, removed) = self.health(&reports);
         let takes = |(backend, state): (&model::Backend, &State)| *state == State::Up && backend.weight > 0;
@@ -383,11 +399,18 @@ impl<'a> Node<'a> {
             servers.iter().zip(&states).filter(|(server, states)| server.backends.iter().zip(*states).any(takes));
         let served: BTreeSet<_> = served.map(|(server, _)| service(server)).collect();
         self.numbers.relieve(|service| served.contains(service));
-        let local = self.host_addresses();
+        let (local, macs) = (self.host_addresses(), &self.host.macs() | &macs(&self.config));
         let ports = ports(&self.attached, &self.host);
         let numbers = &self.numbers;
-        let wanted =
-            desired(&Inputs { servers, states: &states, numbers, removed: &removed, local: &local, ports: &ports });
+        let wanted = desired(&Inputs {
+            servers,
+            states: &states,
+            numbers,
+            removed: &removed,
+            local: &local,
+            macs: &macs,
+            ports: &ports,
+        });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
         let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
@@ -425,8 +448,10 @@ impl<'a> Node<'a> {
         };
         // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
         let of = |server: &VirtualServer| {
-            let all = server.backends.iter().map(|backend| state(server, backend).unwrap_or(State::Draining));
-            all.collect()
+            let ordered = |backend: &model::Backend| {
+                self.orders.state(server, backend, state(server, backend).unwrap_or(State::Draining))
+            };
+            server.backends.iter().map(ordered).collect()
         };
         let removed = self.numbers.removed().filter_map(|(_, removed)| {
             let server = removed.was.as_ref()?;
@@ -441,6 +466,10 @@ impl<'a> Node<'a> {
             server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
+        if let Some(sync) = &self.sync {
+            let servers = &self.config.virtual_servers;
+            sync.follow(syncing::backends(servers, &self.numbers, &self.host_addresses(), &held));
+        }
         let status = view::status(view::Sources {
             config: &self.config,
             configuration: status::Configuration {
@@ -449,6 +478,8 @@ impl<'a> Node<'a> {
                 last_reload: self.last_reload.clone(),
             },
             numbers: &self.numbers,
+            begun: self.begun,
+            orders: &self.orders,
             forwarded_before: self.forwarded_before,
             started: self.started,
             reports: &self.followed,
@@ -460,6 +491,7 @@ impl<'a> Node<'a> {
             own: &self.own.borrow(),
             reset: *self.reset.borrow(),
             vrrp: self.vrrp.status(),
+            sync: self.sync.as_ref().map(|sync| syncing::shown(sync.view())),
         })?;
         self.status.send_replace(Arc::new(status));
         Ok(())

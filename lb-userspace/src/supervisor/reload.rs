@@ -1,12 +1,6 @@
 //! Another configuration for a daemon that runs: judged whole, then followed whole, or refused.
 
-use std::{
-    collections::BTreeSet,
-    mem,
-    net::IpAddr,
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use std::{collections::BTreeSet, mem, net::IpAddr, sync::Arc, time::SystemTime};
 
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
@@ -59,7 +53,7 @@ impl Node<'_> {
     /// Does what was asked for. An error is of the daemon, not of a configuration.
     pub(super) async fn obey(&mut self, command: Command) -> anyhow::Result<()> {
         match command {
-            Command::Release => self.vrrp.release(),
+            Command::Release(name) => self.vrrp.release(name.as_deref()),
             Command::Reload(judgement) => judgement.tell(&self.reload().await?),
             Command::Compare { text, judgement } => {
                 let outcome = match config::check(&text, "the configuration, as the daemon sees it") {
@@ -68,6 +62,7 @@ impl Node<'_> {
                 };
                 judgement.tell(&outcome);
             }
+            Command::Order { request, judgement } => self.order(&request, judgement)?,
         }
         Ok(())
     }
@@ -110,6 +105,7 @@ impl Node<'_> {
             outcome.problem = Some(format!("{error:#}. The configuration before goes on."));
             return Ok(outcome);
         }
+        self.forget_orders();
         outcome.verdict = Verdict::Applied;
         Ok(outcome)
     }
@@ -136,7 +132,7 @@ impl Node<'_> {
         if servers.iter().any(|server| server.address.is_loopback()) && !self.dataplane.is_hooked() {
             return Err(Refusal::Hooks);
         }
-        self.numbers.clone().follow(&self.config.virtual_servers, servers, Instant::now())?;
+        self.numbers.clone().follow(&self.config.virtual_servers, servers, self.begun.elapsed())?;
         carriers(then, &self.host).map(drop).map_err(Refusal::Host)
     }
 
@@ -147,7 +143,7 @@ impl Node<'_> {
         if families(&then) != families(&self.config) {
             self.forwarding.push(Forwarding::enable(carried(&then, &self.host), families(&then))?);
         }
-        self.numbers.follow(&self.config.virtual_servers, &then.virtual_servers, Instant::now())?;
+        self.numbers.follow(&self.config.virtual_servers, &then.virtual_servers, self.begun.elapsed())?;
         let before = mem::replace(&mut self.config, then);
         self.carriers = carriers;
         if before.dataplane.timeouts != self.config.dataplane.timeouts {
@@ -171,7 +167,7 @@ impl Node<'_> {
         if self.numbers.removed().next().is_none() {
             return Ok(());
         }
-        let mut changed = self.numbers.expire(Instant::now());
+        let mut changed = self.numbers.expire(self.begun.elapsed());
         if changed {
             log::info!("the drain time of removed backends is over: connections that they still have are reset");
         }

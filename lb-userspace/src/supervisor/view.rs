@@ -1,6 +1,10 @@
 //! The published status, put together from all rooms.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Instant, SystemTime},
+};
 
 use lb_common::abi::{BackendId, Counter};
 
@@ -12,7 +16,7 @@ use crate::{
     config::model::{Backend, Config, VirtualServer},
     dataplane::{ApplyError, Dataplane, Mode, Swept},
     health::{BackendKey, Reports, State},
-    reconcile::{Endpoint, Numbers, Removed},
+    reconcile::{Endpoint, Numbers, Orders, Removed},
 };
 
 /// Where a status comes from.
@@ -20,6 +24,9 @@ pub(super) struct Sources<'a> {
     pub(super) config: &'a Config,
     pub(super) configuration: status::Configuration,
     pub(super) numbers: &'a Numbers,
+    /// Where their time begins.
+    pub(super) begun: Instant,
+    pub(super) orders: &'a Orders,
     /// Packets of backends that are gone.
     pub(super) forwarded_before: u64,
     pub(super) started: SystemTime,
@@ -36,6 +43,7 @@ pub(super) struct Sources<'a> {
     /// Clients that were told that their backend is down.
     pub(super) reset: u64,
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
+    pub(super) sync: Option<admin::sync::Sync>,
 }
 
 pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
@@ -75,6 +83,7 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
         removed: gone,
         configuration: sources.configuration,
         vrrp: sources.vrrp,
+        sync: sources.sync,
         connections: Connections {
             tracked: sources.swept.alive.values().sum(),
             capacity: sources.dataplane.capacity(),
@@ -93,7 +102,9 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
 }
 
 fn drained(sources: &Sources<'_>, endpoint: &Endpoint, removed: &Removed) -> status::Removed {
-    let since = SystemTime::now().checked_sub(removed.since.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let since = SystemTime::now()
+        .checked_sub(sources.begun.elapsed().saturating_sub(removed.since))
+        .unwrap_or(SystemTime::UNIX_EPOCH);
     let server = removed.was.as_ref();
     status::Removed {
         virtual_server: server.map(|server| server.name.clone()),
@@ -123,12 +134,14 @@ fn view(
     let report = sources.reports.get(&BackendKey::of(server, backend));
     let traffic = sources.dataplane.traffic(id)?;
     let [forwarded, own] = sources.active(id);
+    let order = sources.orders.of(server, backend);
     Ok(status::Backend {
         name: backend.name.clone(),
         address: backend.address,
         port: backend.port,
-        weight: backend.weight,
-        state: report.map_or(State::Down, |report| report.state),
+        weight: order.and_then(|order| order.weight).unwrap_or(backend.weight),
+        state: sources.orders.state(server, backend, report.map_or(State::Down, |report| report.state)),
+        order,
         since: report.map_or(sources.started, |report| report.since),
         last_check: report
             .and_then(|report| report.last_check.as_ref())

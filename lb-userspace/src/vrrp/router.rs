@@ -94,6 +94,14 @@ impl Router {
         self.tell_all(Event::Release, now);
     }
 
+    /// The same of one instance, and of those that are in one group with it.
+    pub fn on_release_of(&mut self, id: InstanceId, now: Moment) {
+        for index in self.groups.iter().filter(|group| group.contains(&id.0)).flatten() {
+            self.machines[*index].on(Event::Release, now, &mut self.actions);
+        }
+        self.settle(now);
+    }
+
     /// Priority 0 and the end. A process that only makes room for its next version just goes without this.
     pub fn on_shutdown(&mut self, now: Moment) {
         self.tell_all(Event::Shutdown, now);

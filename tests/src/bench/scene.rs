@@ -158,7 +158,9 @@ pub(super) fn dataplane(interface: u32, max_connections: u32) -> anyhow::Result<
         changes.push(Change::Table(service, maglev::build(&members(family))));
         changes.push(Change::Serve(ServiceKey::new(mapped(family.vip()), VIP_PORT.to_be_bytes()), service));
     }
-    let settings = Settings::new(1, vips, Filter::empty());
+    let mut macs = Filter::empty();
+    macs.insert_mac(OWN_MAC);
+    let settings = Settings::new(1, vips, Filter::empty(), macs);
     changes.push(Change::Settings(Box::new(settings)));
     dataplane.apply(&changes)?;
     Ok(dataplane)

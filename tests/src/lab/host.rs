@@ -216,6 +216,12 @@ impl Host {
             .map_err(io_error(format!("attach a program to {interface}")))
     }
 
+    /// Takes a program off its interface behind its owner's back, by the pin of its link below the host's BPF filesystem.
+    pub fn cut_program(&self, pin: &str) -> Result<(), Error> {
+        let path = self.bpffs()?.join(pin);
+        xdp_pass::cut(&path).map_err(io_error(format!("cut {}", path.display())))
+    }
+
     pub fn netstat(&self) -> Result<Netstat, Error> {
         self.enter(Netstat::read)?.map_err(io_error(format!("read the counters of {}", self.name())))
     }

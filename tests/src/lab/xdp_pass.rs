@@ -1,16 +1,23 @@
-//! The smallest XDP program, `return XDP_PASS`, for the switch's side of a port.
+//! The smallest XDP program, `return XDP_PASS`, for the switch's side of a port; and how somebody else's is taken off.
 //!
 //! A veth drops the frames that XDP_TX sends into it unless its own receive path runs under NAPI, which an XDP program
 //! there turns on (drivers/net/veth.c, veth_xdp_xmit and veth_napi_enable). Two instructions need no object file.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
 
 // include/uapi/linux/bpf.h
 const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_DETACH: libc::c_int = 34;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
@@ -64,14 +71,23 @@ pub(super) fn attach(ifindex: u32) -> io::Result<OwnedFd> {
     )
 }
 
-/// bpf(2) for the two commands here, both of which return a new descriptor.
+/// Takes a program off its interface by the pin of its link, as `bpftool link detach pinned` does: the pin stays.
+pub(super) fn cut(pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let link = bpf(BPF_OBJ_GET, &[path.as_ptr() as u64, 0])?;
+    call(BPF_LINK_DETACH, &link.as_raw_fd()).map(drop)
+}
+
+/// bpf(2) for commands that return a new descriptor.
 fn bpf<A>(command: libc::c_int, attr: &A) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` without padding, alive and of the size given during the
-    // call; the addresses inside it are of constants. The kernel only reads them.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<A>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let fd = call(command, attr)?;
     // SAFETY: the call succeeded, so `fd` is a fresh descriptor that nobody else owns; it fits, as all descriptors do.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+fn call<A>(command: libc::c_int, attr: &A) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is a prefix of `union bpf_attr` without padding, alive and of the size given during the call, as is what the
+    // addresses inside it point to. The kernel only reads them.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<A>()) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }

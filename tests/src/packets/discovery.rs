@@ -73,7 +73,9 @@ fn ipv6(from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
 
 /// A solicitation or an advertisement with the sender's MAC address; nobody here reads its checksum.
 fn message(kind: u8, target: Ipv6Addr) -> Vec<u8> {
-    [&[kind, 0, 0, 0, 0, 0, 0, 0], &target.octets()[..], &[1, 1], &mac(50)].concat()
+    // Source link-layer address in the one, target link-layer address in the other.
+    let option = if kind == 136 { 2 } else { 1 };
+    [&[kind, 0, 0, 0, 0, 0, 0, 0], &target.octets()[..], &[option, 1], &mac(50)].concat()
 }
 
 /// Where solicitations for an address go (RFC 4291 §2.7.1).

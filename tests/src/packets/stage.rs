@@ -36,6 +36,7 @@ pub const LOOPBACK: u32 = 1;
 pub const TRUNK_TAG: u16 = 10;
 
 pub const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub const VIRTUAL_MAC: [u8; 6] = [0, 0, 0x5e, 0, 1, 51];
 pub const TRUNK_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 
 /// A host of the tests by the last byte of its address.
@@ -159,7 +160,9 @@ pub fn settings(generation: u32) -> Change {
         family.insert(&mut vips, VIP);
         family.insert(&mut locals, HERE.backend);
     }
-    Change::Settings(Box::new(Settings::new(generation, vips, locals)))
+    let mut macs = Filter::empty();
+    [1, 9].map(mac).into_iter().for_each(|mac| macs.insert_mac(mac));
+    Change::Settings(Box::new(Settings::new(generation, vips, locals, macs)))
 }
 
 /// How it stands with the lease of a VIP.
@@ -168,6 +171,8 @@ pub enum Tenure {
     /// There is none.
     Unbounded,
     Running,
+    /// The same, with the VIP at [`VIRTUAL_MAC`].
+    AtVirtualMac,
     /// Over, and the VIP is still carried.
     Over,
     /// Over for longer than the VIP is carried.
@@ -179,12 +184,15 @@ pub enum Tenure {
 pub struct Landlord {
     patient: Fence,
     strict: Fence,
+    homely: Fence,
 }
 
 impl Landlord {
     pub fn new(dataplane: &mut Dataplane) -> anyhow::Result<Self> {
-        let mut fence = |grace| dataplane.fence(grace, BTreeMap::new());
-        Ok(Self { patient: fence(LONG)?, strict: fence(Duration::ZERO)? })
+        let mut fence = |grace, macs| dataplane.fence(grace, macs);
+        let (patient, strict) = (fence(LONG, BTreeMap::new())?, fence(Duration::ZERO, BTreeMap::new())?);
+        let homely = fence(LONG, Family::ALL.map(|family| (family.address(VIP), VIRTUAL_MAC)).into())?;
+        Ok(Self { patient, strict, homely })
     }
 
     pub fn grant(&self, family: Family, tenure: Tenure) -> anyhow::Result<()> {
@@ -193,6 +201,7 @@ impl Landlord {
         match tenure {
             Tenure::Unbounded => self.patient.forget(vip)?,
             Tenure::Running => self.patient.renew(vip, now + LONG)?,
+            Tenure::AtVirtualMac => self.homely.renew(vip, now + LONG)?,
             Tenure::Over => self.patient.renew(vip, now)?,
             Tenure::LongOver => self.strict.renew(vip, Duration::ZERO)?,
         }

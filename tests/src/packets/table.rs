@@ -2,6 +2,7 @@
 
 mod access;
 mod icmp;
+mod virtual_mac;
 
 use lb_common::{
     abi::{Backend, Counter, Port},
@@ -99,6 +100,7 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("who has the VIP, and its lease runs or is over", solicited),
     ("neighbour discovery that asks for no VIP, its lease over", not_solicited),
     ("a connection whose VIP's lease is over", outlived),
+    ("the host speaks for a VIP at a virtual MAC", virtual_mac::spoken),
 ];
 
 impl Script {
@@ -471,8 +473,13 @@ fn not_ours(scene: &Scene) -> Script {
     let mut script = Script::default();
     let frame = scene.asks(REMOTE, SYN).bytes();
     let protocol = if scene.family == Family::Ipv4 { 23 } else { 20 };
-    for (what, at, byte) in [("ARP", 13, 0x06), ("UDP", protocol, 17), ("ICMP", protocol, 1), ("ICMPv6", protocol, 58)]
-    {
+    for (what, at, byte) in [
+        ("to another host's MAC", 5, 99),
+        ("ARP", 13, 0x06),
+        ("UDP", protocol, 17),
+        ("ICMP", protocol, 1),
+        ("ICMPv6", protocol, 58),
+    ] {
         let mut frame = frame.clone();
         frame[at] = byte;
         script = script.then(what, frame.clone(), PASS, frame, &[]);

@@ -95,7 +95,9 @@ where
         let (mut vips, mut locals) = (Filter::empty(), Filter::empty());
         vips.insert(A::host(VIP));
         locals.insert(A::host(LOCAL));
-        self.memory.settings = Some(Settings::new(generation, vips, locals));
+        let mut macs = Filter::empty();
+        [202, 203].map(mac).into_iter().for_each(|mac| macs.insert_mac(mac));
+        self.memory.settings = Some(Settings::new(generation, vips, locals, macs));
     }
 
     /// Gives the backend another entry, as the daemon does: with a new generation.

@@ -33,6 +33,8 @@ where
         frame
     };
     let protocol = if A::ETHER_TYPE == wire::IPV4 { 14 + 9 } else { 14 + 6 };
+    passes(&world, &with(0, &mac(9)), "to another host's MAC");
+    passes(&world, &with(0, &[0xff; 6]), "to everybody's");
     passes(&world, &with(12, &[0x08, 0x06]), "ARP");
     passes(&world, &with(12, &[0x81, 0x00]), "a tag that is not one");
     passes(&world, &with(protocol, &[17]), "UDP");

@@ -210,7 +210,7 @@ impl Checker<'_> {
             self.mistakes.add(&hmac.header(), "version 2 cannot be signed", help);
         }
         if let Some((path, at)) = at(&hmac.key_file) {
-            self.files.push(FileUse { path: path.0.clone(), at, content: Content::VrrpKey });
+            self.files.push(FileUse { path: path.0.clone(), at, content: Content::SharedKey });
         }
         Some(Authentication::Hmac(model::Hmac {
             key_id: *hmac.key_id.value()?,

@@ -265,8 +265,17 @@ fn config() -> impl Strategy<Value = Config> {
     });
     let vrrp = (prop::collection::vec(vrrp(), 0..4), any::<bool>())
         .prop_map(|(instances, grouped)| numbered(instances, grouped));
-    (dataplane, admin, prop::collection::vec(virtual_server(), 1..4), vrrp).prop_map(
-        |(dataplane, admin, mut virtual_servers, vrrp)| {
+    let nodes = prop::collection::btree_set(2_u8.., 1..4);
+    let sync = prop::option::of((1_u16.., nodes, path())).prop_map(|sync| {
+        let node = |host, port| (IpAddr::from([10, 0, 2, host]), port).into();
+        sync.map(|(port, nodes, key_file)| Sync {
+            listen: node(1, port),
+            peers: nodes.into_iter().map(|host| node(host, port)).collect(),
+            key_file,
+        })
+    });
+    (dataplane, admin, prop::collection::vec(virtual_server(), 1..4), vrrp, sync).prop_map(
+        |(dataplane, admin, mut virtual_servers, vrrp, sync)| {
             for (index, server) in (0_u8..).zip(&mut virtual_servers) {
                 server.name = format!("{}{index}", server.name);
                 // Every server has a VIP of its own, out of reach of the backends.
@@ -275,14 +284,14 @@ fn config() -> impl Strategy<Value = Config> {
                     IpAddr::V6(_) => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, u16::from(index)]),
                 };
             }
-            Config { dataplane, admin, virtual_servers, vrrp }
+            Config { dataplane, admin, virtual_servers, vrrp, sync }
         },
     )
 }
 
 /// The configuration as a file.
 fn written(config: &Config) -> String {
-    let Config { dataplane, admin, virtual_servers, vrrp } = config;
+    let Config { dataplane, admin, virtual_servers, vrrp, sync } = config;
     let mut text = String::from("[dataplane]\n");
     let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
     let time = |duration: Duration| toml::Value::from(humantime::format_duration(duration).to_string());
@@ -357,6 +366,10 @@ fn written(config: &Config) -> String {
         }
     }
     vrrp.iter().for_each(|instance| write_vrrp(&mut text, instance));
+    if let Some(Sync { listen, peers, key_file }) = sync {
+        let peers: Vec<_> = peers.iter().map(ToString::to_string).collect();
+        text += &format!("[sync]\nlisten = \"{listen}\"\npeers = {peers:?}\nkey_file = {}\n", file(key_file));
+    }
     text
 }
 

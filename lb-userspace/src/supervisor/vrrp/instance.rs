@@ -54,7 +54,7 @@ fn auth(configured: &model::Authentication) -> anyhow::Result<Auth> {
         model::Authentication::Password(password) => Auth::Password(Password::new(password.text())),
         model::Authentication::Hmac(model::Hmac { key_id, key_file, mode }) => {
             // It was read when the configuration was checked, and may have changed since.
-            let secret = config::vrrp_key(key_file).map_err(|why| anyhow::anyhow!("{} {why}", key_file.display()))?;
+            let secret = config::shared_key(key_file).map_err(|why| anyhow::anyhow!("{} {why}", key_file.display()))?;
             let key = Key::new(*key_id, &secret).context("making the key")?;
             Auth::Hmac { keys: vec![key], mode: *mode }
         }

@@ -2,6 +2,7 @@
 //! views to the status. Without a `[[vrrp]]` section all of it does nothing.
 
 mod instance;
+mod regaining;
 mod shown;
 
 use std::{
@@ -18,8 +19,10 @@ use ipnet::IpNet;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
+    time::Instant,
 };
 
+use self::regaining::Regaining;
 use super::callers::{self, Caller};
 use crate::{
     admin,
@@ -56,6 +59,7 @@ pub(super) struct Vrrp<'a> {
     instances: &'a [model::Vrrp],
     scripts: Scripts,
     tracked: Vec<Vec<Tracked>>,
+    regaining: Regaining,
     /// What the thread was told.
     conditions: Vec<Condition>,
     /// From the start of the thread to its end.
@@ -68,7 +72,15 @@ impl<'a> Vrrp<'a> {
     /// Begins to run the scripts; nothing is on the wire yet.
     pub(super) fn new(instances: &'a [model::Vrrp]) -> Self {
         let (tracked, conditions) = (vec![Vec::new(); instances.len()], vec![Condition::default(); instances.len()]);
-        Self { instances, scripts: Scripts::spawn(instances), tracked, conditions, running: None, views: None }
+        Self {
+            instances,
+            scripts: Scripts::spawn(instances),
+            tracked,
+            regaining: Regaining::default(),
+            conditions,
+            running: None,
+            views: None,
+        }
     }
 
     /// Waits for the scripts' first results.
@@ -113,7 +125,9 @@ impl<'a> Vrrp<'a> {
     }
 
     fn tell(&mut self, seen: &Seen<'_>, wanted: impl Fn(&Condition, &Condition) -> bool) {
-        self.tracked = self.track(seen);
+        let mut tracked = self.track(seen);
+        self.regaining.hold_back(self.instances, seen, &self.tracked, &mut tracked, Instant::now());
+        self.tracked = tracked;
         let Some((wire, _)) = &self.running else {
             return;
         };
@@ -150,13 +164,20 @@ impl<'a> Vrrp<'a> {
         tokio::select! {
             ended = views => ended.context("the VRRP thread has ended unexpectedly"),
             changed = self.scripts.changed() => changed.context("a script's task has ended unexpectedly"),
+            () = self.regaining.due() => Ok(()),
         }
     }
 
-    /// Hands the VIPs over to another node.
-    pub(super) fn release(&self) {
-        if let Some((wire, _)) = &self.running {
-            wire.release();
+    /// Hands VIPs over to another node: those of the instance of this name and of its sync group, or all.
+    pub(super) fn release(&self, name: Option<&str>) {
+        let Some((wire, _)) = &self.running else {
+            return;
+        };
+        let Some(name) = name else {
+            return wire.release(None);
+        };
+        if let Some(index) = self.instances.iter().position(|instance| instance.name == name) {
+            wire.release(Some(InstanceId(index)));
         }
     }
 

@@ -50,7 +50,7 @@ pub(super) fn instance(
         vips: configured.addresses.iter().map(ipnet::IpNet::addr).collect(),
         sync_group: configured.sync_group.clone(),
         released: router.released,
-        tracked: tracked.iter().map(shown).collect(),
+        tracked: tracked.iter().map(shown).chain(unfenced(view)).collect(),
         advertisements: advertisements(view),
         reports: reports.into_iter().map(|(text, count, last)| Report { text, count, last: at(last) }).collect(),
     }
@@ -68,6 +68,12 @@ fn state(state: vrrp::State) -> State {
 fn shown(tracked: &tracking::Tracked) -> Tracked {
     let tracking::Tracked { what, weight, good, text } = tracked;
     Tracked { name: what.clone(), good: *good, weight: *weight, text: text.clone() }
+}
+
+/// What the thread itself finds wrong with this node.
+fn unfenced(view: &InstanceView) -> Option<Tracked> {
+    let text = "the data plane does not take leases; the log says why".to_owned();
+    (!view.fenced).then(|| Tracked { name: "lease".to_owned(), good: false, weight: 0, text })
 }
 
 fn advertisements(view: &InstanceView) -> Advertisements {

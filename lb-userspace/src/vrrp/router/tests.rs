@@ -282,6 +282,25 @@ fn a_released_vip_stays_away_until_its_new_owner_is_gone() {
 }
 
 #[test]
+fn one_instance_is_released_with_its_group_and_no_other() {
+    let settings = |priority| {
+        let of = |group: Option<&str>| Settings {
+            sync_group: group.map(str::to_owned),
+            ..Settings::example(priority, address(usize::from(priority)))
+        };
+        vec![of(Some("both")), of(None), of(Some("both"))]
+    };
+    for (which, moved) in [(0, [true, false, true]), (1, [false, true, false]), (2, [true, false, true])] {
+        let mut segment = Segment::new(vec![settings(150), settings(100)]);
+        segment.run_for(Duration::from_secs(2));
+        segment.tell(0, |router, now| router.on_release_of(InstanceId(which), now));
+        segment.run_for(Duration::from_secs(2));
+        let holds = |node: usize| [0, 1, 2].map(|instance: usize| segment.kernels[node][instance].holds);
+        assert_eq!((holds(1), holds(0)), (moved, moved.map(|moved| !moved)), "{which}");
+    }
+}
+
+#[test]
 fn a_released_vip_comes_back_if_nobody_takes_it() {
     let mut segment = settled(&[150]);
     let released = segment.now.0;

@@ -13,6 +13,9 @@ use crate::{
 };
 pub use script::{Reports, Scripts};
 
+/// What [`Tracked::what`] says of the backends.
+pub const BACKENDS: &str = "backends";
+
 /// Something that counts for an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tracked {
@@ -95,7 +98,7 @@ fn backends(instance: &model::Vrrp, inputs: &Inputs<'_>) -> Option<Tracked> {
         healthy += states.iter().filter(|state| **state == State::Up).count();
     }
     (all > 0).then(|| Tracked {
-        what: "backends".to_owned(),
+        what: BACKENDS.to_owned(),
         weight: instance.backends_weight,
         good: healthy > 0,
         text: format!("{healthy} of {all} healthy"),

@@ -34,6 +34,8 @@ pub(super) struct Claims {
     /// With the virtual MACs that they are at.
     vips: BTreeMap<IpAddr, Option<[u8; 6]>>,
     sender: Socket,
+    /// Apart from it, which may be full of what is told to neighbours.
+    adverts: Socket,
     arp: Option<Socket>,
     neighbours: Option<Socket>,
 }
@@ -52,13 +54,13 @@ impl Claims {
                 IpAddr::V6(vip) => v6.push(*vip),
             }
         }
-        let sender = packet_socket()?;
+        let (sender, adverts) = (packet_socket()?, packet_socket()?);
         sender.bind(&link_address(index, 0)?)?;
-        // Adverts leave by it, too.
-        sender.set_priority(QUEUE_PRIORITY)?;
+        adverts.bind(&link_address(index, 0)?)?;
+        adverts.set_priority(QUEUE_PRIORITY)?;
         let ours: BTreeSet<[u8; 6]> = vips.values().copied().flatten().chain([mac]).collect();
         let (arp, neighbours) = (listen_to_arp(index, ours, v4)?, listen_to_neighbours(interface, v6)?);
-        Ok(Self { mac, vips: vips.clone(), sender, arp, neighbours })
+        Ok(Self { mac, vips: vips.clone(), sender, adverts, arp, neighbours })
     }
 
     /// Those that receive.
@@ -68,25 +70,25 @@ impl Claims {
 
     /// Tells the link that `vip` is here.
     pub(super) fn announce(&self, vip: IpAddr) -> io::Result<()> {
-        self.send(&frame(self.mac_of(vip), vip))
+        self.sender.send(&frame(self.mac_of(vip), vip)).map(drop)
     }
 
     /// Tells one neighbour, who may have missed what was told to all.
     pub(super) fn tell(&self, vip: IpAddr, neighbour: (IpAddr, [u8; 6])) -> io::Result<()> {
         match frame_for(self.mac_of(vip), vip, neighbour) {
-            Some(frame) => self.send(&frame),
+            Some(frame) => self.sender.send(&frame).map(drop),
             None => Ok(()),
         }
     }
 
     /// Asks whether anybody has `vip`; the answer is a claim.
     pub(super) fn probe(&self, vip: IpAddr) -> io::Result<()> {
-        self.send(&probe(self.mac, vip))
+        self.sender.send(&probe(self.mac, vip)).map(drop)
     }
 
-    /// Sends a whole frame.
-    pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
-        self.sender.send(frame).map(drop)
+    /// Sends an advert that is a whole frame.
+    pub(super) fn advertise(&self, frame: &[u8]) -> io::Result<()> {
+        self.adverts.send(frame).map(drop)
     }
 
     /// Hands over the claims that came, but no more than `limit`: a flood must not hold up what is more urgent.

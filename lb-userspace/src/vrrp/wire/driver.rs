@@ -41,12 +41,16 @@ use crate::vrrp::{
 /// Foreign claims that are taken in each time the thread wakes.
 const CLAIMS: usize = 32;
 
+/// After the data plane has not taken a lease, and between two tries.
+const MEND: Duration = Duration::from_secs(1);
+
 /// What other threads ask for.
 #[derive(Debug)]
 pub(super) enum Command {
     Condition(InstanceId, Condition),
     Neighbours(InstanceId, Vec<(IpAddr, [u8; 6])>),
-    Release,
+    /// One instance with its group, or all.
+    Release(Option<InstanceId>),
     Stop,
 }
 
@@ -115,6 +119,7 @@ impl Driver {
                 self.act();
                 return self.publish();
             }
+            self.mend();
             self.router.on_timeout(clock::now());
             self.act();
             self.probe();
@@ -146,9 +151,10 @@ impl Driver {
     /// Until something arrives or is due.
     fn sleep(&mut self) -> nix::Result<()> {
         let probes = self.instances.iter().filter_map(|running| running.probe);
+        let mends = self.instances.iter().filter_map(|running| running.unfenced);
         let others = [self.router.next_deadline(), self.network.deadline(), self.publisher.deadline()];
         // Setting it makes it silent, too, if it has gone off.
-        match others.into_iter().flatten().chain(probes).min() {
+        match others.into_iter().flatten().chain(probes).chain(mends).min() {
             Some(deadline) => {
                 // Zero would be no timer at all.
                 let at = TimeSpec::from(deadline.0.max(Duration::from_nanos(1)));
@@ -168,9 +174,14 @@ impl Driver {
         let _ = self.wake.read();
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Condition(id, condition)) => self.router.on_condition(id, condition, clock::now()),
+                Ok(Command::Condition(id, condition)) => {
+                    let running = &mut self.instances[id.0];
+                    running.told = condition;
+                    self.router.on_condition(id, running.condition(), clock::now());
+                }
                 Ok(Command::Neighbours(id, neighbours)) => self.instances[id.0].neighbours.set(neighbours),
-                Ok(Command::Release) => self.router.on_release(clock::now()),
+                Ok(Command::Release(None)) => self.router.on_release(clock::now()),
+                Ok(Command::Release(Some(id))) => self.router.on_release_of(id, clock::now()),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
             }
@@ -266,8 +277,10 @@ impl Driver {
                         running.listen(&mut self.network, &mut self.journal);
                     }
                     let sent = running.advertise(priority, true, &self.network);
-                    if sent.is_ok() {
-                        self.leases.renew(running, until, &mut self.journal);
+                    if sent.is_ok() && !self.leases.renew(running, until, &mut self.journal) {
+                        let now = clock::now();
+                        running.unfenced = Some(now + MEND);
+                        self.router.on_condition(id, running.condition(), now);
                     }
                     running.note("sending an advert", sent, &mut self.journal);
                     self.publisher.touch();
@@ -301,6 +314,22 @@ impl Driver {
             self.journal.warn(format!("{name}: the change to {state:?} is not told to the hooks: {e}"));
         }
         self.publisher.hurry();
+    }
+
+    /// Tries again whether the data plane takes leases.
+    fn mend(&mut self) {
+        let now = clock::now();
+        for (index, running) in self.instances.iter_mut().enumerate() {
+            if running.unfenced.is_none_or(|due| now < due) {
+                continue;
+            }
+            running.unfenced = Some(now + MEND);
+            if self.leases.revoke(running, &mut self.journal) {
+                running.unfenced = None;
+                self.router.on_condition(InstanceId(index), running.condition(), now);
+            }
+            self.publisher.touch();
+        }
     }
 
     fn probe(&mut self) {

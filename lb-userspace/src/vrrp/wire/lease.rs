@@ -30,12 +30,14 @@ impl Leases {
         Self { lease, failures: Seldom::default() }
     }
 
-    pub(super) fn renew(&mut self, running: &Running, until: Moment, journal: &mut Journal) {
-        self.each(running, "renewing", journal, |lease, vip| lease.renew(vip, until));
+    /// Whether the data plane took all of them.
+    pub(super) fn renew(&mut self, running: &Running, until: Moment, journal: &mut Journal) -> bool {
+        self.each(running, "renewing", journal, |lease, vip| lease.renew(vip, until))
     }
 
-    pub(super) fn revoke(&mut self, running: &Running, journal: &mut Journal) {
-        self.each(running, "ending", journal, |lease, vip| lease.revoke(vip));
+    /// The same.
+    pub(super) fn revoke(&mut self, running: &Running, journal: &mut Journal) -> bool {
+        self.each(running, "ending", journal, |lease, vip| lease.revoke(vip))
     }
 
     fn each(
@@ -44,12 +46,15 @@ impl Leases {
         verb: &str,
         journal: &mut Journal,
         call: impl Fn(&dyn Lease, IpAddr) -> Result<(), Box<dyn Error + Send + Sync>>,
-    ) {
-        let Some(lease) = &self.lease else { return };
+    ) -> bool {
+        let Some(lease) = &self.lease else { return true };
+        let mut taken = true;
         for vip in running.vips() {
             if let Err(e) = call(lease.as_ref(), vip) {
+                taken = false;
                 journal.seldom(&mut self.failures, || format!("{verb} the lease of {vip}: {e}"));
             }
         }
+        taken
     }
 }

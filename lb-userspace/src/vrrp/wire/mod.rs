@@ -13,6 +13,7 @@ mod lease;
 mod links;
 mod netlink;
 mod network;
+mod port;
 mod realtime;
 mod rounds;
 mod running;
@@ -151,9 +152,9 @@ impl Wire {
         self.ask(Command::Neighbours(id, neighbours));
     }
 
-    /// Hands every VIP over to a peer, if there is one.
-    pub fn release(&self) {
-        self.ask(Command::Release);
+    /// Hands VIPs over to a peer, if there is one: those of one instance and its sync group, or all.
+    pub fn release(&self, which: Option<InstanceId>) {
+        self.ask(Command::Release(which));
     }
 
     /// The state of every instance, in the order of the configuration. It ends with the thread.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::host::unicast::in_hex;
 use crate::vrrp::{
-    Moment, Settings, View,
+    Condition, Moment, Settings, View,
     packet::{Advertisement, Family, Proof, Seal, hmac},
     reception::{Auth, HmacMode, Reception},
 };
@@ -54,6 +54,11 @@ pub(super) enum Whose {
 pub(super) struct Running {
     pub(super) instance: Instance,
     pub(super) reception: Reception,
+    /// What tracking said last.
+    pub(super) told: Condition,
+    /// The data plane does not take leases: without one it will not let this node claim the VIPs for long, or let it for ever. When to
+    /// try again.
+    pub(super) unfenced: Option<Moment>,
     /// Since when the VIPs are here.
     pub(super) held: Option<Moment>,
     pub(super) conflicts: BTreeMap<IpAddr, Conflict>,
@@ -76,6 +81,8 @@ impl Running {
     pub(super) fn new(instance: Instance) -> Self {
         Self {
             reception: Reception::new(instance.rules(None)),
+            told: instance.settings.condition,
+            unfenced: None,
             instance,
             held: None,
             conflicts: BTreeMap::new(),
@@ -89,6 +96,11 @@ impl Running {
             sent: 0,
             defended: None,
         }
+    }
+
+    /// What counts for the priority.
+    pub(super) fn condition(&self) -> Condition {
+        Condition { fault: self.told.fault || self.unfenced.is_some(), ..self.told }
     }
 
     pub(super) fn vips(&self) -> impl Iterator<Item = IpAddr> {
@@ -127,7 +139,7 @@ impl Running {
         for destination in to {
             emit(&self.instance, priority, (source, *destination), &mut self.sequence, &mut self.packet)?;
             let left = match from {
-                Some((mac, link)) => link.send(&framed::to_group(mac, source, &self.packet)),
+                Some((mac, link)) => link.advertise(&framed::to_group(mac, source, &self.packet)),
                 None => socket.send(&self.packet, source, *destination),
             };
             match left {
@@ -278,6 +290,7 @@ impl Running {
             vrid: self.instance.vrid,
             addresses: self.instance.addresses.clone(),
             router,
+            fenced: self.unfenced.is_none(),
             sent: self.sent,
             counters: self.reception.counters().clone(),
             reports: self.reception.reports(now),

@@ -22,6 +22,8 @@ pub struct InstanceView {
     pub vrid: Vrid,
     pub addresses: Vec<IpNet>,
     pub router: View,
+    /// Whether the data plane takes leases; a fault if not.
+    pub fenced: bool,
     /// Adverts that left, one for each peer.
     pub sent: u64,
     pub counters: Counters,

@@ -1,0 +1,214 @@
+//! The tables of connections as other nodes see them: what is carried here is told, what is carried there is taken in.
+//!
+//! What was taken in is a *copy* until a packet of it passes here: it has counted none. Copies are not told on.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    ptr,
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::maps::{MapData, MapError, RingBuf};
+use lb_common::{
+    abi::{BackendId, names},
+    address::{Address, V4, V6},
+    conntrack::Phase,
+    flow::{Flow, Key, News, Role},
+    table::{Existing, Inserted, Set, Sets as _, find},
+};
+
+use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
+
+/// A connection that a node carries, in nobody's numbering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub backend: SocketAddr,
+    /// Where the backend sees the client: at the VIP, or at the client's own address if the backend is on the node that carries it.
+    pub seen: SocketAddr,
+    /// [`Phase::Established`] or later.
+    pub phase: Phase,
+    /// Since its last packet.
+    pub idle: Duration,
+    /// The last number that the client acknowledged, as on the wire; 0 if none is known.
+    pub acknowledged: [u8; 4],
+}
+
+/// What became of a connection that another node told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is a copy here now.
+    In,
+    /// It was a copy here, and is over.
+    Out,
+    /// Nothing: its last packet passed here, or there was nothing to end.
+    Known,
+    /// There is no room for it, or another connection has its place.
+    Refused,
+}
+
+/// A hand on the tables for whoever tells other nodes.
+pub struct Mirror {
+    news: RingBuf<MapData>,
+    flows4: Arc<Flows<V4>>,
+    flows6: Arc<Flows<V6>>,
+    ticker: Ticker,
+}
+
+impl fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mirror").finish_non_exhaustive()
+    }
+}
+
+impl Dataplane {
+    /// Takes the mirror; there is one.
+    pub fn mirror(&mut self) -> Result<Mirror, LoadError> {
+        let (flows4, flows6) = self.flows()?;
+        let failed = |source| LoadError::Map { name: names::NEWS, source };
+        let news = self.ebpf.take_map(names::NEWS).ok_or_else(|| failed(MapError::KeyNotFound))?;
+        Ok(Mirror { news: news.try_into().map_err(failed)?, flows4, flows6, ticker: self.ticker()? })
+    }
+}
+
+impl Mirror {
+    /// The next connection that has been established here or has ended.
+    pub fn news(&mut self) -> Option<Connection> {
+        loop {
+            let item = self.news.next()?;
+            let told = decoded::<V4>(&item).or_else(|| decoded::<V6>(&item));
+            if told.is_some() {
+                return told;
+            }
+        }
+    }
+
+    /// Goes through `sets` sets of the tables from the one numbered `from` on, and tells each connection that is open and carried here. Where
+    /// to go on; `None` at the end.
+    pub fn walk(&self, from: usize, sets: usize, mut each: impl FnMut(Connection)) -> Option<usize> {
+        let to = from + sets;
+        let (first, second) = (self.flows4.all(), self.flows6.all());
+        let part =
+            |length: usize, start: usize| from.saturating_sub(start).min(length)..to.saturating_sub(start).min(length);
+        self.tell(&first[part(first.len(), 0)], &mut each);
+        self.tell(&second[part(second.len(), first.len())], &mut each);
+        (to < first.len() + second.len()).then_some(to)
+    }
+
+    /// Takes in what another node has told, for the backend with that number.
+    pub fn take(&self, connection: &Connection, backend: BackendId) -> Taken {
+        match connection.client {
+            SocketAddr::V4(_) => self.take_as(&self.flows4, connection, backend),
+            SocketAddr::V6(_) => self.take_as(&self.flows6, connection, backend),
+        }
+    }
+
+    /// Makes the copies of connections to these VIPs this node's own, as if their last packet had just passed.
+    pub fn own(&self, vips: &BTreeSet<IpAddr>) {
+        self.own_as(&self.flows4, vips);
+        self.own_as(&self.flows6, vips);
+    }
+
+    fn tell<A: Address>(&self, sets: &[Set<A>], each: &mut impl FnMut(Connection)) {
+        let now = self.ticker.now() as u32;
+        for (_, slot) in sets.iter().flat_map(Set::entries) {
+            let (key, flow) = (slot.key(), slot.flow());
+            if flow.role.from_client() && flow.phase() == Phase::Established && !flow.is_copy() {
+                let idle = self.ticker.time(flow.idle(now));
+                each(connection(key, &flow.other, flow.phase(), idle, flow.acknowledged()));
+            }
+        }
+    }
+
+    fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId) -> Taken {
+        let Connection { client, vip, backend: server, seen, phase, idle, acknowledged } = told;
+        let key: Key<A> = key(*client, *vip);
+        let other = self::key(*server, *seen);
+        let now = self.ticker.now();
+        let known = find(flows, &key);
+        if let Some(flow) = known
+            && !flow.is_copy()
+            && u64::from(flow.idle(now as u32)) <= self.ticker.count(*idle)
+        {
+            return Taken::Known;
+        }
+        if *phase != Phase::Established {
+            let Some(flow) = known else { return Taken::Known };
+            let former = flow.other;
+            flows.remove_at(&former, now as u32);
+            flows.remove_at(&key, now as u32);
+            return Taken::Out;
+        }
+        let half = |key: &Key<A>, other: &Key<A>, role| {
+            let mut flow = Flow::default();
+            flow.start(key, other, role, backend, *phase, now);
+            flow.set_acknowledged(*acknowledged);
+            flow
+        };
+        let insert = |key, flow: &Flow<A>, existing| match Inserted::from_raw(flows.insert_as(key, flow, existing)) {
+            Inserted::Exists | Inserted::Full => false,
+            Inserted::Free | Inserted::HalfOpen | Inserted::Closing | Inserted::Idle => true,
+        };
+        let whole = insert(&other, &half(&other, &key, Role::REPLY), Existing::Kept)
+            && insert(&key, &half(&key, &other, Role::FORWARD), Existing::Replaced);
+        if whole { Taken::In } else { Taken::Refused }
+    }
+
+    fn own_as<A: Address>(&self, flows: &Flows<A>, vips: &BTreeSet<IpAddr>) {
+        let now = self.ticker.now();
+        for (_, slot) in flows.all().iter().flat_map(Set::entries) {
+            let (key, flow) = (slot.key(), slot.flow());
+            if flow.role.from_client() && flow.is_copy() && vips.contains(&canonical(key.destination)) {
+                flow.touch(now, 0, flow.acknowledged());
+            }
+        }
+    }
+}
+
+/// What an item of the ring says, if it is of that family.
+fn decoded<A: Address>(item: &[u8]) -> Option<Connection> {
+    // The ring gives eight bytes at a time.
+    if item.len() != size_of::<News<A>>() {
+        return None;
+    }
+    // SAFETY: as long as the value, whose every bit pattern is valid.
+    let news = unsafe { ptr::read_unaligned(item.as_ptr().cast::<News<A>>()) };
+    Some(connection(&news.key, &news.other, news.phase(), Duration::ZERO, news.acknowledged))
+}
+
+fn connection<A: Address>(
+    key: &Key<A>,
+    other: &Key<A>,
+    phase: Phase,
+    idle: Duration,
+    acknowledged: [u8; 4],
+) -> Connection {
+    let socket = |address: A, port| SocketAddr::new(canonical(address), u16::from_be_bytes(port));
+    Connection {
+        client: socket(key.source, key.source_port),
+        vip: socket(key.destination, key.destination_port),
+        backend: socket(other.source, other.source_port),
+        seen: socket(other.destination, other.destination_port),
+        phase,
+        idle,
+        acknowledged,
+    }
+}
+
+fn canonical<A: Address>(address: A) -> IpAddr {
+    Ipv6Addr::from(address.mapped()).to_canonical()
+}
+
+fn key<A: Address>(source: SocketAddr, destination: SocketAddr) -> Key<A> {
+    let address = |ip| A::from_mapped(&super::fence::mapped(ip));
+    Key {
+        source: address(source.ip()),
+        destination: address(destination.ip()),
+        source_port: source.port().to_be_bytes(),
+        destination_port: destination.port().to_be_bytes(),
+    }
+}
