@@ -15,6 +15,7 @@ use lb_tests::{
     xvip::backends,
 };
 use lb_userspace::health::State;
+use socket2::{Domain, Socket, Type};
 
 const HOLDER: &str = "ha-lb-a";
 const DEAD: &str = "master-2";
@@ -79,12 +80,19 @@ fn own(site: &Site, cgroup: &Cgroup, v6: bool) -> Vec<Idle> {
     let host = site.host(HOLDER);
     let connect = || {
         cgroup.join().unwrap();
-        let connected = || {
-            let stream = TcpStream::connect(Topology::C.endpoint(v6)).unwrap();
-            stream.set_nonblocking(true).unwrap();
-            stream
+        // Of its own choice, the kernel gives one port to connections to several backends, and then it does not tell them apart.
+        let connected = |port: u16| {
+            let (vip, any) = (Topology::C.endpoint(v6), if v6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) });
+            let socket = Socket::new(Domain::for_address(vip), Type::STREAM, None).unwrap();
+            if v6 {
+                socket.set_only_v6(true).unwrap();
+            }
+            socket.bind(&SocketAddr::new(any, port).into()).unwrap();
+            socket.connect(&vip.into()).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            TcpStream::from(socket)
         };
-        std::iter::repeat_with(connected).take(OWN).collect::<Vec<_>>()
+        (20_000..).take(OWN).map(connected).collect::<Vec<_>>()
     };
     let streams = host.enter(connect).unwrap();
     let list = host.exec(&["ss", "-tnH", "dst", &dead.to_string()]).unwrap();
@@ -149,8 +157,13 @@ fn idle_clients_of_an_unplugged_backend_are_reset_at_once_and_no_others() {
         assert!(after < TOLD, "{name}: {after:?}");
         assert!(ends.iter().all(|end| *end == Some(ErrorKind::ConnectionReset)), "{ends:?}");
     }
-    let closed = |idle: &mut [Idle]| idle.iter_mut().filter(|idle| idle.doomed).all(|idle| idle.end().is_some());
-    lb_tests::wait::until("the holder's own", LIMIT, || own.iter_mut().all(|own| closed(own)).then_some(())).unwrap();
+    let mut left = Vec::new();
+    let closed = lb_tests::wait::until("the holder's own", LIMIT, || {
+        let doomed = own.iter_mut().flatten().filter(|idle| idle.doomed);
+        left = doomed.filter_map(|idle| idle.end().is_none().then(|| format!("{:?}", idle.stream))).collect();
+        left.is_empty().then_some(())
+    });
+    closed.unwrap_or_else(|late| panic!("{late}: {left:#?}\n{}", site.xvip.log()));
 
     let total: u64 = counts.iter().sum::<usize>() as u64;
     let counted = |status: &lb_userspace::admin::Status| status.connections.reset == total;

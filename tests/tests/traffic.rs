@@ -216,12 +216,11 @@ fn a_connection_to_a_vanished_backend_is_reset_at_its_next_packet() {
         socket.connect_timeout(&target.into(), limit).unwrap();
         socket.set_read_timeout(Some(limit)).unwrap();
 
-        // Nobody is left who could refuse: only the load balancer can tell the client.
+        // Nobody is left who could refuse: only the load balancer can tell the client, which may be told before it asks.
         site.host("master-2").unplug().unwrap();
         site.wait_for_state("master-2", State::Down).unwrap();
         let start = Instant::now();
-        socket.write_all(b"anybody there?").unwrap();
-        let error = socket.read(&mut [0; 1]).unwrap_err();
+        let error = socket.write_all(b"anybody there?").and_then(|()| socket.read(&mut [0; 1])).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
         site.host("master-2").plug().unwrap();

@@ -13,6 +13,7 @@ mod lease;
 mod links;
 mod netlink;
 mod network;
+mod port;
 mod realtime;
 mod rounds;
 mod running;

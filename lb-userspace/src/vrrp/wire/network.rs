@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
     os::fd::AsFd,
     time::Duration,
 };
@@ -14,18 +13,17 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 
 use super::{
     Instance,
-    claims::Claims,
     journal::Journal,
     links::{Link, Links, MARK},
     netlink::{Netlink, News},
-    socket::VrrpSocket,
+    port::{Needs, Port},
 };
 use crate::{
     host::{
         unicast::{self, in_hex},
         vip::address_message,
     },
-    vrrp::{Moment, Vrid, packet::Family},
+    vrrp::{Moment, packet::Family},
 };
 
 /// After a socket could not be opened.
@@ -39,32 +37,6 @@ pub(super) struct Network {
     needs: BTreeMap<String, Needs>,
     ports: BTreeMap<String, Port>,
     retry: Option<Moment>,
-}
-
-/// What the instances of one interface need.
-#[derive(Debug, Default)]
-struct Needs {
-    v4: Adverts,
-    v6: Adverts,
-    /// With the virtual MACs that they are at.
-    vips: BTreeMap<IpAddr, Option<[u8; 6]>>,
-}
-
-#[derive(Debug, Default)]
-struct Adverts {
-    vrids: BTreeSet<Vrid>,
-    multicast: bool,
-}
-
-/// One interface that is up.
-pub(super) struct Port {
-    index: u32,
-    mac: [u8; 6],
-    v4: Option<VrrpSocket>,
-    v6: Option<VrrpSocket>,
-    pub(super) claims: Option<Claims>,
-    /// Whether the interface can listen to the virtual MACs.
-    takes_macs: bool,
 }
 
 impl Network {
@@ -218,18 +190,11 @@ impl Network {
                 self.ports.remove(name);
                 continue;
             };
-            let port = self.ports.remove(name).filter(|port| port.index == link.index && port.mac == link.mac);
+            let port = self.ports.remove(name).filter(|port| port.is_of(link));
             if port.is_none() {
                 renewed.insert(name.clone());
             }
-            let mut port = port.unwrap_or(Port {
-                index: link.index,
-                mac: link.mac,
-                v4: None,
-                v6: None,
-                claims: None,
-                takes_macs: false,
-            });
+            let mut port = port.unwrap_or_else(|| Port::of(link));
             let completed =
                 port.complete(name, needs, &self.epoll).map_err(|e| format!("opening sockets on {name}: {e}"));
             if let Err(why) = completed.and(port.try_macs(name, needs, &mut self.netlink)) {
@@ -239,73 +204,6 @@ impl Network {
             self.ports.insert(name.clone(), port);
         }
         renewed
-    }
-}
-
-impl Needs {
-    fn macs(&self) -> impl Iterator<Item = [u8; 6]> {
-        self.vips.values().copied().flatten()
-    }
-}
-
-impl Port {
-    /// Whether adverts can be sent, and VIPs be reached where they will be.
-    pub(super) fn is_ready(&self, family: Family, virtual_mac: bool) -> bool {
-        self.adverts(family).is_some() && (self.takes_macs || !virtual_mac)
-    }
-
-    pub(super) fn adverts(&self, family: Family) -> Option<&VrrpSocket> {
-        match family {
-            Family::V4 => self.v4.as_ref(),
-            Family::V6 => self.v6.as_ref(),
-        }
-    }
-
-    pub(super) fn sockets(&mut self) -> impl Iterator<Item = (&mut VrrpSocket, Family)> {
-        let v6 = self.v6.iter_mut().map(|socket| (socket, Family::V6));
-        self.v4.iter_mut().map(|socket| (socket, Family::V4)).chain(v6)
-    }
-
-    /// Tries whether the interface takes virtual MACs. One that has never been master does not listen to any: if the switch sent a frame to
-    /// everybody, two nodes would carry it.
-    fn try_macs(&mut self, name: &str, needs: &Needs, netlink: &mut Netlink) -> Result<(), String> {
-        if self.takes_macs {
-            return Ok(());
-        }
-        for mac in needs.macs().collect::<BTreeSet<_>>() {
-            let tried = netlink.listen_to(self.index, mac);
-            tried.and_then(|added| if added { netlink.ignore(self.index, mac) } else { Ok(false) }).map_err(|e| {
-                format!(
-                    "{name} does not take what is sent to virtual MAC {}: {e}. Leave `virtual_mac` out",
-                    in_hex(mac)
-                )
-            })?;
-        }
-        self.takes_macs = true;
-        Ok(())
-    }
-
-    /// Opens what is needed and missing. Where one fails, the others are tried.
-    fn complete(&mut self, name: &str, needs: &Needs, epoll: &Epoll) -> io::Result<()> {
-        let mut outcome = Ok(());
-        for (socket, family, adverts) in [(&mut self.v4, Family::V4, &needs.v4), (&mut self.v6, Family::V6, &needs.v6)]
-        {
-            if socket.is_none() && !adverts.vrids.is_empty() {
-                let opened =
-                    VrrpSocket::open(name, self.index, family, adverts.multicast, adverts.vrids.iter().copied())
-                        .and_then(|socket| wake_on(epoll, &socket.socket).map(|()| socket));
-                outcome = outcome.and(opened.map(|opened| *socket = Some(opened)));
-            }
-        }
-        // Where there is no Ethernet address, nobody resolves any.
-        if self.claims.is_none() && self.mac != [0; 6] {
-            let opened = Claims::open(name, self.index, self.mac, &needs.vips).and_then(|claims| {
-                claims.sockets().try_for_each(|socket| wake_on(epoll, socket))?;
-                Ok(claims)
-            });
-            outcome = outcome.and(opened.map(|opened| self.claims = Some(opened)));
-        }
-        outcome
     }
 }
 
