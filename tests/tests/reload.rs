@@ -10,6 +10,7 @@ use std::{
 
 use lb_tests::{
     client::{EchoReport, Failure, Load},
+    lab::Cgroup,
     site::{Site, quick},
     topology::Topology,
     wait,
@@ -108,13 +109,16 @@ fn twenty_reloads_lose_no_stream_and_no_request() {
         }
         anyhow::Ok(())
     };
-    let load = Load { requests: 100_000, concurrency: 8, rate: Some(40.0), ..Load::default() };
+    let sources = site.sources(false, 50).unwrap();
+    let load =
+        Load { requests: 100_000, concurrency: 8, rate: Some(40.0), sources: sources.clone(), ..Load::default() };
     let requests = || site.load_during(false, load, reloads);
-    let ((_, report), four) = site.echo_during(false, &site.sources(false, 50).unwrap(), requests).unwrap();
+    let ((_, report), four) = site.echo_during(false, &sources, requests).unwrap();
     assert_whole(&four, &site.xvip);
     let served: BTreeSet<_> = four.iter().flatten().map(|stream| stream.backend.as_str()).collect();
     assert_eq!(served.len(), 3, "every backend had streams: {served:?}");
-    assert!(report.good() > 100 && report.failures().is_empty(), "{report}\n{}", site.xvip.log());
+    assert!(report.good() > 80 && report.failures().is_empty(), "{report}\n{}", site.xvip.log());
+    assert_eq!(report.backends().len(), 3, "{report}");
     assert_eq!(site.event("rebuilt").unwrap(), 0);
     site.deployment.lab.assert_checksums_clean();
 }
@@ -361,4 +365,64 @@ fn what_was_removed_while_no_daemon_ran_drains_as_well() {
         .unwrap();
     assert_whole(&streams, &next);
     assert!(streams.iter().flatten().any(|stream| stream.backend == "master-1"));
+}
+
+#[test]
+fn local_connections_to_a_removed_backend_stay_for_its_time() {
+    let cgroup = Cgroup::new("stays").unwrap();
+    let on = |text: &str| draining(&text.replace("cgroup = \"off\"", &format!("cgroup = {:?}", cgroup.path())), "4s");
+    let site = Site::up_with(Topology::C, "stays", NODE, |text| on(&text)).unwrap();
+    let open = || {
+        cgroup.join().unwrap();
+        let connect = |_| TcpStream::connect(Topology::C.endpoint(false)).unwrap();
+        (0..24).map(connect).collect::<Vec<_>>()
+    };
+    let sockets = site.host(NODE).enter(open).unwrap();
+    // Whether a connection is open still, asked without waiting.
+    let open = || {
+        let lives = |socket: &&TcpStream| {
+            socket.set_nonblocking(true).unwrap();
+            let mut byte = [0];
+            (&**socket).read(&mut byte).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        sockets.iter().filter(lives).count() as u64
+    };
+    site.xvip.reload(&without(&on(&configuration(&site)), &["master-1"])).unwrap();
+    let count = |status: &Status| drained(status).get("master-1").copied().unwrap_or_default();
+    let status = site.xvip.wait_for("them to be counted", LIMIT, |status| count(status) > 0).unwrap();
+    let before = count(&status);
+    assert_eq!(open(), 24, "before their time, and before the backends tire of waiting for a handshake");
+    let until = status.removed.iter().map(|removed| removed.until).min().unwrap();
+    wait::until("them to be closed", LIMIT, || (open() < 24).then_some(())).unwrap();
+    assert!(SystemTime::now() >= until);
+    wait::until("all of them to be closed", LIMIT, || (open() == 24 - before).then_some(())).unwrap();
+}
+
+#[test]
+fn a_reload_moves_no_vip_of_vrrp() {
+    let section = "\n[[vrrp]]\nname = \"one\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"192.168.2.100\"]\n";
+    let site = Site::up_with(Topology::C, "moves", NODE, |text| text + section).unwrap();
+    let base = configuration(&site) + section;
+    let held = |status: &Status| status.virtual_servers.iter().all(|server| server.held);
+    let before = site.xvip.wait_for("the VIPs", LIMIT, held).unwrap().vrrp;
+    let (first, rest) = base.split_once("[[virtual_server]]").unwrap();
+    let (server, _) = rest.split_once("[[virtual_server]]").unwrap();
+    // Another port of the same VIP.
+    let second = server.replace("16443", "7443");
+    let more = format!("{first}[[virtual_server]]{second}[[virtual_server]]{rest}");
+    let target = SocketAddr::from(([192, 168, 2, 100], 7443));
+    site.xvip.reload(&more).unwrap();
+    site.wait_for_states(State::Up).unwrap();
+    let connect = || site.deployment.client_host().enter(|| TcpStream::connect(target)).unwrap();
+    assert!(connect().is_ok());
+    site.xvip.reload(&base).unwrap();
+    assert!(connect().is_err());
+
+    site.xvip.rewrite(&base.replace("vrid = 51", "vrid = 51\npriority = 90")).unwrap();
+    let refused = site.xvip.command(&["reload"]).unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(said(&refused).contains("vrrp \"one\" priority can change only with a restart"), "{}", said(&refused));
+    let after = site.xvip.status().unwrap().vrrp;
+    let told = |vrrp: &[lb_userspace::admin::vrrp::Instance]| (vrrp[0].state, vrrp[0].priority, vrrp[0].transitions);
+    assert_eq!(told(&after), told(&before));
 }

@@ -48,6 +48,12 @@ pub(super) fn backends(
             backends.held.insert(server.address);
         }
     }
+    // Their connections go on here, and so they should on the other nodes.
+    for (endpoint, removed) in numbers.removed().filter(|(endpoint, _)| !local.contains(&endpoint.address())) {
+        let vip = SocketAddr::new(endpoint.vip(), u16::from_be_bytes(endpoint.service().port()));
+        let address = SocketAddr::new(endpoint.address(), endpoint.port());
+        backends.known.extend((!removed.over).then_some(((vip, address), removed.id)));
+    }
     backends
 }
 
@@ -89,6 +95,13 @@ mod tests {
         let others = backends(servers, &given, &BTreeSet::from([own]), &[false]);
         let numbers = |backends: &Backends| backends.known.values().map(|id| id.0).collect::<Vec<_>>();
         assert_eq!((numbers(&all), numbers(&others)), (vec![0, 1, 2], vec![0, 2]));
+        let mut fewer = servers.clone();
+        fewer[0].backends.pop();
+        given.follow(servers, &fewer, Duration::ZERO).expect("few enough");
+        let drains = backends(&fewer, &given, &BTreeSet::new(), &[true]);
+        assert_eq!(drains.known, all.known, "one that was removed has connections yet");
+        given.expire(Duration::MAX);
+        assert_eq!(numbers(&backends(&fewer, &given, &BTreeSet::new(), &[true])), [0, 1]);
         assert_eq!((all.held.len(), others.held.len()), (1, 0));
     }
 }
