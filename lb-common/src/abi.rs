@@ -10,6 +10,12 @@ use crate::{
     wire::Tags,
 };
 
+mod counter;
+mod filter;
+
+pub use counter::Counter;
+pub use filter::Filter;
+
 /// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
@@ -332,70 +338,6 @@ pub struct Port {
     pub tags: Tags,
 }
 
-/// Words of [`Filter`].
-const FILTER_WORDS: usize = 64;
-
-/// A set of addresses that answers "surely not" with one load: 4096 bits, one for each hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Filter([u64; FILTER_WORDS]);
-
-impl Default for Filter {
-    fn default() -> Self {
-        Self::empty()
-    }
-}
-
-impl Filter {
-    pub const fn empty() -> Self {
-        Self([0; FILTER_WORDS])
-    }
-
-    /// Says of nothing that it surely is not there.
-    pub const fn full() -> Self {
-        Self([u64::MAX; FILTER_WORDS])
-    }
-
-    pub fn insert<A: Address>(&mut self, address: A) {
-        let (word, bit) = Self::place(address);
-        self.0[word] |= bit;
-    }
-
-    #[inline(always)]
-    pub fn may_hold<A: Address>(&self, address: A) -> bool {
-        let (word, bit) = Self::place(address);
-        self.0[word] & bit != 0
-    }
-
-    pub fn insert_mac(&mut self, mac: [u8; 6]) {
-        let (word, bit) = Self::place_of(Self::digest(mac));
-        self.0[word] |= bit;
-    }
-
-    #[inline(always)]
-    pub fn may_hold_mac(&self, mac: [u8; 6]) -> bool {
-        let (word, bit) = Self::place_of(Self::digest(mac));
-        self.0[word] & bit != 0
-    }
-
-    #[inline(always)]
-    fn digest([a, b, c, d, e, f]: [u8; 6]) -> u32 {
-        u32::from_ne_bytes([c, d, e, f]) ^ u32::from(u16::from_ne_bytes([a, b]))
-    }
-
-    #[inline(always)]
-    fn place<A: Address>(address: A) -> (usize, u64) {
-        Self::place_of(address.digest())
-    }
-
-    #[inline(always)]
-    fn place_of(digest: u32) -> (usize, u64) {
-        // Fibonacci hashing: the upper 12 bits.
-        let hash = digest.wrapping_mul(0x9e37_79b1) >> 20;
-        ((hash >> 6) as usize & (FILTER_WORDS - 1), 1 << (hash & 63))
-    }
-}
-
 /// What all packets need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -501,88 +443,6 @@ impl Fence {
     }
 }
 
-/// Declares the counters: their order is their place in the map.
-macro_rules! counters {
-    ($($(#[doc = $doc:literal])* $name:ident = $label:literal,)*) => {
-        /// Things that happen to packets and are counted. Packets that are not ours are not: they leave untouched and
-        /// uncounted.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u32)]
-        pub enum Counter { $($(#[doc = $doc])* $name,)* }
-
-        impl Counter {
-            pub const ALL: &[Self] = &[$(Self::$name),*];
-
-            /// Name in metrics.
-            pub const fn label(self) -> &'static str {
-                match self { $(Self::$name => $label),* }
-            }
-
-            /// Meaning, for help texts.
-            pub const fn help(self) -> &'static str {
-                match self { $(Self::$name => concat!($($doc),*)),* }
-            }
-        }
-    };
-}
-
-counters! {
-    /// Connections that got a backend, repeated SYNs included.
-    Connected = "connected",
-    /// Connections that were found again without their SYN, after a lost entry.
-    Rebuilt = "rebuilt",
-    /// Connections of this host's own processes that got a backend.
-    Local = "local",
-    /// Connections of this host's own processes refused because no backend takes new ones.
-    LocalRefused = "local_refused",
-    /// Packets to a VIP that no virtual server asks for, left to the host.
-    NoService = "no_service",
-    /// Fragments to a VIP, left to the host: ports are in the first one only.
-    Fragment = "fragment",
-    /// Packets to a VIP whose lengths contradict each other, left to the host.
-    Malformed = "malformed",
-    /// Connections reset because no backend takes new ones.
-    NoBackend = "no_backend",
-    /// Connections reset because their backend is down.
-    BackendDown = "backend_down",
-    /// Segments that belong to no connection and cannot start one, dropped.
-    Stray = "stray",
-    /// Replies of backends to connections that are not known here, dropped: their client's next packet makes the entry again.
-    Orphan = "orphan",
-    /// Packets whose time to live ended here, dropped.
-    Expired = "expired",
-    /// Connections dropped because no source port was free towards their backend.
-    NoPort = "no_port",
-    /// Connections dropped because the table would not take them.
-    TableFull = "table_full",
-    /// Half-open connections that gave way to newer ones.
-    EvictedHalfOpen = "evicted_half_open",
-    /// Closing connections that gave way to new ones, because the table is nearly full.
-    EvictedClosing = "evicted_closing",
-    /// Established connections without a packet for minutes that gave way to new ones, because the table is nearly full.
-    EvictedIdle = "evicted_idle",
-    /// Packets without a route to where they should go, dropped.
-    NoRoute = "no_route",
-    /// Packets that the kernel sent instead of XDP: the neighbour was not resolved, or the way out has other tags or no program.
-    Unresolved = "unresolved",
-    /// Packets dropped because the kernel's own way was closed too.
-    NoMetadata = "no_metadata",
-    /// ICMP errors about a connection, sent on to the end that they are for.
-    IcmpError = "icmp_error",
-    /// ICMP errors about connections that are not known here, left to the host.
-    IcmpStranger = "icmp_stranger",
-    /// ARP requests and neighbour solicitations for a VIP whose lease has ended, dropped: another node may hold it by now.
-    Fenced = "fenced",
-    /// Packets to a VIP whose lease ended longer ago than this node goes on carrying, dropped.
-    Overdue = "overdue",
-    /// Packets of sources that the virtual server's lists deny, dropped.
-    Denied = "denied",
-}
-
-impl Counter {
-    pub const COUNT: usize = Self::ALL.len();
-}
-
 /// Spreads a client's address over a selection table.
 #[inline(always)]
 pub fn source_hash<A: Address>(address: &A) -> u32 {
@@ -641,19 +501,6 @@ mod pod {
 mod tests {
     use super::*;
     use crate::address::{V4, V6};
-
-    #[test]
-    fn a_filter_knows_what_was_put_in_and_little_else() {
-        let mut filter = Filter::empty();
-        let vip = V4([192, 168, 2, 100]);
-        assert!(!filter.may_hold(vip));
-        filter.insert(vip);
-        filter.insert(V6([0xfd; 16]));
-        assert!(filter.may_hold(vip));
-        assert!(filter.may_hold(V6([0xfd; 16])));
-        let others = (0..=255).filter(|last| *last != 100 && filter.may_hold(V4([192, 168, 2, *last]))).count();
-        assert!(others <= 2, "{others} neighbours of the VIP share its bit");
-    }
 
     #[test]
     fn a_fence_is_behind_whoever_is_past_its_tick() {
