@@ -117,7 +117,7 @@ fn twenty_reloads_lose_no_stream_and_no_request() {
     assert_whole(&four, &site.xvip);
     let served: BTreeSet<_> = four.iter().flatten().map(|stream| stream.backend.as_str()).collect();
     assert_eq!(served.len(), 3, "every backend had streams: {served:?}");
-    assert!(report.good() > 80 && report.failures().is_empty(), "{report}\n{}", site.xvip.log());
+    assert!(report.good() > 40 && report.failures().is_empty(), "{report}\n{}", site.xvip.log());
     assert_eq!(report.backends().len(), 3, "{report}");
     assert_eq!(site.event("rebuilt").unwrap(), 0);
     site.deployment.lab.assert_checksums_clean();
@@ -188,8 +188,8 @@ fn a_backend_stands_in_for_its_successors_until_one_is_up() {
 
 #[test]
 fn what_has_not_ended_when_the_drain_time_is_over_is_reset() {
-    let site = Site::up(Topology::C, "resets", NODE).unwrap();
-    let base = draining(&configuration(&site), "2s");
+    let site = Site::up_with(Topology::C, "resets", NODE, |text| forgetful(&text)).unwrap();
+    let base = draining(&forgetful(&configuration(&site)), "2s");
     let (_, streams) = site
         .echo_during(false, &site.sources(false, 20).unwrap(), || {
             site.xvip.reload(&base)?;
