@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs xvip with its configuration: appliance.sh ADDRESS start|hold
+# Installs xvip with its configuration: appliance.sh ADDRESS PEER PRIORITY
 set -euo pipefail
 address=$1
-action=$2
+peer=$2
+priority=$3
 
 interface=$(ip -json -4 address show | python3 -c '
 import json, sys
@@ -14,23 +15,11 @@ for link in json.load(sys.stdin):
 
 install -m 0755 /tmp/xvip /usr/local/bin/xvip
 install -d -m 0755 /etc/xvip
-sed "s/@INTERFACE@/$interface/" /tmp/xvip.toml >/etc/xvip/xvip.toml
+sed "s/@INTERFACE@/$interface/; s/@ADDRESS@/$address/; s/@PEER@/$peer/; s/@PRIORITY@/$priority/" /tmp/xvip.toml >/etc/xvip/xvip.toml
+# For this lab only: a real one is `openssl rand -hex 32`, and stays among the nodes.
+(umask 077 && printf '5a%.0s' {1..32} >/etc/xvip/sync.key)
+install -m 0644 /tmp/xvip.service /etc/systemd/system/xvip.service
 xvip check --offline -c /etc/xvip/xvip.toml
-
-cat >/etc/systemd/system/xvip.service <<'UNIT'
-[Unit]
-Description=xvip load balancer
-After=network-online.target
-Wants=network-online.target
-
-[Service]
-ExecStart=/usr/local/bin/xvip run -c /etc/xvip/xvip.toml
-RuntimeDirectory=xvip
-Restart=on-failure
-UNIT
 systemctl daemon-reload
-
-# No [Install] section: after a reboot the VIP is where it was started by hand, and nowhere twice.
-if [[ $action == start ]]; then
-    systemctl restart xvip
-fi
+systemctl enable xvip
+systemctl restart xvip
