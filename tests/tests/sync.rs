@@ -1,7 +1,10 @@
 //! Connections that both appliances know: what a failover leaves of them. Needs root.
 
 use std::{
-    fs, thread,
+    fs,
+    io::{ErrorKind, Read as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,6 +19,7 @@ use lb_userspace::{
     admin::{Status, vrrp::State as Role},
     health::State,
 };
+use socket2::{Domain, Socket, Type};
 
 const A: &str = "ha-lb-a";
 const B: &str = "ha-lb-b";
@@ -56,8 +60,8 @@ fn wait_for_backend(xvip: &Xvip, name: &str, state: State) {
     xvip.wait_for(&format!("{name} to be {state:?}"), LIMIT, all).unwrap();
 }
 
-/// Streams of both families, opened while a backend is away; then it returns, and `faults` come with the VIPs at A.
-fn survive(name: &str, faults: impl Fn(&Site, &Xvip) + Sync) {
+/// Both nodes, which hear each other; the VIPs are at A.
+fn pair(name: &str) -> (Site, Xvip) {
     let deployment = Topology::C.build(name).unwrap();
     let text = configuration(&deployment, A);
     let site = Site::of(deployment, A, &text).unwrap();
@@ -68,13 +72,23 @@ fn survive(name: &str, faults: impl Fn(&Site, &Xvip) + Sync) {
         let connected = |status: &Status| status.sync.as_ref().is_some_and(|sync| sync.peers[0].connected);
         xvip.wait_for("the peer to be there", LIMIT, connected).unwrap();
     }
+    (site, b)
+}
+
+fn wait_for_taken(xvip: &Xvip, connections: u32) {
+    let all = |status: &Status| status.sync.as_ref().is_some_and(|sync| sync.taken >= u64::from(connections));
+    xvip.wait_for("all connections to be known there", LIMIT, all).unwrap();
+}
+
+/// Streams of both families, opened while a backend is away; then it returns, and `faults` come with the VIPs at A.
+fn survive(name: &str, faults: impl Fn(&Site, &Xvip) + Sync) {
+    let (site, b) = pair(name);
     site.host(ABSENT).unplug().unwrap();
     wait_for_backend(&site.xvip, ABSENT, State::Down);
     wait_for_backend(&b, ABSENT, State::Down);
 
     let scene = || {
-        let all = |status: &Status| status.sync.as_ref().is_some_and(|sync| sync.taken >= u64::from(2 * STREAMS));
-        b.wait_for("all connections to be known there", LIMIT, all)?;
+        wait_for_taken(&b, 2 * STREAMS);
         site.host(ABSENT).plug()?;
         wait_for_backend(&site.xvip, ABSENT, State::Up);
         wait_for_backend(&b, ABSENT, State::Up);
@@ -145,4 +159,46 @@ fn streams_outlive_a_killed_master() {
         let_run();
         assert_carries_all(b);
     });
+}
+
+#[test]
+fn idle_clients_of_a_backend_that_the_new_master_does_not_reach_are_told() {
+    let (site, b) = pair("unreached");
+    let sources = site.sources(false, STREAMS).unwrap();
+    let answers = site.map(false, &sources).unwrap();
+    let before = b.status().unwrap().sync.map_or(0, |sync| sync.taken);
+    let open = |source: &IpAddr| {
+        let vip = Topology::C.endpoint(false);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(*source, 0).into()).unwrap();
+        socket.connect(&vip.into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        (TcpStream::from(socket), answers.by_source()[source] == ABSENT)
+    };
+    let clients = site.deployment.client_host().enter(|| sources.iter().map(open).collect::<Vec<_>>()).unwrap();
+    assert!(clients.iter().filter(|(_, doomed)| *doomed).count() >= 3);
+    wait_for_taken(&b, before as u32 + STREAMS);
+
+    let [absent, _] = site.deployment.node(ABSENT).unwrap().addresses();
+    site.host(B).exec(&["ip", "route", "add", "unreachable", &absent.to_string()]).unwrap();
+    let down = |status: &Status| status.virtual_servers[0].backends.iter().any(|backend| backend.state == State::Down);
+    b.wait_for("B to miss it", LIMIT, down).unwrap();
+    site.host(A).unplug().unwrap();
+    wait_for(&b, Role::Master);
+    let end = |stream: &TcpStream| (&*stream).read(&mut [0; 1]).map_err(|error| error.kind());
+    let mut waiting: Vec<&TcpStream> = clients.iter().filter(|(_, doomed)| *doomed).map(|(stream, _)| stream).collect();
+    let told = || {
+        waiting.retain(|stream| match end(stream) {
+            Err(ErrorKind::WouldBlock) => true,
+            other => {
+                assert_eq!(other, Err(ErrorKind::ConnectionReset));
+                false
+            }
+        });
+        waiting.is_empty().then_some(())
+    };
+    wait::until("its clients to be told", LIMIT, told).unwrap();
+    for (stream, _) in clients.iter().filter(|(_, doomed)| !doomed) {
+        assert_eq!(end(stream), Err(ErrorKind::WouldBlock), "{stream:?}");
+    }
 }

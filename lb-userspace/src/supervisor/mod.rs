@@ -9,52 +9,50 @@ mod ordering;
 mod placement;
 mod reload;
 mod resetting;
+mod starting;
 mod sweeping;
 mod syncing;
+mod tables;
 mod view;
 mod vips;
 mod vrrp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
-use lb_common::abi::{Backend, BackendId, MAX_SERVICES};
+use lb_common::abi::BackendId;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval},
 };
 
-use self::{
-    attaching::families,
-    callers::Caller,
-    closing::Closer,
-    placement::{carried, moves, ports},
-    resetting::Resetter,
-    vips::Vips,
-    vrrp::{Seen, Vrrp},
-};
 pub(crate) use self::{
     attaching::hooked,
     leaving::{macs, vips},
     placement::carriers,
 };
+use self::{
+    callers::Caller,
+    closing::Closer,
+    resetting::Resetter,
+    vips::Vips,
+    vrrp::{Seen, Vrrp},
+};
 use crate::{
-    admin::{ControlSocket, Status, metrics::MetricsServer, probes::ProbeServer, socket::Command, status},
-    config::{
-        hints,
-        model::{self, Config, VirtualServer},
-    },
-    dataplane::{Change, Dataplane, Mode, Options, Swept},
-    health::{BackendKey, Checkers, Reports, State},
-    host::{self, Changes, Forwarding, Handle, Interface, Interfaces, preflight},
-    reconcile::{Applied, Inputs, Numbers, Orders, desired, plan, service},
+    admin::{Status, socket::Command, status},
+    config::model::{self, Config},
+    dataplane::{Dataplane, Mode, Swept},
+    health::{Checkers, Reports},
+    host::{self, Changes, Forwarding, Handle, Interface, Interfaces},
+    reconcile::{Applied, Numbers, Orders},
     sync::Sync,
 };
 
@@ -65,9 +63,6 @@ const COMMANDS: usize = 4;
 
 /// Connections that are alive, by backend.
 type Alive = BTreeMap<BackendId, u64>;
-
-/// What the checks say: of configured backends in the order of the configuration, and of removed ones by number.
-type Health = (Vec<Vec<State>>, BTreeMap<BackendId, State>);
 
 /// Runs until SIGTERM or SIGINT. Whatever was added to the host is removed before it returns, on failure too. SIGHUP reads `file`
 /// again, where `config` comes from.
@@ -141,6 +136,8 @@ struct Node<'a> {
     /// Who is told one by one when a VIP comes here.
     callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
+    /// VIPs that are here.
+    held: BTreeSet<IpAddr>,
     /// Clients that were told that their backend is down.
     reset: watch::Receiver<u64>,
     resetter: Resetter,
@@ -149,163 +146,6 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
-    async fn start(config: &'a Config, file: &Path, hangup: Signal) -> anyhow::Result<Self> {
-        hints(config).iter().for_each(|hint| log::warn!("{hint}"));
-        let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
-        preflight::check(parent)?;
-        let socket = ControlSocket::bind(&config.admin.control_socket)?;
-        let metrics = match config.admin.metrics {
-            Some(address) => Some(MetricsServer::bind(address).await?),
-            None => None,
-        };
-        let probes = match config.admin.healthz {
-            Some(address) => Some(ProbeServer::bind(address).await?),
-            None => None,
-        };
-
-        let handle = host::connect().context("opening a netlink socket")?;
-        let changes = Changes::subscribe(&handle).await?;
-        let host = host::interfaces(&handle).await?;
-        let carriers = carriers(config, &host)?;
-
-        let room = (config.virtual_servers.len() + reload::SPARE).min(MAX_SERVICES);
-        let mut dataplane = Dataplane::load(&Options {
-            max_connections: tracked(config),
-            virtual_servers: u32::try_from(room).unwrap_or(u32::MAX),
-            bpffs: Some(config.dataplane.bpffs.clone()),
-        })?;
-        let counts = watch::Sender::new(Swept::default());
-        let sweeper = dataplane.sweeper()?;
-        let (told, callers) = watch::channel(Arc::default());
-        let own = watch::Sender::new(Alive::new());
-        let own_counts = own.subscribe();
-        let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
-        let resets = watch::Sender::new(0);
-        let reset = resets.subscribe();
-        let resetter = Resetter::start(dataplane.ender()?, resets).context("starting a thread")?;
-        let checkers = Checkers::spawn(&config.virtual_servers);
-        let reports = checkers.reports();
-        let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
-
-        // The tables are empty, but the connections may be those of a former daemon, with what they looked up then.
-        let applied = Applied { generation: dataplane.former_generation(), ..Applied::default() };
-        let mut numbers = Numbers::of_former(dataplane.former_backends(), Duration::ZERO);
-        numbers.follow(&[], &config.virtual_servers, Duration::ZERO)?;
-        let timeouts = watch::Sender::new(config.dataplane.timeouts);
-        let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
-        let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
-        let started = SystemTime::now();
-        let (ask, commands) = mpsc::channel(COMMANDS);
-        let mut node = Self {
-            file: file.to_owned(),
-            config: Arc::new(config.clone()),
-            loaded: started,
-            last_reload: None,
-            hangup,
-            started,
-            vips: Vips::new(handle.clone()),
-            handle,
-            vrrp: Vrrp::new(&config.vrrp),
-            sync: None,
-            commands,
-            servers: JoinSet::new(),
-            checkers,
-            reports,
-            followed: Reports::default(),
-            changes,
-            dataplane,
-            attached: BTreeMap::new(),
-            program: None,
-            carriers,
-            host,
-            applied,
-            numbers,
-            begun: Instant::now(),
-            orders: ordering::lasting(config),
-            room,
-            forwarded_before: 0,
-            timeouts,
-            swept: counts.subscribe(),
-            callers,
-            own: own_counts,
-            closer,
-            reset,
-            resetter,
-            status: watch::Sender::new(Arc::new(Status::starting(started, file))),
-            forwarding: vec![forwarding],
-        };
-        node.servers.spawn(sweeping);
-        if let Err(error) = node.bring_up().await {
-            node.stop().await;
-            return Err(error);
-        }
-
-        // Answered from here on: who asks sees a node that is up.
-        node.servers.spawn(socket.serve(node.status.subscribe(), ask));
-        if let Some(metrics) = metrics {
-            node.servers.spawn(metrics.serve(node.status.subscribe()));
-        }
-        if let Some(probes) = probes {
-            node.servers.spawn(probes.serve(node.status.subscribe()));
-        }
-        let interfaces = match &config.dataplane.interfaces[..] {
-            [] => "no interface".to_owned(),
-            names => names.join(", "),
-        };
-        log::info!("carrying {} virtual servers on {interfaces}", config.virtual_servers.len());
-        Ok(node)
-    }
-
-    /// From the programs on the interfaces to the VIPs. Until the first tables are there, a former daemon's programs go on with the old
-    /// ones, and where there are none, everything passes: connections must not be reset because no backend is known yet.
-    async fn bring_up(&mut self) -> anyhow::Result<()> {
-        self.servers.spawn(self.dataplane.log()?.pass_on());
-        self.attach()?;
-        self.attach_hooks()?;
-        self.await_health().await?;
-        self.dataplane.take_over()?;
-        self.sync = syncing::start(self.config.sync.as_ref(), &mut self.dataplane)?;
-        self.hold().await?;
-        self.vrrp.settle().await;
-        let broken = self.broken();
-        let (states, _) = self.health(&self.followed);
-        let seen = Seen { servers: &self.config.virtual_servers, states: &states, broken: &broken };
-        self.vrrp.start(&seen, &mut self.dataplane)?;
-        self.publish()
-    }
-
-    /// Waits until each backend was checked once, so that the VIP is not held by a node that knows of nobody to send to. A check that
-    /// takes longer than it may is not waited for.
-    async fn await_health(&mut self) -> anyhow::Result<()> {
-        let longest = self.config.virtual_servers.iter().map(|server| server.check.timeout).max().unwrap_or_default();
-        let known = |reports: &Reports| reports.values().all(|report| report.last_check.is_some());
-        if let Ok(Err(_)) = timeout(longest, self.reports.wait_for(known)).await {
-            anyhow::bail!("the health checks have ended unexpectedly");
-        }
-        self.reconcile(false)
-    }
-
-    /// Puts the VIPs that do not move on their interfaces and announces them.
-    async fn hold(&mut self) -> anyhow::Result<()> {
-        let config = Arc::clone(&self.config);
-        let stays = |server: &VirtualServer| !server.address.is_loopback() && !moves(&config, server);
-        let all = config.virtual_servers.iter().zip(&self.carriers);
-        for (server, carrier) in all.filter(|(server, _)| stays(server)) {
-            self.vips.hold(server.address, self.host.named(carrier)?).await?;
-        }
-        // What a former daemon has left for connections that go on.
-        for (endpoint, _) in self.numbers.removed() {
-            let has = |interface: &&Interface| interface.addresses.iter().any(|net| net.addr() == endpoint.vip());
-            let named = config.virtual_servers.iter().any(|server| server.address == endpoint.vip());
-            if let Some(interface) = self.host.iter().find(has).filter(|_| !named && !endpoint.vip().is_loopback()) {
-                self.vips.hold(endpoint.vip(), interface).await?;
-            }
-        }
-        self.host = host::interfaces(&self.handle).await?;
-        Ok(())
-    }
-
     /// Keeps the tables true until something fails. Cancel-safe between changes: each is applied without awaiting.
     async fn serve(&mut self) -> anyhow::Error {
         let mut refresh = interval(REFRESH);
@@ -389,83 +229,13 @@ impl<'a> Node<'a> {
         self.follow()
     }
 
-    /// Brings the tables to what configuration, health and host ask for.
-    fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
-        let servers = &self.orders.weighted(&self.config.virtual_servers);
-        let reports = self.reports.borrow_and_update().clone();
-        let (states, removed) = self.health(&reports);
-        let takes = |(backend, state): (&model::Backend, &State)| *state == State::Up && backend.weight > 0;
-        let served =
-            servers.iter().zip(&states).filter(|(server, states)| server.backends.iter().zip(*states).any(takes));
-        let served: BTreeSet<_> = served.map(|(server, _)| service(server)).collect();
-        self.numbers.relieve(|service| served.contains(service));
-        let (local, macs) = (self.host_addresses(), &self.host.macs() | &macs(&self.config));
-        let ports = ports(&self.attached, &self.host);
-        let numbers = &self.numbers;
-        let wanted = desired(&Inputs {
-            servers,
-            states: &states,
-            numbers,
-            removed: &removed,
-            local: &local,
-            macs: &macs,
-            ports: &ports,
-        });
-        let (changes, applied) = plan(&wanted, &self.applied, moved);
-        self.dataplane.apply(&changes)?;
-        let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
-        if !lost.is_empty() {
-            self.closer.close(lost);
-        }
-        let down: BTreeMap<BackendId, Backend> = changes.iter().filter_map(down).collect();
-        if !down.is_empty() {
-            self.resetter.reset(down, self.host.local_addresses());
-        }
-        self.applied = applied;
-        self.followed = reports;
-        Ok(())
-    }
-
-    /// The host's addresses without the VIPs: a backend cannot listen on one.
-    fn host_addresses(&self) -> BTreeSet<std::net::IpAddr> {
-        let mut local = self.host.local_addresses();
-        for server in &self.config.virtual_servers {
-            local.remove(&server.address);
-        }
-        for net in self.config.vrrp.iter().flat_map(|instance| &instance.addresses) {
-            local.remove(&net.addr());
-        }
-        for (endpoint, _) in self.numbers.removed() {
-            local.remove(&endpoint.vip());
-        }
-        local
-    }
-
-    fn health(&self, reports: &Reports) -> Health {
-        let state = |server: &VirtualServer, backend: &model::Backend| {
-            let report = reports.get(&BackendKey::of(server, backend))?;
-            report.last_check.is_some().then_some(report.state)
-        };
-        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
-        let of = |server: &VirtualServer| {
-            let ordered = |backend: &model::Backend| {
-                self.orders.state(server, backend, state(server, backend).unwrap_or(State::Draining))
-            };
-            server.backends.iter().map(ordered).collect()
-        };
-        let removed = self.numbers.removed().filter_map(|(_, removed)| {
-            let server = removed.was.as_ref()?;
-            Some((removed.id, state(server, server.backends.first()?)?))
-        });
-        (self.config.virtual_servers.iter().map(of).collect(), removed.collect())
-    }
-
     fn publish(&mut self) -> anyhow::Result<()> {
         let held = self.config.virtual_servers.iter().zip(&self.carriers).map(|(server, carrier)| {
             let on = |interface: &Interface| interface.addresses.iter().any(|address| address.addr() == server.address);
             server.address.is_loopback() || self.host.named(carrier).is_ok_and(on)
         });
         let held: Vec<bool> = held.collect();
+        self.arrive(&held);
         if let Some(sync) = &self.sync {
             let servers = &self.config.virtual_servers;
             sync.follow(syncing::backends(servers, &self.numbers, &self.host_addresses(), &held));
@@ -496,25 +266,4 @@ impl<'a> Node<'a> {
         self.status.send_replace(Arc::new(status));
         Ok(())
     }
-}
-
-/// A backend whose connections are lost by a change.
-fn lost(change: &Change) -> Option<BackendId> {
-    match change {
-        Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
-        _ => None,
-    }
-}
-
-/// A backend whose clients are told that it is down. One that was taken out of the configuration keeps those that go by the VIP.
-fn down(change: &Change) -> Option<(BackendId, Backend)> {
-    match change {
-        Change::Backend(id, backend) if backend.is(Backend::DOWN) => Some((*id, *backend)),
-        _ => None,
-    }
-}
-
-/// Connections to keep track of: none of packets where no packet is seen.
-fn tracked(config: &Config) -> u32 {
-    if config.dataplane.interfaces.is_empty() { 1 } else { config.dataplane.max_connections.get() }
 }

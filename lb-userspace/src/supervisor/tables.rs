@@ -1,0 +1,120 @@
+//! The tables follow the configuration, the checks and the host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_common::abi::{Backend, BackendId};
+
+use super::{Node, leaving::macs, placement::ports};
+use crate::{
+    config::model::{self, VirtualServer},
+    dataplane::Change,
+    health::{BackendKey, Reports, State},
+    reconcile::{Inputs, desired, plan, service},
+};
+
+/// What the checks say: of configured backends in the order of the configuration, and of removed ones by number.
+pub(super) type Health = (Vec<Vec<State>>, BTreeMap<BackendId, State>);
+
+impl Node<'_> {
+    /// Brings the tables to what configuration, health and host ask for.
+    pub(super) fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
+        let servers = &self.orders.weighted(&self.config.virtual_servers);
+        let reports = self.reports.borrow_and_update().clone();
+        let (states, removed) = self.health(&reports);
+        let takes = |(backend, state): (&model::Backend, &State)| *state == State::Up && backend.weight > 0;
+        let served =
+            servers.iter().zip(&states).filter(|(server, states)| server.backends.iter().zip(*states).any(takes));
+        let served: BTreeSet<_> = served.map(|(server, _)| service(server)).collect();
+        self.numbers.relieve(|service| served.contains(service));
+        let (local, macs) = (self.host_addresses(), &self.host.macs() | &macs(&self.config));
+        let ports = ports(&self.attached, &self.host);
+        let numbers = &self.numbers;
+        let wanted = desired(&Inputs {
+            servers,
+            states: &states,
+            numbers,
+            removed: &removed,
+            local: &local,
+            macs: &macs,
+            ports: &ports,
+        });
+        let (changes, applied) = plan(&wanted, &self.applied, moved);
+        self.dataplane.apply(&changes)?;
+        let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
+        if !lost.is_empty() {
+            self.closer.close(lost);
+        }
+        let down: BTreeMap<BackendId, Backend> = changes.iter().filter_map(down).collect();
+        if !down.is_empty() {
+            self.resetter.reset(down, self.host.local_addresses());
+        }
+        self.applied = applied;
+        self.followed = reports;
+        Ok(())
+    }
+
+    /// The host's addresses without the VIPs: a backend cannot listen on one.
+    pub(super) fn host_addresses(&self) -> BTreeSet<IpAddr> {
+        let mut local = self.host.local_addresses();
+        for server in &self.config.virtual_servers {
+            local.remove(&server.address);
+        }
+        for net in self.config.vrrp.iter().flat_map(|instance| &instance.addresses) {
+            local.remove(&net.addr());
+        }
+        for (endpoint, _) in self.numbers.removed() {
+            local.remove(&endpoint.vip());
+        }
+        local
+    }
+
+    pub(super) fn health(&self, reports: &Reports) -> Health {
+        let state = |server: &VirtualServer, backend: &model::Backend| {
+            let report = reports.get(&BackendKey::of(server, backend))?;
+            report.last_check.is_some().then_some(report.state)
+        };
+        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
+        let of = |server: &VirtualServer| {
+            let ordered = |backend: &model::Backend| {
+                self.orders.state(server, backend, state(server, backend).unwrap_or(State::Draining))
+            };
+            server.backends.iter().map(ordered).collect()
+        };
+        let removed = self.numbers.removed().filter_map(|(_, removed)| {
+            let server = removed.was.as_ref()?;
+            Some((removed.id, state(server, server.backends.first()?)?))
+        });
+        (self.config.virtual_servers.iter().map(of).collect(), removed.collect())
+    }
+
+    /// Takes note of the VIPs that are here. To one that has come, clients may have connections whose backend went down before.
+    pub(super) fn arrive(&mut self, held: &[bool]) {
+        let all = self.config.virtual_servers.iter().zip(held);
+        let here: BTreeSet<IpAddr> = all.filter(|(_, held)| **held).map(|(server, _)| server.address).collect();
+        let down = self.applied.desired.backends.iter().filter(|(_, backend)| backend.is(Backend::DOWN));
+        let down: BTreeMap<BackendId, Backend> = down.map(|(id, backend)| (*id, *backend)).collect();
+        if !here.is_subset(&self.held) && !down.is_empty() {
+            self.resetter.reset(down, self.host.local_addresses());
+        }
+        self.held = here;
+    }
+}
+
+/// A backend whose connections are lost by a change.
+fn lost(change: &Change) -> Option<BackendId> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) || !backend.is(Backend::PRESENT) => Some(*id),
+        _ => None,
+    }
+}
+
+/// A backend whose clients are told that it is down. One that was taken out of the configuration keeps those that go by the VIP.
+fn down(change: &Change) -> Option<(BackendId, Backend)> {
+    match change {
+        Change::Backend(id, backend) if backend.is(Backend::DOWN) => Some((*id, *backend)),
+        _ => None,
+    }
+}
