@@ -164,7 +164,7 @@ fn a_backend_stands_in_for_its_successors_until_one_is_up() {
     let site = Site::up_with(Topology::C, "succeeds", NODE, |text| without(&text, &["master-2", "master-3"])).unwrap();
     let base = configuration(&site);
     let only = without(&base, &["master-1", "master-3"]);
-    // Nobody answers the checks of master-2 for now.
+    // Nobody answers the checks of master-2 until it is plugged in again.
     site.host("master-2").unplug().unwrap();
     let load = Load { requests: 100_000, concurrency: 4, rate: Some(20.0), ..Load::default() };
     let (_, report) = site

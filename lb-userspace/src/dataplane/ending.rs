@@ -49,7 +49,7 @@ impl Ender {
     /// a client sends nevertheless is answered by the data path, and its next SYN from the same port finds another backend.
     ///
     /// A handshake that is not complete is left alone, since the client's next SYN goes elsewhere. So is a connection of which no number
-    /// is known, until its next packet, and every one through an address that is not of `local` or that this node may not speak for now:
+    /// is known, until its next packet, and every one through an address that is not of `local` or that this node has no right to speak for at this moment:
     /// another node may carry it.
     pub fn end(&self, down: &BTreeMap<BackendId, Backend>, local: &BTreeSet<IpAddr>) -> Vec<(BackendId, Reset)> {
         let vips = local.iter().filter(|vip| self.may_claim(**vip)).map(|vip| fence::mapped(*vip)).collect();
