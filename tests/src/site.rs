@@ -187,6 +187,13 @@ pub fn quick(configuration: &str) -> String {
         .replace("timeout = \"3s\"", "timeout = \"1s\"")
 }
 
+/// A configuration with these lines more in each virtual server.
+pub fn serving(configuration: &str, lines: &str) -> String {
+    let section = "\n[virtual_server.check]";
+    assert!(configuration.contains(section));
+    configuration.replace(section, &format!("{lines}\n{section}"))
+}
+
 /// Runs `work` on a thread of its own until `scene` has ended, and tells it to stop then.
 fn during<T, W: Send>(
     work: impl FnOnce() -> Result<W> + Send,

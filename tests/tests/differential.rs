@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
-    abi::{Access, Backend, BackendId, Counter, Fence, Lease, Port, Range},
+    abi::{Access, Backend, BackendId, Balance, Counter, Fence, Lease, Policy, Port, Range},
     datapath::{self, Route, Verdict},
     flow::Hop,
     host::{Memory, received},
@@ -15,8 +15,8 @@ use lb_tests::packets::{
     frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     load,
     stage::{
-        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, SERVICES, STRANGER, Service, Stage,
-        TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
+        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, SERVICES, SPARE, SPREAD, STRANGER,
+        Service, Stage, TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
     },
 };
 use lb_userspace::dataplane::{Change, Dataplane, Run};
@@ -77,12 +77,20 @@ fn compare(stage: Stage, mut rng: Rng) -> anyhow::Result<u32> {
 /// A change of the tables, with the generation that goes with it.
 fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
     let family = rng.choice(Family::ALL).expect("two");
-    let service = rng.choice(SERVICES).expect("six");
+    let service = rng.choice(SERVICES).expect("eight");
     let range = match rng.u8(..3) {
         0 => Range::everybody(service.service(family)),
         _ => service.range(family, rng.choice(CLIENTS).expect("four"), rng.u32(..4)),
     };
-    let change = match rng.u8(..12) {
+    let change = match rng.u8(..16) {
+        12 | 13 => {
+            let balance = rng.choice(Balance::ALL).expect("four");
+            Change::Policy(SPREAD.service(family), Policy::new(balance))
+        }
+        14 | 15 => {
+            let weighed = if rng.bool() { SPREAD } else { SPARE };
+            Change::Weight(weighed.id(family), rng.u32(..4))
+        }
         0 => service.backend(family, Backend::DOWN),
         1 => Change::Backend(service.id(family), Backend::absent()),
         2 => Change::Withdraw(service.key(family)),
@@ -133,10 +141,12 @@ impl Twins {
                 Change::Settings(settings) => memory.settings = Some(*settings),
                 Change::Backend(id, backend) => {
                     if !backend.is(Backend::PRESENT) {
-                        memory.forget_traffic(id);
+                        memory.forget_counts(id);
                     }
                     memory.backends.insert(id, backend);
                 }
+                Change::Weight(id, weight) => memory.loads[id.0 as usize].weight.store(weight),
+                Change::Policy(service, policy) => drop(memory.policies.insert(service, policy)),
                 Change::Table(service, slots) => drop(memory.tables.insert(service, slots)),
                 Change::Serve(key, service) => drop(memory.services.insert(key, service)),
                 Change::Withdraw(key) => drop(memory.services.remove(&key)),
@@ -213,6 +223,8 @@ impl Twins {
         for id in (0..2 * SERVICES.len() as u32).map(BackendId) {
             let (host, kernel) = (self.memory.traffic_of(id), self.dataplane.traffic(id)?);
             ensure!(host == kernel, "{id:?}: host {host:?}, kernel {kernel:?}");
+            let (host, kernel) = (self.memory.loads[id.0 as usize].carried.load(), self.dataplane.open(id)[0]);
+            ensure!(host == kernel, "{id:?}: host counts {host} open, kernel {kernel}");
         }
         Ok(())
     }
@@ -295,16 +307,17 @@ const SHARED_PORT: u16 = 40_000;
 
 fn segment(rng: &mut Rng) -> Segment {
     let family = rng.choice(Family::ALL).expect("two");
-    let service = rng.choice(SERVICES).expect("six");
+    let service = rng.choice(SERVICES).expect("eight");
     let number = rng.usize(..CLIENTS.len() + 1);
     let client = CLIENTS.get(number).copied().unwrap_or(STRANGER);
     let place = SERVICES.iter().position(|other| other.port == service.port).unwrap_or_default();
     // Three apart, so that they stay apart when they are halved for a backend on this host.
-    let own = 20_000 + 1_000 * number as u16 + 150 * place as u16 + 3 * rng.u16(..50);
+    let own = 20_000 + 1_200 * number as u16 + 150 * place as u16 + 3 * rng.u16(..50);
     let port = if rng.u8(..50) == 0 { SHARED_PORT } else { own };
     let (from, to) = match rng.u8(..20) {
         0 => (family.socket(client, port), family.socket(anyone(rng), rng.u16(..))),
         1 => (family.socket(anyone(rng), port), family.socket(VIP, service.port)),
+        2..9 if service.port == SPREAD.port && rng.bool() => reply(family, SPARE, client, port),
         2..9 => reply(family, service, client, port),
         _ => (family.socket(client, port), family.socket(VIP, service.port)),
     };

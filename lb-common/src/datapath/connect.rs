@@ -2,13 +2,15 @@
 
 use core::hint::black_box;
 
-use super::{Draft, Family, Refused, Stop};
+use super::{
+    Draft, Family, Refused, Stop,
+    selection::{self, Asker, Kind},
+};
 use crate::{
-    abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
+    abi::{Backend, BackendId, Counter, ServiceKey, flow_hash, source_hash},
     address::Address,
     conntrack::Phase,
     flow::{Flow, Key, Ports, Role},
-    maglev,
     table::Existing,
     wire::Flags,
 };
@@ -16,11 +18,13 @@ use crate::{
 /// Gives the connection a backend: makes both halves, inserts the one for replies and leaves the other in the draft. Neither has
 /// a way yet: the first packet of each looks it up.
 ///
-/// A segment that is no SYN belongs to a connection whose entry was lost, or that another node carried before: the choice
-/// depends on the client's address only, and the first port tried is the client's own, so the entry comes out as it was. If
+/// A segment that is no SYN belongs to a connection whose entry was lost, or that another node carried before: unless backends take turns, the
+/// choice depends on the client's address and port only, and the first port tried is the client's own, so the entry comes out as it was. If
 /// it was another connection after all, its backend answers with a reset.
+///
+/// `former` is the backend of a handshake that a SYN begins anew, if it is that.
 #[inline(always)]
-pub(super) fn open<A, T>(tables: &T, draft: &mut Draft<A>) -> Result<(), Stop>
+pub(super) fn open<A, T>(tables: &T, draft: &mut Draft<A>, former: BackendId) -> Result<(), Stop>
 where
     A: Address,
     T: Family<A>,
@@ -38,7 +42,9 @@ where
     if arrival.segment.flags.any(Flags::RST) {
         return Err(Stop::drop(Counter::Stray));
     }
-    let chosen = tables.slot(service, maglev::slot(source_hash(&key.source))).unwrap_or(BackendId::NONE);
+    let kind = if arrival.segment.flags.opens() { Kind::New } else { Kind::Lost };
+    let (source, flow) = (source_hash(&key.source), flow_hash(&key.source, key.source_port));
+    let chosen = tables.select(service, &Asker { source, flow, kind, former });
     let backend =
         tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(Stop::reset(Counter::NoBackend))?;
 
@@ -59,6 +65,7 @@ where
     forward.start(key, arrives, reply.role.opposite(), reply.backend(), reply.phase(), arrival.now);
     tables.count(if reply.phase() == Phase::SynSent { Counter::Connected } else { Counter::Rebuilt });
     tables.connected(reply.backend());
+    selection::began(tables, reply.backend());
     Ok(())
 }
 

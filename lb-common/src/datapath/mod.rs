@@ -16,21 +16,23 @@ mod icmp;
 pub mod local;
 mod renew;
 mod reset;
+pub mod selection;
 mod send;
 mod virtual_mac;
 
 use core::ops::DerefMut;
 
 pub use icmp::icmp;
+use selection::Asker;
 pub use virtual_mac::accepts;
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Load, Policy, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::{Phase, Sender},
     flow::{Flow, Hop, Key, News},
     frame::Frame,
-    shared,
+    shared::{self, Tally},
     table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
@@ -71,7 +73,7 @@ pub enum Refused {
 }
 
 /// The tables that do not depend on the address family.
-pub trait Tables {
+pub trait Tables: Sized {
     /// `None` before the daemon has written any.
     fn settings(&self) -> Option<&Settings>;
     fn service(&self, key: &ServiceKey) -> Option<ServiceId>;
@@ -80,6 +82,12 @@ pub trait Tables {
     /// The backend in a slot of a virtual server's selection table.
     fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId>;
     fn backend(&self, id: BackendId) -> Option<&Backend>;
+    /// How a virtual server chooses a slot.
+    fn policy(&self, service: ServiceId) -> Option<Policy>;
+    /// Turns that a virtual server's backends have had.
+    fn turn(&self, service: ServiceId) -> Option<&Tally>;
+    /// Connections that a backend has.
+    fn load(&self, id: BackendId) -> Option<&Load>;
     fn count(&self, counter: Counter);
     /// Counts a packet of `bytes` bytes for a backend.
     fn traffic(&self, id: BackendId, sender: Sender, bytes: usize);
@@ -90,6 +98,12 @@ pub trait Tables {
     fn lease(&self, vip: &[u8; 16]) -> Option<Lease>;
     /// Nanoseconds of `CLOCK_BOOTTIME`. Dear: for the few packets that depend on a lease.
     fn uptime(&self) -> u64;
+
+    /// The backend for a new connection; [`BackendId::NONE`] if there is none. See [`selection::select`].
+    #[inline(always)]
+    fn select(&self, service: ServiceId, asker: &Asker) -> BackendId {
+        BackendId(selection::select(self, service, asker) as u32)
+    }
 }
 
 /// The tables of one address family.
@@ -355,7 +369,8 @@ where
 {
     let Draft { arrival, half, .. } = &mut *draft;
     fence::carries(tables, arrival)?;
-    match tables.flow(&arrival.segment.key).filter(|flow| !restarts(&arrival.segment, flow)) {
+    let known = tables.flow(&arrival.segment.key);
+    match known.filter(|flow| !restarts(&arrival.segment, flow)) {
         Some(flow) => {
             // The entry may be given to another connection by any insertion: from here on, a copy.
             shared::copy(flow, half);
@@ -366,7 +381,11 @@ where
             renew::check(tables, draft)?;
             renew::restore(tables, draft);
         }
-        None => connect::open(tables, draft)?,
+        None => {
+            let unfinished = known.filter(|flow| flow.is_half_open());
+            let former = unfinished.map_or(BackendId::NONE, Flow::backend);
+            connect::open(tables, draft, former)?;
+        }
     }
     // From here on all is read from the draft again: kept on the stack all the while, it would be too much for that.
     let draft = core::hint::black_box(draft);
@@ -408,6 +427,9 @@ where
         flow.set_phase(after);
         tables.advance(&segment.key, &flow.other, flow);
         tables.advance(&flow.other, &segment.key, flow);
+        if after == Phase::Closed {
+            selection::ended(tables, flow.backend());
+        }
         if News::is_due(flow) {
             tables.tell(&segment.key, flow);
         }

@@ -52,7 +52,7 @@ use crate::{
     dataplane::{Dataplane, Mode, Swept},
     health::{Checkers, Reports},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces},
-    reconcile::{Applied, Numbers, Orders},
+    reconcile::{Applied, Numbers, Orders, Returns},
     sync::Sync,
 };
 
@@ -125,6 +125,7 @@ struct Node<'a> {
     /// Where their time begins.
     begun: Instant,
     orders: Orders,
+    returns: Returns,
     /// Virtual servers that there is room for.
     room: usize,
     /// Packets of backends that are gone.
@@ -182,7 +183,7 @@ impl<'a> Node<'a> {
     fn health_changed(&mut self) -> anyhow::Result<()> {
         let reports = self.reports.borrow_and_update().clone();
         let now = self.health(&reports);
-        if now == self.health(&self.followed) {
+        if now == self.health(&self.followed) && self.unknown(&reports) == self.unknown(&self.followed) {
             self.followed = reports;
             return Ok(());
         }
@@ -250,6 +251,7 @@ impl<'a> Node<'a> {
             numbers: &self.numbers,
             begun: self.begun,
             orders: &self.orders,
+            applied: &self.applied.desired,
             forwarded_before: self.forwarded_before,
             started: self.started,
             reports: &self.followed,

@@ -37,7 +37,7 @@ use crate::{
     dataplane::{Dataplane, Options, Swept},
     health::{Checkers, Reports},
     host::{self, Changes, Forwarding, Interface, preflight},
-    reconcile::{Applied, Numbers},
+    reconcile::{Applied, Numbers, Returns},
 };
 
 impl<'a> Node<'a> {
@@ -115,6 +115,7 @@ impl<'a> Node<'a> {
             numbers,
             begun: Instant::now(),
             orders: ordering::lasting(config),
+            returns: Returns::default(),
             room,
             forwarded_before: 0,
             timeouts,

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
 use lb_common::{
-    abi::{Backend, BackendId, Filter, Port, Range, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Filter, Policy, Port, Range, ServiceId, ServiceKey, Settings},
     address::{Address as _, V4, V6},
     maglev::SLOTS,
     wire::Tags,
@@ -46,7 +46,7 @@ pub const CLIENTS: [Host; 4] = [50, 51, 52, 53];
 /// A client whose neighbour entry is missing.
 pub const STRANGER: Host = 54;
 
-/// A virtual server and its only backend.
+/// A virtual server and its backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Service {
     pub port: u16,
@@ -61,7 +61,10 @@ pub const TRUNKED: Service = Service { port: 6446, backend: 14, flags: Backend::
 pub const HERE: Service = Service { port: 6447, backend: 10, flags: Backend::LOCAL };
 /// Its table has no backend in any slot.
 pub const EMPTY: Service = Service { port: 6448, backend: 0, flags: 0 };
-pub const SERVICES: [Service; 6] = [REMOTE, UNRESOLVED, UNROUTED, TRUNKED, HERE, EMPTY];
+/// Its table has its own backend and that of [`SPARE`] in turns.
+pub const SPREAD: Service = Service { port: 6449, backend: 15, flags: Backend::PRESENT };
+pub const SPARE: Service = Service { port: 6450, backend: 16, flags: Backend::PRESENT };
+pub const SERVICES: [Service; 8] = [REMOTE, UNRESOLVED, UNROUTED, TRUNKED, HERE, EMPTY, SPREAD, SPARE];
 
 /// The port of every backend, which is that of the first virtual server too.
 pub const BACKEND_PORT: u16 = 6443;
@@ -249,6 +252,7 @@ impl Stage {
         changes.extend(self.ports());
         for family in Family::ALL {
             changes.extend(SERVICES.map(|service| service.backend(family, 0)));
+            changes.push(Change::Policy(SPREAD.service(family), Policy::default()));
         }
         changes
     }
@@ -259,7 +263,11 @@ impl Stage {
         for family in Family::ALL {
             for service in SERVICES {
                 let backend = if service.flags == 0 { BackendId::NONE } else { service.id(family) };
-                changes.push(Change::Table(service.service(family), vec![backend; SLOTS as usize]));
+                let mut table = vec![backend; SLOTS as usize];
+                if service.port == SPREAD.port {
+                    table.iter_mut().skip(1).step_by(2).for_each(|slot| *slot = SPARE.id(family));
+                }
+                changes.push(Change::Table(service.service(family), table));
                 changes.push(Change::Serve(service.key(family), service.service(family)));
             }
         }
@@ -274,6 +282,8 @@ impl Stage {
             (REMOTE.backend, self.near, true),
             (UNRESOLVED.backend, self.near, false),
             (TRUNKED.backend, self.trunk, true),
+            (SPREAD.backend, self.near, true),
+            (SPARE.backend, self.near, true),
         ];
         clients.into_iter().chain(backends)
     }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, vec, vec::Vec};
 use super::*;
 use crate::{
     host::Memory,
-    maglev::{Member, SLOTS, build},
+    maglev::{self, Member, SLOTS, WHOLE, build},
 };
 
 const HOME: u64 = 1;
@@ -28,7 +28,7 @@ fn tables(of: Family, key: ServiceKey, weights: &[u16]) -> Memory {
         let (id, address) = (BackendId(index as u32), of(11 + index as u8));
         memory.backends.insert(id, Backend::new(address, BACKEND_PORT, 0));
         memory.services.insert(ServiceKey::new(address, BACKEND_PORT), ServiceId::BACKEND);
-        members.push(Member { id, address, port: BACKEND_PORT, weight: *weight, live: true });
+        members.push(Member { id, address, port: BACKEND_PORT, weight: *weight, portion: WHOLE });
     }
     memory.tables.insert(ServiceId(0), build(&members));
     memory
