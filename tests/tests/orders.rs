@@ -197,18 +197,3 @@ fn with_all_down_everybody_serves_where_that_is_asked_for_and_who_comes_back_doe
         assert!(stream.as_ref().is_ok_and(|stream| stream.failure.is_none()), "{stream:?}\n{}", site.xvip.log());
     }
 }
-
-#[test]
-fn with_every_backend_dead_their_connections_are_reset_but_for_those_of_the_last() {
-    let site = Site::up_with(Topology::C, "allgone", NODE, |text| serving(&text, "all_down = \"open\"")).unwrap();
-    for name in ["master-1", "master-2", "master-3"] {
-        site.apiserver(name).unwrap().kill();
-    }
-    site.wait_for_states(State::Down).unwrap();
-    let status = site.xvip.status().unwrap();
-    assert!(status.virtual_servers.iter().all(|server| server.open), "{status:#?}");
-    // They refuse by themselves, and each is asked.
-    let report = site.map(false, &site.sources(false, 60).unwrap()).unwrap();
-    assert_eq!(report.good(), 0, "{report}");
-    assert_eq!(site.event("no_backend").unwrap(), 0);
-}

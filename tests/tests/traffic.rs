@@ -301,5 +301,13 @@ fn with_every_backend_down_clients_are_refused_at_once() {
         let slowest = report.outcomes.iter().map(|outcome| outcome.latency).max().unwrap();
         assert!(slowest < Duration::from_millis(200), "{slowest:?}");
     }
+    // They refuse by themselves now, each whom it gets.
+    let open = serving(&quick(&site.deployment.xvip_config(HOLDER).unwrap()), "all_down = \"open\"");
+    site.xvip.reload(&open).unwrap();
+    assert!(site.xvip.status().unwrap().virtual_servers.iter().all(|server| server.open));
+    let (before, asked) = (site.event("no_backend").unwrap(), site.event("connected").unwrap());
+    let report = site.load(false, Load::sequential(20)).unwrap();
+    assert_eq!(report.good(), 0, "{report}");
+    assert_eq!((site.event("no_backend").unwrap(), site.event("connected").unwrap()), (before, asked + 20));
     site.deployment.lab.assert_checksums_clean();
 }

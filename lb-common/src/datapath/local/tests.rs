@@ -180,3 +180,23 @@ fn the_peer_of_a_translated_socket_is_the_virtual_server() {
         assert_eq!(peer(&memory, 1, of(11), BACKEND_PORT), None, "it means the backend itself now");
     }
 }
+
+#[test]
+fn a_socket_is_counted_as_open_until_it_is_closed_or_means_something_else() {
+    for of in FAMILIES {
+        let memory = tables(of, vip(of), &[1]);
+        let is_open = |count| assert_eq!(memory.loads[0].open(), count);
+        connect(&memory, &socket(1, of(VIP)), HOME);
+        connect(&memory, &socket(2, of(VIP)), HOME);
+        is_open(2);
+        connect(&memory, &socket(1, of(VIP)), HOME);
+        is_open(2);
+        closed(&memory, 1);
+        closed(&memory, 1);
+        closed(&memory, 3);
+        is_open(1);
+        assert_eq!((memory.local(1), memory.local(2).is_some()), (None, true));
+        connect(&memory, &Socket { port: BACKEND_PORT, ..socket(2, of(11)) }, HOME);
+        is_open(0);
+    }
+}
