@@ -14,7 +14,10 @@ use lb_tests::{
     site::{DETECTION, Site, quick, serving},
     topology::Topology,
 };
-use lb_userspace::{admin::status::Mode, health::State};
+use lb_userspace::{
+    admin::{Status, status::Mode},
+    health::State,
+};
 use socket2::{Domain, Type};
 
 const HOLDER: &str = "ha-lb-a";
@@ -305,9 +308,11 @@ fn with_every_backend_down_clients_are_refused_at_once() {
     let open = serving(&quick(&site.deployment.xvip_config(HOLDER).unwrap()), "all_down = \"open\"");
     site.xvip.reload(&open).unwrap();
     assert!(site.xvip.status().unwrap().virtual_servers.iter().all(|server| server.open));
-    let (before, asked) = (site.event("no_backend").unwrap(), site.event("connected").unwrap());
     let report = site.load(false, Load::sequential(20)).unwrap();
     assert_eq!(report.good(), 0, "{report}");
-    assert_eq!((site.event("no_backend").unwrap(), site.event("connected").unwrap()), (before, asked + 20));
+    let event = |status: &Status, name: &str| status.counters.events[name];
+    let all = |status: &Status| event(status, "connected") == 20;
+    let status = site.xvip.wait_for("all connections to be sent on", Duration::from_secs(5), all).unwrap();
+    assert_eq!(event(&status, "no_backend"), 40, "before, of both families");
     site.deployment.lab.assert_checksums_clean();
 }
