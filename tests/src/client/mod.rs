@@ -5,6 +5,7 @@
 mod echo;
 mod failure;
 mod load;
+mod streams;
 mod transfer;
 
 use std::{
@@ -36,6 +37,7 @@ pub use self::{
     echo::{EchoPlan, EchoReport, echo},
     failure::{Failure, Stage},
     load::{Load, Outcome, Report, run},
+    streams::{End, Episode, Streams},
     transfer::transfer,
 };
 use crate::apiserver::{BACKEND_HEADER, KeyFiles, tls};
