@@ -6,6 +6,7 @@ mod echo;
 mod failure;
 mod load;
 mod transfer;
+mod watch;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -37,6 +38,7 @@ pub use self::{
     failure::{Failure, Stage},
     load::{Load, Outcome, Report, run},
     transfer::transfer,
+    watch::Watch,
 };
 use crate::apiserver::{BACKEND_HEADER, KeyFiles, tls};
 
