@@ -76,6 +76,7 @@ impl Node {
         let resets = watch::Sender::new(0);
         let reset = resets.subscribe();
         let resetter = Resetter::start(dataplane.ender()?, resets).context("starting a thread")?;
+        let suspicions = dataplane.suspicions()?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
@@ -105,6 +106,7 @@ impl Node {
             checkers,
             reports,
             followed: Reports::default(),
+            suspicions,
             changes,
             dataplane,
             attached: BTreeMap::new(),
