@@ -5,7 +5,7 @@ use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
     abi::{Access, Backend, BackendId, Balance, Counter, Fence, Lease, Policy, Port, Range},
-    datapath::{self, Route, Verdict},
+    datapath::{self, Leaving, Route, Verdict},
     flow::Hop,
     host::{Memory, received},
     wire::Tags,
@@ -15,7 +15,7 @@ use lb_tests::packets::{
     frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     load,
     stage::{
-        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, SERVICES, SPARE, SPREAD, STRANGER,
+        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, PAIR, SERVICES, SPARE, STRANGER,
         Service, Stage, TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
     },
 };
@@ -33,6 +33,8 @@ const LEAST_LEAVING: usize = 64;
 
 /// `XDP_DROP`.
 const DROP: u32 = 1;
+/// `TC_ACT_SHOT`.
+const SHOT: u32 = 2;
 
 /// A frame, and where it goes in.
 struct Sent {
@@ -82,13 +84,13 @@ fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
         0 => Range::everybody(service.service(family)),
         _ => service.range(family, rng.choice(CLIENTS).expect("four"), rng.u32(..4)),
     };
-    let change = match rng.u8(..16) {
-        12 | 13 => {
-            let balance = rng.choice(Balance::ALL).expect("four");
-            Change::Policy(SPREAD.service(family), Policy::new(balance))
-        }
+    let change = match rng.u8(..18) {
         14 | 15 => {
-            let weighed = if rng.bool() { SPREAD } else { SPARE };
+            let balance = rng.choice(Balance::ALL).expect("four");
+            Change::Policy(PAIR.service(family), Policy::new(balance))
+        }
+        16 | 17 => {
+            let weighed = if rng.bool() { PAIR } else { SPARE };
             Change::Weight(weighed.id(family), rng.u32(..4))
         }
         0 => service.backend(family, Backend::DOWN),
@@ -97,6 +99,8 @@ fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
         6..=9 => Change::Rule(range, if rng.bool() { Access::ALLOWED } else { Access::DENIED }),
         10 | 11 => Change::Unrule(range),
         3 => Change::Serve(service.key(family), service.service(family)),
+        12 => HERE.shared(family),
+        13 => HERE.alone(family),
         _ => service.backend(family, 0),
     };
     vec![change, settings(generation + 2)]
@@ -187,8 +191,9 @@ impl Twins {
         let opened = self.opened();
         let mut bytes = sent.bytes.clone();
         let (host, kernel) = if sent.leaves {
-            datapath::egress(&mut bytes[..], &self.memory, now);
-            (Run { action: 0, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
+            let left = datapath::egress(&mut bytes[..], &self.memory, now);
+            let action = if left == Leaving::Withheld { SHOT } else { 0 };
+            (Run { action, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
         } else {
             let verdict = received(&mut bytes, &self.memory, LOOPBACK, now);
             (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
@@ -317,7 +322,7 @@ fn segment(rng: &mut Rng) -> Segment {
     let (from, to) = match rng.u8(..20) {
         0 => (family.socket(client, port), family.socket(anyone(rng), rng.u16(..))),
         1 => (family.socket(anyone(rng), port), family.socket(VIP, service.port)),
-        2..9 if service.port == SPREAD.port && rng.bool() => reply(family, SPARE, client, port),
+        2..9 if service.port == PAIR.port && rng.bool() => reply(family, SPARE, client, port),
         2..9 => reply(family, service, client, port),
         _ => (family.socket(client, port), family.socket(VIP, service.port)),
     };

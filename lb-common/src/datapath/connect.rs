@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::{
-    Draft, Family, Refused, Stop,
+    Draft, Family, Refused, Stop, passive,
     selection::{self, Asker, Kind},
 };
 use crate::{
@@ -21,10 +21,8 @@ use crate::{
 /// A segment that is no SYN belongs to a connection whose entry was lost, or that another node carried before: unless backends take turns, the
 /// choice depends on the client's address and port only, and the first port tried is the client's own, so the entry comes out as it was. If
 /// it was another connection after all, its backend answers with a reset.
-///
-/// `former` is the backend of a handshake that a SYN begins anew, if it is that.
 #[inline(always)]
-pub(super) fn open<A, T>(tables: &T, draft: &mut Draft<A>, former: BackendId) -> Result<(), Stop>
+pub(super) fn open<A, T>(tables: &T, draft: &mut Draft<A>) -> Result<(), Stop>
 where
     A: Address,
     T: Family<A>,
@@ -42,9 +40,13 @@ where
     if arrival.segment.flags.any(Flags::RST) {
         return Err(Stop::drop(Counter::Stray));
     }
-    let kind = if arrival.segment.flags.opens() { Kind::New } else { Kind::Lost };
+    // A handshake that goes on takes no turn: it has had one.
+    let former = if forward.is_half_open() { forward.backend() } else { BackendId::NONE };
+    let is_new = arrival.segment.flags.opens() && former == BackendId::NONE;
+    let kind = if is_new { Kind::New } else { Kind::Lost };
     let (source, flow) = (source_hash(&key.source), flow_hash(&key.source, key.source_port));
-    let chosen = tables.select(service, &Asker { source, flow, kind, former });
+    let wanted = tables.select(service, &Asker { source, flow, kind, former });
+    let chosen = passive::choose(tables, service, arrival, forward, wanted);
     let backend =
         tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(Stop::reset(Counter::NoBackend))?;
 
@@ -62,7 +64,9 @@ where
     reserve(tables, key, arrives, reply).map_err(Stop::drop)?;
 
     // Read back rather than remembered: the verifier followed the search above for each case, and forgets them here.
+    let sent = if forward.is_unanswered() { forward.packets() } else { 0 };
     forward.start(key, arrives, reply.role.opposite(), reply.backend(), reply.phase(), arrival.now);
+    forward.count_from(sent);
     tables.count(if reply.phase() == Phase::SynSent { Counter::Connected } else { Counter::Rebuilt });
     tables.connected(reply.backend());
     selection::began(tables, reply.backend());

@@ -22,7 +22,7 @@ pub struct Asker {
     /// By its port too.
     pub flow: u32,
     pub kind: Kind,
-    /// The backend of an unfinished handshake that this begins anew; [`BackendId::NONE`] if it does not.
+    /// The backend of an unfinished handshake that this begins anew, which is counted as its end; [`BackendId::NONE`] if it does not.
     pub former: BackendId,
 }
 
@@ -61,10 +61,6 @@ pub fn select<T: Tables>(tables: &T, service: ServiceId, asker: &Asker) -> u64 {
     }
     if asker.former != BackendId::NONE {
         ended(tables, asker.former);
-        // A SYN that was sent again: two backends would answer the two.
-        if policy.balance().takes_turns() && lives(tables, asker.former) {
-            return u64::from(asker.former.0);
-        }
     }
     let slot = match policy.balance() {
         Balance::SourceHash => maglev::slot(asker.source),

@@ -81,27 +81,16 @@ fn turns_are_taken_and_given_to_new_connections_only() {
 }
 
 #[test]
-fn a_syn_that_is_sent_again_goes_where_the_first_one_went() {
-    for balance in [Balance::RoundRobin, Balance::LeastConnections] {
-        let mut memory = tables(balance, &[1, 1, 1]);
+fn a_handshake_that_begins_anew_is_not_counted_twice() {
+    for balance in Balance::ALL {
+        let memory = tables(balance, &[1, 1, 1]);
         let first = opened(&memory);
-        let again = Asker { former: BackendId(first), ..FIRST };
-        for _ in 0..3 {
-            assert_eq!(chosen(&memory, &again), first, "{balance:?}");
-            assert_eq!(
-                memory.loads[first as usize].open(),
-                0,
-                "{balance:?}: whoever is counted twice is counted wrongly"
-            );
+        for kind in [Kind::Lost, Kind::New] {
+            chosen(&memory, &Asker { kind, former: BackendId(first), ..FIRST });
+            assert_eq!(memory.loads[first as usize].open(), 0, "{balance:?}");
             began(&memory, BackendId(first));
         }
-        let dead = Backend::new(address(first as usize), [25, 43], Backend::DOWN);
-        memory.backends.insert(BackendId(first), dead);
-        assert_ne!(chosen(&memory, &again), first, "{balance:?}: it is dead");
     }
-    let memory = tables(Balance::SourceHash, &[1, 1]);
-    let first = opened(&memory);
-    assert_eq!(chosen(&memory, &Asker { former: BackendId(1 - first), ..FIRST }), first, "the address says where");
 }
 
 #[test]

@@ -10,12 +10,12 @@ use super::{CLIENT, REDIRECT, Scene, Script};
 use crate::packets::{
     Change,
     frames::{ACK, FIN, PSH, RST, SYN, Segment},
-    stage::{NEAR_MAC, SPARE, SPREAD, Service},
+    stage::{NEAR_MAC, PAIR, SPARE, Service},
 };
 
 /// The connection with that number, by a port of its own.
 fn nth(scene: &Scene, number: u16, flags: u8) -> Segment {
-    Segment { from: scene.family.socket(CLIENT, scene.client_port + number), ..scene.asks(SPREAD, flags) }
+    Segment { from: scene.family.socket(CLIENT, scene.client_port + number), ..scene.asks(PAIR, flags) }
 }
 
 fn goes(
@@ -30,29 +30,29 @@ fn goes(
 }
 
 fn chosen(scene: &Scene, balance: Balance) -> Change {
-    Change::Policy(SPREAD.service(scene.family), Policy::new(balance))
+    Change::Policy(PAIR.service(scene.family), Policy::new(balance))
 }
 
 fn weighs(scene: &Scene, service: Service, weight: u32) -> Change {
     Change::Weight(service.id(scene.family), weight)
 }
 
-/// Turns are counted from 0 in this case, which is the first to use them.
+/// Turns are counted from 0 in this case, which is the first to use them. By its address alone, the client belongs to [`PAIR`]'s own backend.
 pub(super) fn turns(scene: &Scene) -> Script {
-    use Counter::{Connected, Rebuilt};
+    use Counter::{Connected, Rebuilt, Retried, Unanswered};
     let mut script = Script::default();
-    for (what, number, flags, to, counter) in [
-        ("the first turn", 0, SYN, SPREAD, Connected),
-        ("the same again", 0, SYN, SPREAD, Connected),
-        ("the second turn", 1, SYN, SPARE, Connected),
-        ("a connection that is lost takes no turn", 2, ACK, by_source(scene), Rebuilt),
-        ("the third turn", 3, SYN, SPREAD, Connected),
-        ("again, when the first choice is down", 3, SYN, SPARE, Connected),
+    for (what, number, flags, to, counters) in [
+        ("the first turn", 0, SYN, PAIR, &[Connected][..]),
+        ("the same again", 0, SYN, PAIR, &[Connected, Unanswered]),
+        ("the second turn", 1, SYN, SPARE, &[Connected]),
+        ("a connection that is lost takes no turn", 2, ACK, PAIR, &[Rebuilt]),
+        ("the third turn", 3, SYN, PAIR, &[Connected]),
+        ("again, when the first choice is down", 3, SYN, SPARE, &[Connected, Unanswered, Retried]),
     ] {
-        script = goes(script, scene, what, &nth(scene, number, flags), to, &[counter]);
+        script = goes(script, scene, what, &nth(scene, number, flags), to, counters);
         script = match what {
             "the first turn" => script.after([chosen(scene, Balance::RoundRobin)]),
-            "again, when the first choice is down" => script.after([SPREAD.backend(scene.family, Backend::DOWN)]),
+            "again, when the first choice is down" => script.after([PAIR.backend(scene.family, Backend::DOWN)]),
             _ => script,
         };
     }
@@ -68,20 +68,20 @@ pub(super) fn fewest(scene: &Scene) -> Script {
     };
     let back = |segment: &Segment| Segment {
         to: scene.family.socket(CLIENT, segment.to.port()),
-        ..scene.sent_back(SPREAD, segment)
+        ..scene.sent_back(PAIR, segment)
     };
     let mut script = goes(Script::default(), scene, "who has none", &nth(scene, 0, SYN), SPARE, &[Connected]).after([
         chosen(scene, Balance::LeastConnections),
-        weighs(scene, SPREAD, 1),
+        weighs(scene, PAIR, 1),
         weighs(scene, SPARE, 8),
     ]);
     for number in 1..4 {
         script = goes(script, scene, "whose weight is high", &nth(scene, number, SYN), SPARE, &[Connected]);
     }
-    script = goes(script, scene, "the same weight now", &nth(scene, 4, SYN), SPREAD, &[Connected])
+    script = goes(script, scene, "the same weight now", &nth(scene, 4, SYN), PAIR, &[Connected])
         .after([weighs(scene, SPARE, 1)]);
     for number in 5..7 {
-        script = goes(script, scene, "still fewer", &nth(scene, number, SYN), SPREAD, &[Connected]);
+        script = goes(script, scene, "still fewer", &nth(scene, number, SYN), PAIR, &[Connected]);
     }
     // By both ways that a connection ends, until the other one has fewer.
     script = goes(script, scene, "one is reset", &nth(scene, 1, RST), SPARE, &[]);
@@ -106,23 +106,17 @@ pub(super) fn flows(scene: &Scene) -> Script {
             std::net::IpAddr::V4(address) => flow_hash(&V4(address.octets()), port),
             std::net::IpAddr::V6(address) => flow_hash(&V6(address.octets()), port),
         };
-        let to = at(maglev::slot(hash));
+        let to = at(scene, maglev::slot(hash));
         script = goes(script, scene, "by its port too", &nth(scene, number, flags), to, &[counter]);
         script = if number == 0 { script.after([chosen(scene, Balance::FlowHash)]) } else { script };
     }
     script
 }
 
-/// Who has a slot of [`SPREAD`]'s table.
-fn at(slot: u32) -> Service {
-    if slot.is_multiple_of(2) { SPREAD } else { SPARE }
-}
-
-fn by_source(scene: &Scene) -> Service {
-    use lb_common::abi::source_hash;
-    let hash = match scene.family.address(CLIENT) {
-        std::net::IpAddr::V4(address) => source_hash(&V4(address.octets())),
-        std::net::IpAddr::V6(address) => source_hash(&V6(address.octets())),
-    };
-    at(maglev::slot(hash))
+/// Who has a slot of [`PAIR`]'s table, which is shared.
+fn at(scene: &Scene, slot: u32) -> Service {
+    match PAIR.shared(scene.family) {
+        Change::Table(_, slots) if slots[slot as usize] == SPARE.id(scene.family) => SPARE,
+        _ => PAIR,
+    }
 }
