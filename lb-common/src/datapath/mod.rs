@@ -75,7 +75,7 @@ pub enum Refused {
 }
 
 /// The tables that do not depend on the address family.
-pub trait Tables: Sized {
+pub trait Tables {
     /// `None` before the daemon has written any.
     fn settings(&self) -> Option<&Settings>;
     fn service(&self, key: &ServiceKey) -> Option<ServiceId>;

@@ -54,7 +54,7 @@ const WINDOW: u32 = 8;
 /// The number of a [`BackendId`] for a new connection, `NONE` if there is none. A connection that has begun elsewhere gets what its address says: by turns
 /// nobody could find its backend again, and so at least all its packets go to one.
 #[inline(always)]
-pub fn select<T: Tables>(tables: &T, service: ServiceId, asker: &Asker) -> u64 {
+pub fn select<T: Tables + ?Sized>(tables: &T, service: ServiceId, asker: &Asker) -> u64 {
     let policy = tables.policy(service).unwrap_or_default();
     if asker.kind == Kind::Own && lives(tables, policy.own()) {
         return u64::from(policy.own().0);
@@ -73,13 +73,13 @@ pub fn select<T: Tables>(tables: &T, service: ServiceId, asker: &Asker) -> u64 {
 }
 
 #[inline(always)]
-fn turn<T: Tables>(tables: &T, service: ServiceId) -> u32 {
+fn turn<T: Tables + ?Sized>(tables: &T, service: ServiceId) -> u32 {
     tables.turn(service).map_or(0, |turn| (turn.next() % u64::from(SLOTS)) as u32)
 }
 
 /// The backend with the fewest connections for its weight, in the slots from `first` on; of equals, the first.
 #[inline(always)]
-fn fewest<T: Tables>(tables: &T, service: ServiceId, first: u32) -> u64 {
+fn fewest<T: Tables + ?Sized>(tables: &T, service: ServiceId, first: u32) -> u64 {
     let mut best = tables.slot(service, first).unwrap_or(BackendId::NONE).0.into();
     let Some(load) = tables.load(BackendId(best as u32)) else {
         return best;
@@ -101,18 +101,18 @@ fn fewest<T: Tables>(tables: &T, service: ServiceId, first: u32) -> u64 {
 }
 
 #[inline(always)]
-fn lives<T: Tables>(tables: &T, id: BackendId) -> bool {
+fn lives<T: Tables + ?Sized>(tables: &T, id: BackendId) -> bool {
     tables.backend(id).is_some_and(|backend| backend.is(Backend::PRESENT) && !backend.is(Backend::DOWN))
 }
 
 /// Counts a connection that packets are carried for.
 #[inline(always)]
-pub fn began<T: Tables>(tables: &T, id: BackendId) {
+pub fn began<T: Tables + ?Sized>(tables: &T, id: BackendId) {
     count(tables.load(id), 1);
 }
 
 #[inline(always)]
-pub fn ended<T: Tables>(tables: &T, id: BackendId) {
+pub fn ended<T: Tables + ?Sized>(tables: &T, id: BackendId) {
     count(tables.load(id), -1);
 }
 
