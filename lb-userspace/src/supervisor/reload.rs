@@ -63,6 +63,10 @@ impl Node<'_> {
                 judgement.tell(&outcome);
             }
             Command::Order { request, judgement } => self.order(&request, judgement)?,
+            Command::HandOver(judgement) => {
+                judgement.done("the data plane goes on for the next daemon\n".to_owned());
+                self.hands_over = true;
+            }
         }
         Ok(())
     }
