@@ -27,6 +27,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// What long-lived streams notice of restarts, upgrades, reloads and failovers; about ten minutes
+    Continuity {
+        /// Passed on to the benchmark; `--json` prints one object a line, `-- --help` tells the rest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 pub(crate) fn run(arguments: &Bench) -> Result<()> {
@@ -42,6 +48,12 @@ pub(crate) fn run(arguments: &Bench) -> Result<()> {
             build::release(&["--package", "lb-userspace"])?;
             build::release(&["--package", "lb-tests", "--bin", "lab-bench", "--bin", "lab-apiserver"])?;
             ("failover", rest)
+        }
+        Bench::Continuity { rest } => {
+            setup::ensure(&[Need::Compile, Need::Lab])?;
+            build::release(&["--package", "lb-userspace"])?;
+            build::release(&["--package", "lb-tests", "--bin", "lab-bench", "--bin", "lab-apiserver"])?;
+            ("continuity", rest)
         }
     };
     let arguments: Vec<String> = iter::once(what.to_owned()).chain(rest.iter().cloned()).collect();

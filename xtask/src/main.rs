@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod chaos;
 mod clean;
 mod demo;
 mod exec;
@@ -38,6 +39,8 @@ enum Verb {
     /// Measure the data plane, or failovers
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Play faults on a pair of appliances under traffic, as a seed has them, and judge what became of it
+    Chaos(chaos::Chaos),
     /// Load every program and run the packet table on older kernels, in virtual machines
     VmTest(vm_test::VmTest),
 }
@@ -58,6 +61,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments)?,
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments)?,
+        Verb::Chaos(arguments) => chaos::run(&arguments)?,
         Verb::VmTest(arguments) => {
             setup::ensure(&[setup::Need::Compile, setup::Need::Vm])?;
             vm_test::run(&arguments)?;

@@ -1,11 +1,11 @@
-//! Measures the data path and the failover: `cargo xtask bench`.
+//! Measures the data path, failovers, and what streams notice of them: `cargo xtask bench`.
 
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser};
 use lb_tests::bench::{
-    self,
+    self, continuity,
     failover::{Event, Options, Profile, System},
 };
 
@@ -23,6 +23,23 @@ enum Arguments {
     },
     /// Milliseconds until a VIP is served by another node, for xvip and for keepalived
     Failover(Failover),
+    /// What long-lived streams notice of restarts, upgrades, reloads and failovers
+    Continuity(Continuity),
+}
+
+#[derive(Args, Debug)]
+struct Continuity {
+    /// Print one object a line
+    #[arg(long)]
+    json: bool,
+    #[arg(long, default_value_t = 500)]
+    streams: u32,
+    /// Restarts; twice as many upgrades and reloads
+    #[arg(long, default_value_t = 10)]
+    restarts: usize,
+    /// By kill and by link loss each
+    #[arg(long, default_value_t = 20)]
+    failovers: usize,
 }
 
 #[derive(Args, Debug)]
@@ -59,6 +76,12 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Arguments::Failover(arguments) => failover(arguments),
+        Arguments::Continuity(Continuity { json, streams, restarts, failovers }) => {
+            let options = continuity::Options { streams, pace: Duration::from_millis(100), restarts, failovers };
+            let report = continuity::continuity(&options)?;
+            print(json, &report, report.json()?);
+            Ok(if report.is_reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }
 

@@ -94,7 +94,7 @@ fn lock(claims: &Mutex<Vec<Claim>>) -> MutexGuard<'_, Vec<Claim>> {
 
 /// A node reigns from an answer on, as long as the next one is less than [`SILENCE`] away, but for the last [`HANDOVER`]: who is
 /// told that another one has come goes when he hears of it, and may have answered until then.
-fn at_once(answers: &[(Mac, SystemTime)]) -> usize {
+pub fn at_once(answers: &[(Mac, SystemTime)]) -> usize {
     let mut reigns: Vec<(Mac, SystemTime, SystemTime)> = Vec::new();
     for &(mac, at) in answers {
         match reigns.iter_mut().rev().find(|(own, ..)| *own == mac) {
