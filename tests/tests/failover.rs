@@ -373,3 +373,51 @@ fn metrics_tell_the_state_and_what_was_refused() {
     let reports = &instance(&status, 51).reports;
     assert!(reports.iter().any(|report| report.text.starts_with("192.168.2.21 ")), "{reports:#?}");
 }
+
+#[test]
+fn a_reload_changes_a_virtual_router_without_a_takeover() {
+    const MORE: &str = "192.168.2.101";
+    let pair = Pair::up("reloads", Setup { synced: true, ..Setup::default() }).unwrap();
+    let base = [A, B].map(|node| pair.configuration(node).unwrap());
+    let mastered = || pair.xvip(B).status().unwrap().vrrp.iter().map(|instance| instance.transitions).sum::<u64>();
+    let streams = pair.deployment.streams(20, Duration::from_millis(20)).unwrap();
+    streams.wait_for_lines(5, LIMIT).unwrap();
+
+    let with = |node: usize, priority: u8, vips: &str| {
+        let settings = format!("interval = \"200ms\"\npriority = {priority}");
+        let text = base[node].replace(["priority = 100", "priority = 98"][node], &settings);
+        text.replace("[\"192.168.2.100\"]", &format!("[{vips}]"))
+    };
+    let vip = "\"192.168.2.100\"";
+    // Nobody notices but by what is advertised: the master goes on as master.
+    pair.xvip(B).reload(&with(1, 150, vip)).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
+    let before = mastered();
+    pair.xvip(A).reload(&with(0, 200, &format!("{vip}, \"{MORE}\""))).unwrap();
+    let status = pair.wait_for(A, State::Master).unwrap();
+    assert_eq!(instance(&status, 51).priority, 200);
+    wait::until("the new VIP", LIMIT, || pair.has(A, MORE).unwrap().then_some(())).unwrap();
+    let follows =
+        |status: &Status| status.vrrp.iter().all(|one| one.master.is_some_and(|master| master.priority == 200));
+    pair.xvip(B).wait_for("the new priority to be heard", LIMIT, follows).unwrap();
+    pair.xvip(A).reload(&with(0, 200, vip)).unwrap();
+    wait::until("the VIP to go", LIMIT, || (!pair.has(A, MORE).unwrap()).then_some(())).unwrap();
+    assert!(pair.has(A, "192.168.2.100").unwrap() && pair.has(A, "fd00:2::100").unwrap());
+    assert_eq!(mastered(), before, "{}", pair.xvip(B).log());
+
+    // The lesser of two gives way, and takes back what is its again.
+    pair.xvip(A).reload(&with(0, 50, vip)).unwrap();
+    pair.wait_for(B, State::Master).unwrap();
+    pair.wait_for(A, State::Backup).unwrap();
+    pair.xvip(A).reload(&with(0, 200, vip)).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    // Another number is another virtual router: the one before is handed over in order.
+    pair.xvip(A)
+        .reload(&with(0, 200, vip).replace("vrid = 51", "vrid = 61").replace("vrid = 52", "vrid = 62"))
+        .unwrap();
+    pair.wait_for(B, State::Master).unwrap();
+    streams.wait_for_lines(5, LIMIT).unwrap();
+    for episode in streams.finish().unwrap() {
+        assert!(episode.end.is_none() && episode.echoed > 5, "{episode:?}\n{}", pair.xvip(A).log());
+    }
+}

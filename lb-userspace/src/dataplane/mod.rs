@@ -13,6 +13,7 @@ mod mirror;
 mod pins;
 mod records;
 mod run;
+mod suspicions;
 mod sweep;
 
 use std::{
@@ -50,6 +51,7 @@ pub use mirror::{Connection, Mirror, Taken};
 pub use pins::PinError;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
+pub use suspicions::Suspicions;
 pub use sweep::{Sweeper, Swept, Timeouts};
 
 /// The kernel side, as built by this package's build script.

@@ -16,6 +16,8 @@ pub enum Stage {
 pub enum Failure {
     Refused(Stage),
     Reset(Stage),
+    /// This host has closed it (`ECONNABORTED`).
+    Aborted(Stage),
     /// The peer closed the connection without having answered.
     Closed(Stage),
     Timeout(Stage),
@@ -32,6 +34,7 @@ impl Failure {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused(stage),
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset(stage),
+            io::ErrorKind::ConnectionAborted => Self::Aborted(stage),
             io::ErrorKind::UnexpectedEof => Self::Closed(stage),
             io::ErrorKind::TimedOut => Self::Timeout(stage),
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Self::Unreachable(stage),
@@ -46,6 +49,10 @@ impl Failure {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(current) = cause {
             if let Some(io) = current.downcast_ref::<io::Error>() {
+                return Self::io(Stage::Answer, io);
+            }
+            // It does not tell as a cause what ended it.
+            if let Some(io) = current.downcast_ref::<h2::Error>().and_then(h2::Error::get_io) {
                 return Self::io(Stage::Answer, io);
             }
             cause = current.source();
@@ -76,6 +83,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Refused(stage) => write!(f, "{stage}: refused"),
             Self::Reset(stage) => write!(f, "{stage}: reset"),
+            Self::Aborted(stage) => write!(f, "{stage}: closed by this host"),
             Self::Closed(stage) => write!(f, "{stage}: closed early"),
             Self::Timeout(stage) => write!(f, "{stage}: timed out"),
             Self::Unreachable(stage) => write!(f, "{stage}: unreachable"),

@@ -7,6 +7,7 @@ mod failure;
 mod load;
 mod streams;
 mod transfer;
+mod watch;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -39,6 +40,7 @@ pub use self::{
     load::{Load, Outcome, Report, run},
     streams::{End, Episode, Streams},
     transfer::transfer,
+    watch::Watch,
 };
 use crate::apiserver::{BACKEND_HEADER, KeyFiles, tls};
 
