@@ -7,10 +7,11 @@
 //!    |-- hello, to there's session ------------>|     and so is here
 //!    |<=============== records ================>|     numbered; whoever misses one asks for all connections
 //! ```
-//! A datagram is heard once: its number is above all before it, and a session that another one has followed never comes back.
+//! A datagram is heard once: its number is above all that were heard of its session before. One of a former run that was late on its way is
+//! heard, too, and the present run again when it speaks next.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -54,8 +55,8 @@ pub struct Peer {
     theirs: Option<Session>,
     /// The run that said hello last, to which the next hello is addressed; it may be somebody's recording.
     claimed: Session,
-    /// Runs that another has followed.
-    former: HashSet<Session>,
+    /// Runs that another has followed, each with the number of the last datagram that was heard of it.
+    former: HashMap<Session, u64>,
     heard: Option<Instant>,
     /// The number of the last datagram that was sent, and of the last that was heard.
     sent: u64,
@@ -79,7 +80,7 @@ impl Peer {
             mine,
             theirs: None,
             claimed: Session::UNKNOWN,
-            former: HashSet::new(),
+            former: HashMap::new(),
             heard: None,
             sent: 0,
             highest: 0,
@@ -110,7 +111,7 @@ impl Peer {
     pub fn hear(&mut self, now: Instant, bytes: &[u8]) -> Result<Vec<Connection>, Refused> {
         let route = Route { from: self.there, to: self.here };
         let opened = datagram::open(&self.key, route, bytes).ok_or(Refused::Unproven)?;
-        if self.former.contains(&opened.sender) {
+        if self.former.get(&opened.sender).is_some_and(|highest| opened.number <= *highest) {
             return Err(Refused::Old);
         }
         if opened.receiver != self.mine {
@@ -179,7 +180,9 @@ impl Peer {
 
     /// A new run of the peer, which has just answered this one.
     fn welcome(&mut self, now: Instant, opened: &Opened<'_>) {
-        self.former.extend(self.theirs.replace(opened.sender));
+        let former = self.theirs.replace(opened.sender);
+        self.former.extend(former.map(|session| (session, self.highest)));
+        self.former.remove(&opened.sender);
         self.claimed = opened.sender;
         self.highest = opened.number;
         (self.asked, self.answered) = (1, 0);
@@ -360,6 +363,23 @@ mod tests {
         assert!(!wire.b.is_connected(wire.now));
         wire.pass(LOST + HELLO * 2);
         assert!(wire.b.is_connected(wire.now), "but the peer itself does");
+    }
+
+    /// What a former run has sent comes when B has not heard of that run before, and knows the next one already.
+    #[test]
+    fn a_late_word_of_a_former_run_does_not_silence_the_present_one() {
+        let mut wire = Wire::new();
+        let hello = wire.b.greet(wire.now).expect("a hello");
+        assert_eq!(wire.a.hear(wire.now, &hello), Ok(vec![]));
+        let late = wire.tell_b(1);
+        wire.a = Peer::new(key(), A, B, session(3), wire.now);
+        wire.pass(Duration::from_secs(2));
+        assert_eq!(wire.b.hear(wire.now, &late), Ok(vec![connection(1)]));
+        wire.pass(Duration::from_secs(2));
+        assert!(wire.a.is_connected(wire.now) && wire.b.is_connected(wire.now));
+        let told = wire.tell_b(2);
+        assert_eq!(wire.b.hear(wire.now, &told), Ok(vec![connection(2)]));
+        assert_eq!(wire.b.hear(wire.now, &late), Err(Refused::Old));
     }
 
     /// Somebody replays the hello of a run that B has never spoken with.
