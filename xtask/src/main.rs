@@ -10,6 +10,7 @@ mod build;
 mod clean;
 mod demo;
 mod exec;
+mod frames;
 mod fuzz;
 mod setup;
 mod test;
@@ -38,6 +39,10 @@ enum Verb {
     /// Measure the data plane, or failovers
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Run the fuzz targets for as long as one likes
+    Fuzz(fuzz::Fuzz),
+    /// Run millions of random frames through the kernel's programs and compare; minutes
+    Frames(frames::Frames),
     /// Load every program and run the packet table on older kernels, in virtual machines
     VmTest(vm_test::VmTest),
 }
@@ -58,6 +63,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments)?,
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments)?,
+        Verb::Frames(arguments) => frames::run(&arguments)?,
+        Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
         Verb::VmTest(arguments) => {
             setup::ensure(&[setup::Need::Compile, setup::Need::Vm])?;
             vm_test::run(&arguments)?;
