@@ -5,8 +5,9 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Result;
 use clap::{Args, Parser};
 use lb_tests::bench::{
-    self,
+    self, adoption,
     failover::{Event, Options, Profile, System},
+    sync,
 };
 
 #[derive(Debug, Parser)]
@@ -23,6 +24,30 @@ enum Arguments {
     },
     /// Milliseconds until a VIP is served by another node, for xvip and for keepalived
     Failover(Failover),
+    /// What it costs to take over a million connections from a daemon that was killed: time and memory
+    Adoption {
+        /// Print one object a line
+        #[arg(long)]
+        json: bool,
+        /// Restarts
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
+    /// How far a peer is behind, and what both spend, while connections are made
+    Sync {
+        /// Print one object a line
+        #[arg(long)]
+        json: bool,
+        /// New connections a second
+        #[arg(long, default_value_t = 10_000)]
+        rate: u32,
+        /// For how long, in seconds
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+        /// Connections that there is room for
+        #[arg(long)]
+        room: Option<u32>,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -59,6 +84,16 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Arguments::Failover(arguments) => failover(arguments),
+        Arguments::Adoption { json, runs } => {
+            let report = adoption::adoption(runs)?;
+            print(json, &report, report.json()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Arguments::Sync { json, rate, seconds, room } => {
+            let report = sync::sync(&sync::Options { rate, seconds, room })?;
+            print(json, &report, report.json()?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
