@@ -27,6 +27,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// What a flood of SYNs costs those who work; about a minute
+    Flood {
+        /// Passed on to the benchmark; `--json` prints one object a line, `--seconds` says how long
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 pub(crate) fn run(arguments: &Bench) -> Result<()> {
@@ -42,6 +48,12 @@ pub(crate) fn run(arguments: &Bench) -> Result<()> {
             build::release(&["--package", "lb-userspace"])?;
             build::release(&["--package", "lb-tests", "--bin", "lab-bench", "--bin", "lab-apiserver"])?;
             ("failover", rest)
+        }
+        Bench::Flood { rest } => {
+            setup::ensure(&[Need::Compile, Need::Lab])?;
+            build::release(&["--package", "lb-userspace"])?;
+            build::release(&["--package", "lb-tests", "--bin", "lab-bench", "--bin", "lab-apiserver"])?;
+            ("flood", rest)
         }
     };
     let arguments: Vec<String> = iter::once(what.to_owned()).chain(rest.iter().cloned()).collect();

@@ -11,6 +11,7 @@
 
 mod case;
 pub mod failover;
+pub mod flood;
 mod harness;
 mod report;
 mod scene;

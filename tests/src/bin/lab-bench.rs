@@ -7,6 +7,7 @@ use clap::{Args, Parser};
 use lb_tests::bench::{
     self,
     failover::{Event, Options, Profile, System},
+    flood,
 };
 
 #[derive(Debug, Parser)]
@@ -23,6 +24,15 @@ enum Arguments {
     },
     /// Milliseconds until a VIP is served by another node, for xvip and for keepalived
     Failover(Failover),
+    /// What a flood of SYNs costs those who work: connections that break, clients that get none
+    Flood {
+        /// Print one object a line
+        #[arg(long)]
+        json: bool,
+        /// How many seconds it lasts, for each family
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -59,6 +69,11 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Arguments::Failover(arguments) => failover(arguments),
+        Arguments::Flood { json, seconds } => {
+            let report = flood::flood(&flood::Options { duration: Duration::try_from_secs_f64(seconds)? })?;
+            print(json, &report, report.json()?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
