@@ -45,6 +45,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// What a flood of SYNs costs those who work; about a minute
+    Flood {
+        /// Passed on to the benchmark; `--json` prints one object a line, `--seconds` says how long
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 pub(crate) fn run(arguments: &Bench) -> Result<()> {
@@ -59,6 +65,7 @@ pub(crate) fn run(arguments: &Bench) -> Result<()> {
         Bench::Sync { rest } => (daemons(&[Need::Compile, Need::Lab], "sync")?, rest),
         Bench::Continuity { rest } => (daemons(&[Need::Compile, Need::Lab], "continuity")?, rest),
         Bench::Failover { rest } => (daemons(&[Need::Compile, Need::Lab, Need::Peers], "failover")?, rest),
+        Bench::Flood { rest } => (daemons(&[Need::Compile, Need::Lab], "flood")?, rest),
     };
     let arguments: Vec<String> = iter::once(what.to_owned()).chain(rest.iter().cloned()).collect();
     run_lab("lab-bench", &arguments)

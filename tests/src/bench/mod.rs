@@ -13,6 +13,7 @@ pub mod adoption;
 mod case;
 pub mod continuity;
 pub mod failover;
+pub mod flood;
 mod harness;
 mod inside;
 mod report;

@@ -7,7 +7,7 @@ use clap::{Args, Parser};
 use lb_tests::bench::{
     self, adoption, continuity,
     failover::{Event, Options, Profile, System},
-    sync,
+    flood, sync,
 };
 
 #[derive(Debug, Parser)]
@@ -49,6 +49,15 @@ enum Arguments {
         /// Connections that there is room for
         #[arg(long)]
         room: Option<u32>,
+    },
+    /// What a flood of SYNs costs those who work: connections that break, clients that get none
+    Flood {
+        /// Print one object a line
+        #[arg(long)]
+        json: bool,
+        /// How many seconds it lasts, for each family
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
     },
 }
 
@@ -114,6 +123,11 @@ fn main() -> Result<ExitCode> {
         }
         Arguments::Sync { json, rate, seconds, room } => {
             let report = sync::sync(&sync::Options { rate, seconds, room })?;
+            print(json, &report, report.json()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Arguments::Flood { json, seconds } => {
+            let report = flood::flood(&flood::Options { duration: Duration::try_from_secs_f64(seconds)? })?;
             print(json, &report, report.json()?);
             Ok(ExitCode::SUCCESS)
         }
