@@ -38,6 +38,7 @@ pub(crate) use self::{
     attaching::hooked,
     leaving::{macs, vips},
     placement::carriers,
+    starting::options,
 };
 use self::{
     callers::Caller,
@@ -75,10 +76,10 @@ pub async fn run(config: &Config, file: &Path) -> anyhow::Result<()> {
     let ended = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
-        error = node.serve() => Err(error),
+        served = node.serve() => served.map(|()| "asked to hand over"),
     };
     match &ended {
-        Ok(signal) => log::info!("{signal}: leaving"),
+        Ok(why) => log::info!("{why}: leaving"),
         Err(error) => log::error!("{error:#}: leaving"),
     }
     let again = async {
@@ -129,6 +130,8 @@ struct Node {
     returns: Returns,
     /// Virtual servers that there is room for.
     room: usize,
+    /// The data plane is left to another daemon, whatever the configuration says.
+    hands_over: bool,
     /// Packets of backends that are gone.
     forwarded_before: u64,
     timeouts: watch::Sender<model::Timeouts>,
@@ -148,8 +151,9 @@ struct Node {
 }
 
 impl Node {
-    /// Keeps the tables true until something fails. Cancel-safe between changes: each is applied without awaiting.
-    async fn serve(&mut self) -> anyhow::Error {
+    /// Keeps the tables true until something fails, or the data plane is to be handed over. Cancel-safe between changes: each is applied
+    /// without awaiting.
+    async fn serve(&mut self) -> anyhow::Result<()> {
         let mut refresh = interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -175,8 +179,9 @@ impl Node {
                     failed => failed,
                 },
             };
-            if let Err(error) = done {
-                return error;
+            done?;
+            if self.hands_over {
+                return Ok(());
             }
         }
     }

@@ -65,6 +65,10 @@ impl Node {
                 judgement.tell(&outcome);
             }
             Command::Order { request, judgement } => self.order(&request, judgement)?,
+            Command::HandOver(judgement) => {
+                judgement.done("the data plane goes on for the next daemon\n".to_owned());
+                self.hands_over = true;
+            }
         }
         Ok(())
     }
