@@ -321,15 +321,15 @@ fn with_every_backend_down_clients_are_refused_at_once() {
         let slowest = report.outcomes.iter().map(|outcome| outcome.latency).max().unwrap();
         assert!(slowest < Duration::from_millis(200), "{slowest:?}");
     }
-    // They refuse by themselves now, each whom it gets.
+    // They refuse by themselves now, and whoever is refused by one tries the next.
     let open = serving(&quick(&site.deployment.xvip_config(HOLDER).unwrap()), "all_down = \"open\"");
     site.xvip.reload(&open).unwrap();
     assert!(site.xvip.status().unwrap().virtual_servers.iter().all(|server| server.open));
-    let report = site.load(false, Load::sequential(20)).unwrap();
+    let report = site.load(false, Load::sequential(1)).unwrap();
     assert_eq!(report.good(), 0, "{report}");
     let event = |status: &Status, name: &str| status.counters.events[name];
-    let all = |status: &Status| event(status, "connected") == 20;
-    let status = site.xvip.wait_for("all connections to be sent on", Duration::from_secs(5), all).unwrap();
+    let sent_on = |status: &Status| event(status, "connected") > 0;
+    let status = site.xvip.wait_for("a connection to be sent on", Duration::from_secs(5), sent_on).unwrap();
     assert_eq!(event(&status, "no_backend"), 40, "before, of both families");
     site.deployment.lab.assert_checksums_clean();
 }
