@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
-    abi::{Access, Backend, BackendId, Counter, Fence, Lease, Port, Range},
+    abi::{Access, Backend, BackendId, Balance, Counter, Fence, Lease, Policy, Port, Range},
     datapath::{self, Leaving, Route, Verdict},
     flow::Hop,
     host::{Memory, received},
@@ -18,8 +18,8 @@ use lb_tests::packets::{
     frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     load,
     stage::{
-        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, SERVICES, STRANGER, Service, Stage,
-        TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
+        BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, PAIR, SERVICES, SPARE, STRANGER,
+        Service, Stage, TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
     },
 };
 use lb_userspace::dataplane::{Change, Dataplane, Run};
@@ -108,7 +108,15 @@ fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
         0 => Range::everybody(service.service(family)),
         _ => service.range(family, rng.choice(CLIENTS).expect("four"), rng.u32(..4)),
     };
-    let change = match rng.u8(..14) {
+    let change = match rng.u8(..18) {
+        14 | 15 => {
+            let balance = rng.choice(Balance::ALL).expect("four");
+            Change::Policy(PAIR.service(family), Policy::new(balance))
+        }
+        16 | 17 => {
+            let weighed = if rng.bool() { PAIR } else { SPARE };
+            Change::Weight(weighed.id(family), rng.u32(..4))
+        }
         0 => service.backend(family, Backend::DOWN),
         1 => Change::Backend(service.id(family), Backend::absent()),
         2 => Change::Withdraw(service.key(family)),
@@ -161,10 +169,12 @@ impl Twins {
                 Change::Settings(settings) => memory.settings = Some(*settings),
                 Change::Backend(id, backend) => {
                     if !backend.is(Backend::PRESENT) {
-                        memory.forget_traffic(id);
+                        memory.forget_counts(id);
                     }
                     memory.backends.insert(id, backend);
                 }
+                Change::Weight(id, weight) => memory.loads[id.0 as usize].weight.store(weight),
+                Change::Policy(service, policy) => drop(memory.policies.insert(service, policy)),
                 Change::Table(service, slots) => drop(memory.tables.insert(service, slots)),
                 Change::Serve(key, service) => drop(memory.services.insert(key, service)),
                 Change::Withdraw(key) => drop(memory.services.remove(&key)),
@@ -242,6 +252,8 @@ impl Twins {
         for id in (0..2 * SERVICES.len() as u32).map(BackendId) {
             let (host, kernel) = (self.memory.traffic_of(id), self.dataplane.traffic(id)?);
             ensure!(host == kernel, "{id:?}: host {host:?}, kernel {kernel:?}");
+            let (host, kernel) = (self.memory.loads[id.0 as usize].carried.load(), self.dataplane.open(id)[0]);
+            ensure!(host == kernel, "{id:?}: host counts {host} open, kernel {kernel}");
         }
         Ok(())
     }
@@ -435,11 +447,12 @@ fn segment(rng: &mut Rng) -> Segment {
     let client = CLIENTS.get(number).copied().unwrap_or(STRANGER);
     let place = SERVICES.iter().position(|other| other.port == service.port).unwrap_or_default();
     // Three apart, so that they stay apart when they are halved for a backend on this host.
-    let own = 20_000 + 1_000 * number as u16 + 150 * place as u16 + 3 * rng.u16(..50);
+    let own = 20_000 + 1_200 * number as u16 + 150 * place as u16 + 3 * rng.u16(..50);
     let port = if rng.u8(..50) == 0 { SHARED_PORT } else { own };
     let (from, to) = match rng.u8(..20) {
         0 => (family.socket(client, port), family.socket(anyone(rng), rng.u16(..))),
         1 => (family.socket(anyone(rng), port), family.socket(VIP, service.port)),
+        2..9 if service.port == PAIR.port && rng.bool() => reply(family, SPARE, client, port),
         2..9 => reply(family, service, client, port),
         _ => (family.socket(client, port), family.socket(VIP, service.port)),
     };

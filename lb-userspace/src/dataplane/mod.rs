@@ -7,6 +7,7 @@ mod ending;
 mod fence;
 mod flows;
 mod links;
+mod loads;
 mod local;
 mod maps;
 mod mirror;
@@ -32,8 +33,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Access, BANKS, Backend, BackendId, Counter, Port, Range, ServiceId, ServiceKey, Settings, Traffic, names,
-        programs,
+        Access, BANKS, Backend, BackendId, Counter, Policy, Port, Range, ServiceId, ServiceKey, Settings, Traffic,
+        names, programs,
     },
     maglev::SLOTS,
     table::{self, Hashing, SECRET_WORDS},
@@ -98,8 +99,12 @@ pub enum LoadError {
 pub enum Change {
     Settings(Box<Settings>),
     Backend(BackendId, Backend),
+    /// How many connections a backend is to have, against the others of its virtual server.
+    Weight(BackendId, u32),
     /// Puts a whole selection table in place of the one before.
     Table(ServiceId, Vec<BackendId>),
+    /// Says how a slot of it is chosen.
+    Policy(ServiceId, Policy),
     Serve(ServiceKey, ServiceId),
     Withdraw(ServiceKey),
     /// Says whether sources may use a virtual server.
@@ -253,6 +258,11 @@ impl Dataplane {
     /// What has passed to and from a backend since the maps were made.
     pub fn traffic(&self, id: BackendId) -> Result<Traffic, ApplyError> {
         self.maps.traffic(id)
+    }
+
+    /// Connections that the programs count for a backend at this moment: those that packets are carried for, and those of this host's own sockets.
+    pub fn open(&self, id: BackendId) -> [u64; 2] {
+        self.maps.loads.open(id)
     }
 
     /// Connections that fit, of both families together.

@@ -26,7 +26,9 @@ pub fn plan(desired: &Desired, applied: &Applied, moved: bool) -> (Vec<Change>, 
     let withdrawn = before.services.keys().filter(|key| !desired.services.contains_key(key));
     changes.extend(withdrawn.map(|key| Change::Withdraw(*key)));
     changes.extend(news(&desired.backends, &before.backends).map(|(id, backend)| Change::Backend(*id, *backend)));
+    changes.extend(news(&desired.weights, &before.weights).map(|(id, weight)| Change::Weight(*id, *weight)));
     changes.extend(news(&desired.tables, &before.tables).map(|(id, table)| Change::Table(*id, table.clone())));
+    changes.extend(news(&desired.policies, &before.policies).map(|(id, policy)| Change::Policy(*id, *policy)));
     // First, so that others have room: until they are there the kernel sends.
     let forgotten = before.ports.keys().filter(|port| !desired.ports.contains_key(port));
     changes.extend(forgotten.map(|port| Change::Forget(*port)));
@@ -70,10 +72,11 @@ fn news<'a, K: Ord, V: PartialEq>(
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::ServiceId;
+    use lb_common::abi::{Balance, ServiceId};
 
     use super::*;
     use crate::{
+        config::model::VirtualServer,
         health::State::{Down, Draining, Up},
         reconcile::desired::tests::{server, with_states},
     };
@@ -84,7 +87,9 @@ mod tests {
             Change::Backend(_, backend) if !backend.is(Backend::PRESENT) => "absent",
             Change::Backend(_, backend) if backend.is(Backend::DOWN) => "down",
             Change::Backend(..) => "backend",
+            Change::Weight(..) => "weight",
             Change::Table(..) => "table",
+            Change::Policy(..) => "policy",
             Change::Serve(_, ServiceId::BACKEND) => "reply",
             Change::Serve(..) => "serve",
             Change::Withdraw(_) => "withdraw",
@@ -101,6 +106,7 @@ mod tests {
     fn from_each_state_to_each_next() {
         let one = [server("a", 100, 2)];
         let two = [server("a", 100, 2), server("b", 101, 1)];
+        let turning = [VirtualServer { balance: Balance::LeastConnections, ..server("a", 100, 2) }];
         let up = with_states(&one, &[vec![Up, Up]], &[]);
         let mut listed = server("a", 100, 2);
         listed.allow = vec!["10.0.0.0/8".parse().unwrap()];
@@ -111,7 +117,7 @@ mod tests {
                 None,
                 up.clone(),
                 false,
-                vec!["backend", "backend", "table", "reply", "reply", "serve", "settings"],
+                vec!["backend", "backend", "table", "policy", "reply", "reply", "serve", "settings"],
             ),
             ("some are allowed", Some(up.clone()), listed.clone(), false, vec!["allow", "deny", "settings"]),
             ("and all again", Some(listed), up.clone(), false, vec!["unrule", "unrule", "settings"]),
@@ -126,11 +132,18 @@ mod tests {
                 vec!["down", "table", "settings"],
             ),
             (
+                "others take turns",
+                Some(up.clone()),
+                with_states(&turning, &[vec![Up, Up]], &[]),
+                false,
+                vec!["weight", "weight", "table", "policy"],
+            ),
+            (
                 "a server more",
                 Some(up.clone()),
                 with_states(&two, &[vec![Up, Up], vec![Up]], &[]),
                 false,
-                vec!["backend", "table", "serve", "settings"],
+                vec!["backend", "table", "policy", "serve", "settings"],
             ),
             (
                 "a server less",

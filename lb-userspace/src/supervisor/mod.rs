@@ -53,7 +53,7 @@ use crate::{
     dataplane::{Dataplane, Mode, Suspicions, Swept},
     health::{BackendKey, Checkers, Reports},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces},
-    reconcile::{Applied, Endpoint, Numbers, Orders},
+    reconcile::{Applied, Endpoint, Numbers, Orders, Returns},
     sync::Sync,
 };
 
@@ -127,6 +127,7 @@ struct Node {
     /// Where their time begins.
     begun: Instant,
     orders: Orders,
+    returns: Returns,
     /// Virtual servers that there is room for.
     room: usize,
     /// The data plane is left to another daemon, whatever the configuration says.
@@ -189,7 +190,7 @@ impl Node {
     fn health_changed(&mut self) -> anyhow::Result<()> {
         let reports = self.reports.borrow_and_update().clone();
         let now = self.health(&reports);
-        if now == self.health(&self.followed) {
+        if now == self.health(&self.followed) && self.unknown(&reports) == self.unknown(&self.followed) {
             self.followed = reports;
             return Ok(());
         }
@@ -268,6 +269,7 @@ impl Node {
             numbers: &self.numbers,
             begun: self.begun,
             orders: &self.orders,
+            applied: &self.applied.desired,
             forwarded_before: self.forwarded_before,
             started: self.started,
             reports: &self.followed,

@@ -173,8 +173,11 @@ impl Node {
         self.checkers.follow(self.config.virtual_servers.iter().chain(removed));
     }
 
-    /// Looks after what was removed: its time passes, and its connections end.
+    /// Looks after what comes back, whose share grows, and what was removed: its time passes, and its connections end.
     pub(super) async fn tend(&mut self) -> anyhow::Result<()> {
+        if self.returns.is_under_way() {
+            self.reconcile(false)?;
+        }
         if self.numbers.removed().next().is_none() {
             return Ok(());
         }

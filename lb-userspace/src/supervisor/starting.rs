@@ -37,7 +37,7 @@ use crate::{
     dataplane::{Dataplane, Options, Swept},
     health::{Checkers, Reports},
     host::{self, Changes, Forwarding, Interface, preflight},
-    reconcile::{Applied, Numbers},
+    reconcile::{Applied, Numbers, Returns},
 };
 
 impl Node {
@@ -112,6 +112,7 @@ impl Node {
             numbers,
             begun: Instant::now(),
             orders: ordering::lasting(config),
+            returns: Returns::default(),
             room: room(config),
             hands_over: false,
             forwarded_before: 0,
