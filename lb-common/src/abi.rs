@@ -462,11 +462,11 @@ pub fn source_hash<A: Address>(address: &A) -> u32 {
     mix(address.digest())
 }
 
-/// Spreads a client's connections over a selection table, each by itself. Which virtual server they are to makes no difference: each has a
-/// table of its own.
+/// Spreads a client's connections over a selection table, each by itself: by the hash of its address, and its port. Which virtual server they
+/// are to makes no difference: each has a table of its own.
 #[inline(always)]
-pub fn flow_hash<A: Address>(address: &A, port: [u8; 2]) -> u32 {
-    mix(source_hash(address) ^ u32::from(u16::from_be_bytes(port)).wrapping_mul(0x9e37_79b1))
+pub fn flow_hash(source: u32, port: u32) -> u32 {
+    mix(source ^ port.wrapping_mul(0x9e37_79b1))
 }
 
 /// Spreads sockets without an address of their own over a selection table.

@@ -86,8 +86,8 @@ functions!(V6, locate6, insert6, remove6, advance6, tell6);
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn select(service: u32, source: u32, flow: u32, kind: u32, former: u32) -> u64 {
-    let asker = Asker { source, flow, kind: Kind::from_raw(kind), former: BackendId(former) };
+pub(crate) extern "C" fn select(service: u32, source: u32, port: u32, kind: u32, former: u32) -> u64 {
+    let asker = Asker { source, port, kind: Kind::from_raw(kind), former: BackendId(former) };
     selection::select(&MAPS, ServiceId(service), &asker)
 }
 

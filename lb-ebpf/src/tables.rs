@@ -86,8 +86,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn select(&self, service: ServiceId, asker: &Asker) -> BackendId {
-        let Asker { source, flow, kind, former } = *asker;
-        BackendId(functions::select(service.0, source, flow, kind as u32, former.0) as u32)
+        let Asker { source, port, kind, former } = *asker;
+        BackendId(functions::select(service.0, source, port, kind as u32, former.0) as u32)
     }
 
     #[inline(always)]

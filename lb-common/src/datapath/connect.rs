@@ -7,7 +7,7 @@ use super::{
     selection::{self, Asker, Kind},
 };
 use crate::{
-    abi::{Backend, BackendId, Counter, ServiceKey, flow_hash, source_hash},
+    abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
     address::Address,
     conntrack::Phase,
     flow::{Flow, Key, Ports, Role},
@@ -44,8 +44,8 @@ where
     let former = if forward.is_half_open() { forward.backend() } else { BackendId::NONE };
     let is_new = arrival.segment.flags.opens() && former == BackendId::NONE;
     let kind = if is_new { Kind::New } else { Kind::Lost };
-    let (source, flow) = (source_hash(&key.source), flow_hash(&key.source, key.source_port));
-    let wanted = tables.select(service, &Asker { source, flow, kind, former });
+    let (source, port) = (source_hash(&key.source), u16::from_be_bytes(key.source_port).into());
+    let wanted = tables.select(service, &Asker { source, port, kind, former });
     let chosen = passive::choose(tables, service, arrival, forward, wanted);
     let backend =
         tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(Stop::reset(Counter::NoBackend))?;

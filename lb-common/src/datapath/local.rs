@@ -113,15 +113,15 @@ fn count<T: Tables>(tables: &T, backend: BackendId, change: i64) {
 #[inline(always)]
 fn choose<'a, T: Tables>(tables: &'a T, service: ServiceId, socket: &Socket) -> Option<(BackendId, &'a Backend)> {
     // No port is known yet. Each socket is a connection.
-    let (mut source, mut flow) = (spread(socket), socket_hash(socket.cookie));
+    let (mut source, port) = (spread(socket), socket_hash(socket.cookie));
     let mut found = None;
     for _ in 0..TRIES {
-        let chosen = tables.select(service, &Asker { source, flow, kind: Kind::Own, former: BackendId::NONE });
+        let chosen = tables.select(service, &Asker { source, port, kind: Kind::Own, former: BackendId::NONE });
         found = tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).map(|backend| (chosen, backend));
         if found.is_none_or(|(_, backend)| !backend.is(Backend::DOWN)) {
             break;
         }
-        (source, flow) = (mix(source.wrapping_add(1)), mix(flow.wrapping_add(1)));
+        source = mix(source.wrapping_add(1));
     }
     found
 }

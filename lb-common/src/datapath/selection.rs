@@ -9,7 +9,7 @@
 
 use super::Tables;
 use crate::{
-    abi::{Backend, BackendId, Balance, Load, ServiceId},
+    abi::{Backend, BackendId, Balance, Load, ServiceId, flow_hash},
     maglev::{self, SLOTS},
     shared::{either, is_below},
 };
@@ -17,10 +17,10 @@ use crate::{
 /// Who asks for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
-    /// By the client's address.
+    /// The hash of the client's address.
     pub source: u32,
-    /// By its port too.
-    pub flow: u32,
+    /// What tells its connections apart: its port, or where it has none yet, whatever is its own.
+    pub port: u32,
     pub kind: Kind,
     /// The backend of an unfinished handshake that this begins anew, which is counted as its end; [`BackendId::NONE`] if it does not.
     pub former: BackendId,
@@ -64,7 +64,7 @@ pub fn select<T: Tables + ?Sized>(tables: &T, service: ServiceId, asker: &Asker)
     }
     let slot = match policy.balance() {
         Balance::SourceHash => maglev::slot(asker.source),
-        Balance::FlowHash => maglev::slot(asker.flow),
+        Balance::FlowHash => maglev::slot(flow_hash(asker.source, asker.port)),
         _ if asker.kind == Kind::Lost => maglev::slot(asker.source),
         Balance::RoundRobin => turn(tables, service),
         Balance::LeastConnections => return fewest(tables, service, turn(tables, service)),

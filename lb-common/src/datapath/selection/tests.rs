@@ -14,7 +14,7 @@ use crate::{
 };
 
 const SERVICE: ServiceId = ServiceId(0);
-const FIRST: Asker = Asker { source: 1, flow: 2, kind: Kind::New, former: BackendId::NONE };
+const FIRST: Asker = Asker { source: 1, port: 2, kind: Kind::New, former: BackendId::NONE };
 
 fn address(index: usize) -> [u8; 16] {
     V4([10, 0, 0, 11 + index as u8]).mapped()
@@ -51,19 +51,15 @@ fn a_hash_looks_at_the_address_alone_or_at_the_port_too() {
     for (balance, by_flow) in [(Balance::SourceHash, false), (Balance::FlowHash, true)] {
         let memory = tables(balance, &[1, 1, 1]);
         for kind in [Kind::New, Kind::Lost, Kind::Own] {
-            let askers = (0..999).map(|number: u32| {
+            let asker = |number: u32| {
                 let hash = crate::flow::mix(number);
-                if by_flow { Asker { flow: hash, kind, ..FIRST } } else { Asker { source: hash, kind, ..FIRST } }
-            });
+                if by_flow { Asker { port: number, kind, ..FIRST } } else { Asker { source: hash, kind, ..FIRST } }
+            };
             let mut shares = [0; 3];
-            for asker in askers {
+            for asker in (0..999).map(asker) {
                 shares[chosen(&memory, &asker) as usize] += 1;
-                let elsewhere = Asker {
-                    source: asker.source ^ u32::from(by_flow),
-                    flow: asker.flow ^ u32::from(!by_flow),
-                    ..asker
-                };
-                assert_eq!(chosen(&memory, &elsewhere), chosen(&memory, &asker), "{balance:?}, {kind:?}");
+                let again = Asker { port: asker.port ^ u32::from(!by_flow), ..asker };
+                assert_eq!(chosen(&memory, &again), chosen(&memory, &asker), "{balance:?}, {kind:?}");
             }
             assert!(shares.iter().all(|share| (280..390).contains(share)), "{balance:?}, {kind:?}: {shares:?}");
         }

@@ -1,7 +1,7 @@
 //! Which of two backends a new connection gets.
 
 use lb_common::{
-    abi::{Backend, Balance, Counter, Policy, flow_hash},
+    abi::{Backend, Balance, Counter, Policy, flow_hash, source_hash},
     address::{V4, V6},
     maglev,
 };
@@ -101,11 +101,11 @@ pub(super) fn flows(scene: &Scene) -> Script {
         .map(|number| (number, SYN, Counter::Connected))
         .chain((8..16).map(|number| (number, ACK, Counter::Rebuilt)))
     {
-        let port = (scene.client_port + number).to_be_bytes();
-        let hash = match scene.family.address(CLIENT) {
-            std::net::IpAddr::V4(address) => flow_hash(&V4(address.octets()), port),
-            std::net::IpAddr::V6(address) => flow_hash(&V6(address.octets()), port),
+        let source = match scene.family.address(CLIENT) {
+            std::net::IpAddr::V4(address) => source_hash(&V4(address.octets())),
+            std::net::IpAddr::V6(address) => source_hash(&V6(address.octets())),
         };
+        let hash = flow_hash(source, (scene.client_port + number).into());
         let to = at(scene, maglev::slot(hash));
         script = goes(script, scene, "by its port too", &nth(scene, number, flags), to, &[counter]);
         script = if number == 0 { script.after([chosen(scene, Balance::FlowHash)]) } else { script };
