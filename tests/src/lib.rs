@@ -9,6 +9,7 @@ pub mod demo;
 pub mod guest;
 pub mod lab;
 pub mod packets;
+pub mod pair;
 pub mod peer;
 pub mod site;
 pub mod topology;

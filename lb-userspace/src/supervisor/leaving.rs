@@ -10,7 +10,7 @@ use crate::{
     host::{Forwarding, qdisc, unicast, vip},
 };
 
-impl Node<'_> {
+impl Node {
     /// Gives the VIPs that move to another node and, unless everything is kept, the others away too; then carries what is still on its way
     /// for as long as configured, or until `enough`.
     pub(super) async fn resign(&mut self, enough: impl Future<Output = ()>) {

@@ -93,7 +93,7 @@ pub async fn run(config: &Config, file: &Path) -> anyhow::Result<()> {
 }
 
 /// What the daemon holds. The order of the fields is the order in which they end.
-struct Node<'a> {
+struct Node {
     file: PathBuf,
     config: Arc<Config>,
     /// When that was read.
@@ -104,7 +104,7 @@ struct Node<'a> {
     handle: Handle,
     /// Those that do not move.
     vips: Vips,
-    vrrp: Vrrp<'a>,
+    vrrp: Vrrp,
     /// `None` where connections stay on this node.
     sync: Option<Sync>,
     commands: mpsc::Receiver<Command>,
@@ -146,7 +146,7 @@ struct Node<'a> {
     forwarding: Vec<Forwarding>,
 }
 
-impl<'a> Node<'a> {
+impl Node {
     /// Keeps the tables true until something fails. Cancel-safe between changes: each is applied without awaiting.
     async fn serve(&mut self) -> anyhow::Error {
         let mut refresh = interval(REFRESH);

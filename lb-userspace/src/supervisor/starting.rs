@@ -40,9 +40,9 @@ use crate::{
     reconcile::{Applied, Numbers},
 };
 
-impl<'a> Node<'a> {
+impl Node {
     /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
-    pub(super) async fn start(config: &'a Config, file: &Path, hangup: Signal) -> anyhow::Result<Self> {
+    pub(super) async fn start(config: &Config, file: &Path, hangup: Signal) -> anyhow::Result<Self> {
         hints(config).iter().for_each(|hint| log::warn!("{hint}"));
         let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
         preflight::check(parent)?;
@@ -86,7 +86,7 @@ impl<'a> Node<'a> {
         let mut numbers = Numbers::of_former(dataplane.former_backends(), Duration::ZERO);
         numbers.follow(&[], &config.virtual_servers, Duration::ZERO)?;
         let timeouts = watch::Sender::new(config.dataplane.timeouts);
-        let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
+        let told = (!config.dataplane.interfaces.is_empty()).then(|| (handle.clone(), told));
         let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
         let started = SystemTime::now();
         let (ask, commands) = mpsc::channel(COMMANDS);
@@ -99,7 +99,7 @@ impl<'a> Node<'a> {
             started,
             vips: Vips::new(handle.clone()),
             handle,
-            vrrp: Vrrp::new(&config.vrrp),
+            vrrp: Vrrp::new(config.vrrp.clone()),
             sync: None,
             commands,
             servers: JoinSet::new(),

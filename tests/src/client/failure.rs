@@ -24,6 +24,8 @@ pub enum Failure {
     Unreachable(Stage),
     /// An answer that is not 200.
     Status(u16),
+    /// Bytes that are not this connection's.
+    Foreign(String),
     Other(String),
 }
 
@@ -36,6 +38,8 @@ impl Failure {
             io::ErrorKind::UnexpectedEof => Self::Closed(stage),
             io::ErrorKind::TimedOut => Self::Timeout(stage),
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Self::Unreachable(stage),
+            // What TLS cannot decrypt.
+            io::ErrorKind::InvalidData if stage == Stage::Answer => Self::Foreign(error.to_string()),
             _ => Self::Other(error.to_string()),
         }
     }
@@ -84,6 +88,7 @@ impl fmt::Display for Failure {
             Self::Timeout(stage) => write!(f, "{stage}: timed out"),
             Self::Unreachable(stage) => write!(f, "{stage}: unreachable"),
             Self::Status(code) => write!(f, "answered {code}"),
+            Self::Foreign(what) => write!(f, "foreign bytes: {what}"),
             Self::Other(what) => f.write_str(what),
         }
     }

@@ -5,6 +5,7 @@
 mod echo;
 mod failure;
 mod load;
+mod streams;
 mod transfer;
 mod watch;
 
@@ -37,6 +38,7 @@ pub use self::{
     echo::{EchoPlan, EchoReport, echo},
     failure::{Failure, Stage},
     load::{Load, Outcome, Report, run},
+    streams::{End, Episode, Streams},
     transfer::transfer,
     watch::Watch,
 };
