@@ -51,8 +51,9 @@ pub(crate) static QUESTION: PerCpuArray<[u64; size_of::<bpf_fib_lookup>() / 8], 
 pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, { MAX_SERVICES + MAX_BACKENDS }> = HashMap::new();
 
 /// Who may use which virtual server; who is in no range may.
+/// Twice as many, since new ones come before former ones go.
 #[btf_map]
-pub(crate) static RANGES: LpmTrie<Source, Access, MAX_RANGES> = LpmTrie::new();
+pub(crate) static RANGES: LpmTrie<Source, Access, { 2 * MAX_RANGES }> = LpmTrie::new();
 
 /// Selection tables one after another, numbered by [`ServiceId`]; the loader sets how many. A new one is filled in the bank that is
 /// not in use and put in place by one update of `SERVICES`, so no packet sees half. (An array of maps would do the same, but

@@ -11,6 +11,7 @@ mod chaos;
 mod clean;
 mod demo;
 mod exec;
+mod frames;
 mod fuzz;
 mod setup;
 mod test;
@@ -41,6 +42,10 @@ enum Verb {
     Bench(bench::Bench),
     /// Play faults on a pair of appliances under traffic, as a seed has them, and judge what became of it
     Chaos(chaos::Chaos),
+    /// Run the fuzz targets for as long as one likes
+    Fuzz(fuzz::Fuzz),
+    /// Run millions of random frames through the kernel's programs and compare; minutes
+    Frames(frames::Frames),
     /// Load every program and run the packet table on older kernels, in virtual machines
     VmTest(vm_test::VmTest),
 }
@@ -62,6 +67,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments)?,
         Verb::Chaos(arguments) => chaos::run(&arguments)?,
+        Verb::Frames(arguments) => frames::run(&arguments)?,
+        Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
         Verb::VmTest(arguments) => {
             setup::ensure(&[setup::Need::Compile, setup::Need::Vm])?;
             vm_test::run(&arguments)?;

@@ -18,6 +18,7 @@ use lb_common::abi::{LAYOUT, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::links::Links;
+use crate::host::process;
 
 /// Pins could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -169,9 +170,7 @@ fn holder(inode: u64) -> String {
     let Some(id) = fs::read_to_string("/proc/locks").ok().and_then(|locks| locker(&locks, inode)) else {
         return "a process outside of this container".to_owned();
     };
-    let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-    let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-    format!("process {id} ({})", words.join(" ").trim_end())
+    process::named(id)
 }
 
 /// Reads /proc/locks: `1: FLOCK  ADVISORY  WRITE 1234 00:1f:5678 0 EOF`.

@@ -9,12 +9,16 @@
 //! so that a case's figure is what a test run of the program alone would take. A round measures every case once; ratios are
 //! taken within a round, where the machine's mood is the same for both.
 
+pub mod adoption;
 mod case;
 pub mod continuity;
 pub mod failover;
+pub mod flood;
 mod harness;
+mod inside;
 mod report;
 mod scene;
+pub mod sync;
 
 use std::time::{Duration, Instant};
 

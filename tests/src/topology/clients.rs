@@ -45,7 +45,9 @@ impl Deployment {
         scene: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Vec<Result<EchoReport, Failure>>)> {
         let (stop, stopped) = watch::channel(false);
-        let client = self.client_of(v6)?;
+        let mut client = self.client_of(v6)?;
+        // Many handshakes at once are seconds of work, and the last one is done when all are.
+        client.timeout = Duration::from_secs(60);
         let stream = |source: &IpAddr| {
             let plan = EchoPlan {
                 lines: u64::MAX,
