@@ -8,12 +8,13 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES,
-        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Port, ServiceId, ServiceKey, Settings, Source,
-        Traffic, programs,
+        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Port, SUSPICION_BYTES, ServiceId, ServiceKey,
+        Settings, Source, Traffic, programs,
     },
     address::{V4, V6},
     datapath::Draft,
     maglev::SLOTS,
+    shared::Shared,
     table::{Hashing, Set, sets_for},
 };
 
@@ -94,3 +95,11 @@ pub(crate) static LOCALS: LruHashMap<u64, Local, MAX_LOCALS> = LruHashMap::new()
 /// looks into it every now and then; nobody is woken.
 #[btf_map]
 pub(crate) static NEWS: RingBuf<u8, NEWS_BYTES> = RingBuf::new();
+
+/// Backends that have left a SYN unanswered or refused it, by their numbers. It wakes the daemon.
+#[btf_map]
+pub(crate) static SUSPICIONS: RingBuf<u8, SUSPICION_BYTES> = RingBuf::new();
+
+/// When each backend was last told there, in kernel ticks.
+#[btf_map]
+pub(crate) static SUSPECTED: Array<Shared<u32>, MAX_BACKENDS> = Array::new();

@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
     abi::{Access, Backend, BackendId, Counter, Fence, Lease, Port, Range},
-    datapath::{self, Route, Verdict},
+    datapath::{self, Leaving, Route, Verdict},
     flow::Hop,
     host::{Memory, received},
     wire::{self, Tags},
@@ -37,6 +37,8 @@ const LEAST_LEAVING: usize = 64;
 
 /// `XDP_DROP` and `XDP_PASS`.
 const DROP: u32 = 1;
+/// `TC_ACT_SHOT`.
+const SHOT: u32 = 2;
 const PASS: u32 = 2;
 
 /// A frame, and where it goes in.
@@ -101,18 +103,20 @@ fn compare(stage: Stage, mut rng: Rng, frames: u32) -> anyhow::Result<Compared> 
 /// A change of the tables, with the generation that goes with it.
 fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
     let family = rng.choice(Family::ALL).expect("two");
-    let service = rng.choice(SERVICES).expect("six");
+    let service = rng.choice(SERVICES).expect("eight");
     let range = match rng.u8(..3) {
         0 => Range::everybody(service.service(family)),
         _ => service.range(family, rng.choice(CLIENTS).expect("four"), rng.u32(..4)),
     };
-    let change = match rng.u8(..12) {
+    let change = match rng.u8(..14) {
         0 => service.backend(family, Backend::DOWN),
         1 => Change::Backend(service.id(family), Backend::absent()),
         2 => Change::Withdraw(service.key(family)),
         6..=9 => Change::Rule(range, if rng.bool() { Access::ALLOWED } else { Access::DENIED }),
         10 | 11 => Change::Unrule(range),
         3 => Change::Serve(service.key(family), service.service(family)),
+        12 => HERE.shared(family),
+        13 => HERE.alone(family),
         _ => service.backend(family, 0),
     };
     vec![change, settings(generation + 2)]
@@ -201,8 +205,9 @@ impl Twins {
         let opened = self.opened();
         let mut bytes = sent.bytes.clone();
         let (host, kernel) = if sent.leaves {
-            datapath::egress(&mut bytes[..], &self.memory, now);
-            (Run { action: 0, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
+            let left = datapath::egress(&mut bytes[..], &self.memory, now);
+            let action = if left == Leaving::Withheld { SHOT } else { 0 };
+            (Run { action, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
         } else {
             let verdict = received(&mut bytes, &self.memory, LOOPBACK, now);
             (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
@@ -425,7 +430,7 @@ const SHARED_PORT: u16 = 40_000;
 
 fn segment(rng: &mut Rng) -> Segment {
     let family = rng.choice(Family::ALL).expect("two");
-    let service = rng.choice(SERVICES).expect("six");
+    let service = rng.choice(SERVICES).expect("eight");
     let number = rng.usize(..CLIENTS.len() + 1);
     let client = CLIENTS.get(number).copied().unwrap_or(STRANGER);
     let place = SERVICES.iter().position(|other| other.port == service.port).unwrap_or_default();

@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     process::Command,
+    sync::atomic::{AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -81,8 +82,12 @@ fn tcp(target: SocketAddr) -> Socket {
     socket
 }
 
+/// Of its own choice, the kernel gives one port to connections to several backends, and then [`truth`] does not tell them apart.
 fn connected(target: SocketAddr) -> Socket {
+    static PORT: AtomicU16 = AtomicU16::new(20_000);
     let socket = tcp(target);
+    let any = if target.is_ipv6() { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
+    socket.bind(&SocketAddr::new(any, PORT.fetch_add(1, Ordering::Relaxed)).into()).unwrap();
     socket.connect(&target.into()).unwrap();
     socket
 }

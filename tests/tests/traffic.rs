@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use lb_tests::{
+    bench,
     client::{Failure, Load, Report, Stage, run},
     site::{DETECTION, Site},
     topology::Topology,
@@ -61,6 +62,22 @@ fn no_request_is_lost() {
         }
     }
     site.deployment.lab.assert_checksums_clean();
+}
+
+/// As long as a test may take; `cargo xtask bench flood` takes longer.
+const FLOOD: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_flood_of_syns_costs_nobody_a_connection() {
+    let report = bench::flood::flood(&bench::flood::Options { duration: FLOOD }).unwrap();
+    println!("{report}");
+    for line in report.0 {
+        assert_eq!((line.established, line.lost), (200, 0), "{line:?}");
+        assert!(line.came >= 50 && line.share() >= 0.95, "{line:?}");
+        // The pressure is seen, and it falls on the half-open alone.
+        assert!(line.sent > 10_000 && line.met > line.sent / 4, "{line:?}");
+        assert!(line.half_open > 1_000 && line.evicted_half_open > 0 && line.evicted_others == 0, "{line:?}");
+    }
 }
 
 #[test]

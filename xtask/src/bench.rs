@@ -27,6 +27,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// What long-lived streams notice of restarts, upgrades, reloads and failovers; about ten minutes
+    Continuity {
+        /// Passed on to the benchmark; `--json` prints one object a line, `-- --help` tells the rest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Time and memory that it takes to go on with a million connections of a daemon that was killed; some minutes
     Adoption {
         /// Passed on to the benchmark; `--json` prints one object a line
@@ -36,6 +42,12 @@ pub(crate) enum Bench {
     /// How far a peer is behind while connections are made, and what telling it costs
     Sync {
         /// Passed on to the benchmark; `--json` prints one object a line, `-- --help` tells the rest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// What a flood of SYNs costs those who work; about a minute
+    Flood {
+        /// Passed on to the benchmark; `--json` prints one object a line, `--seconds` says how long
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
@@ -51,7 +63,9 @@ pub(crate) fn run(arguments: &Bench) -> Result<()> {
         }
         Bench::Adoption { rest } => (daemons(&[Need::Compile, Need::Lab], "adoption")?, rest),
         Bench::Sync { rest } => (daemons(&[Need::Compile, Need::Lab], "sync")?, rest),
+        Bench::Continuity { rest } => (daemons(&[Need::Compile, Need::Lab], "continuity")?, rest),
         Bench::Failover { rest } => (daemons(&[Need::Compile, Need::Lab, Need::Peers], "failover")?, rest),
+        Bench::Flood { rest } => (daemons(&[Need::Compile, Need::Lab], "flood")?, rest),
     };
     let arguments: Vec<String> = iter::once(what.to_owned()).chain(rest.iter().cloned()).collect();
     run_lab("lab-bench", &arguments)

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod chaos;
 mod clean;
 mod demo;
 mod exec;
@@ -39,6 +40,8 @@ enum Verb {
     /// Measure the data plane, or failovers
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Play faults on a pair of appliances under traffic, as a seed has them, and judge what became of it
+    Chaos(chaos::Chaos),
     /// Run the fuzz targets for as long as one likes
     Fuzz(fuzz::Fuzz),
     /// Run millions of random frames through the kernel's programs and compare; minutes
@@ -63,6 +66,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments)?,
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments)?,
+        Verb::Chaos(arguments) => chaos::run(&arguments)?,
         Verb::Frames(arguments) => frames::run(&arguments)?,
         Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
         Verb::VmTest(arguments) => {

@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use super::{Draft, Family, Refused, Stop};
+use super::{Draft, Family, Refused, Stop, passive};
 use crate::{
     abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
     address::Address,
@@ -39,6 +39,7 @@ where
         return Err(Stop::drop(Counter::Stray));
     }
     let chosen = tables.slot(service, maglev::slot(source_hash(&key.source))).unwrap_or(BackendId::NONE);
+    let chosen = passive::choose(tables, service, arrival, forward, chosen);
     let backend =
         tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(Stop::reset(Counter::NoBackend))?;
 
@@ -56,7 +57,9 @@ where
     reserve(tables, key, arrives, reply).map_err(Stop::drop)?;
 
     // Read back rather than remembered: the verifier followed the search above for each case, and forgets them here.
+    let sent = if forward.is_unanswered() { forward.packets() } else { 0 };
     forward.start(key, arrives, reply.role.opposite(), reply.backend(), reply.phase(), arrival.now);
+    forward.count_from(sent);
     tables.count(if reply.phase() == Phase::SynSent { Counter::Connected } else { Counter::Rebuilt });
     tables.connected(reply.backend());
     Ok(())

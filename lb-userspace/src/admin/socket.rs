@@ -69,6 +69,8 @@ pub enum Command {
     Compare { text: String, judgement: Judgement },
     /// Drain backends, weigh them otherwise, or take that back.
     Order { request: Request, judgement: Judgement },
+    /// End, and leave the data plane to the next daemon.
+    HandOver(Judgement),
 }
 
 /// Where the outcome is waited for. Dropped, it says that the daemon ends.
@@ -129,12 +131,16 @@ impl ControlSocket {
                 }
                 (Verb::Post, "/v1/compare") => compare(&commands, request.body()),
                 (Verb::Post, "/v1/backends") => order(peer, &commands, request.body()),
+                (Verb::Post, "/v1/handover") => {
+                    info!("asked by {peer:?} to end and leave the data plane to another daemon");
+                    judge(&commands, Command::HandOver)
+                }
                 (_, "/v1/status") => Answer::not_allowed(READ_ONLY).into(),
-                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare" | "/v1/backends") => {
+                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare" | "/v1/backends" | "/v1/handover") => {
                     Answer::not_allowed("POST").into()
                 }
                 _ => Answer::not_found(
-                    "GET /v1/status, POST /v1/reload, /v1/compare, /v1/backends and /v1/vrrp/release are served here\n",
+                    "GET /v1/status, POST /v1/reload, /v1/compare, /v1/backends, /v1/handover and /v1/vrrp/release are served here\n",
                 )
                 .into(),
             }

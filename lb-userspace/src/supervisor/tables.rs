@@ -18,7 +18,7 @@ use crate::{
 /// What the checks say: of configured backends in the order of the configuration, and of removed ones by number.
 pub(super) type Health = (Vec<Vec<State>>, BTreeMap<BackendId, State>);
 
-impl Node<'_> {
+impl Node {
     /// Brings the tables to what configuration, health and host ask for.
     pub(super) fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
         let servers = &self.orders.weighted(&self.config.virtual_servers);

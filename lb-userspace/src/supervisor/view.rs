@@ -169,6 +169,8 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::LocalRefused
             | Counter::Unresolved
             | Counter::IcmpError
+            | Counter::Unanswered
+            | Counter::Retried
             | Counter::EvictedHalfOpen
             | Counter::EvictedClosing
             | Counter::EvictedIdle => sorted.events.insert(label, *count),
@@ -189,7 +191,8 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::NoMetadata
             | Counter::Fenced
             | Counter::Overdue
-            | Counter::Denied => {
+            | Counter::Denied
+            | Counter::Refused => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
                 sorted.drops.insert(label, *count)
             }
@@ -208,6 +211,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 10), ("forward", 100), ("pass", 4), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 11), ("forward", 100), ("pass", 4), ("reset", 2)]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSliceMut},
+    mem,
     os::fd::AsRawFd,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -47,6 +48,29 @@ impl Link {
 
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         self.socket.send(frame).map(drop)
+    }
+
+    /// Sends frames in one call; how many of them were taken.
+    pub fn send_many(&self, frames: &[Vec<u8>]) -> io::Result<usize> {
+        let part = |frame: &Vec<u8>| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };
+        let mut parts: Vec<libc::iovec> = frames.iter().map(part).collect();
+        let message = |part: &mut libc::iovec| {
+            // SAFETY: numbers and pointers, of which all zero is a value.
+            let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
+            (message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen) = (part, 1);
+            message
+        };
+        let mut messages: Vec<libc::mmsghdr> = parts.iter_mut().map(message).collect();
+        // SAFETY: the messages, their parts and the frames outlive the call, with the lengths given; the kernel only reads the frames.
+        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), messages.len() as u32, 0) };
+        match usize::try_from(sent) {
+            Ok(sent) => Ok(sent),
+            Err(_) => match io::Error::last_os_error() {
+                // The interface's queue is full: as good as lost on the way.
+                error if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(0),
+                error => Err(error),
+            },
+        }
     }
 
     /// One frame's length and when it arrived; `None` when none came for a moment.
