@@ -57,7 +57,7 @@ fn an_unresolved_neighbour_costs_no_packet() {
 ///                                           VIP .1.100
 /// ```
 struct TwoArmed {
-    _xvip: Xvip,
+    xvip: Xvip,
     _apiservers: Vec<Apiserver>,
     authority: PathBuf,
     lab: Lab,
@@ -119,7 +119,7 @@ impl TwoArmed {
             }
         }
         let xvip = Xvip::launch(host, &socket, &text).unwrap();
-        Self { _xvip: xvip, _apiservers: apiservers, authority: authority.certificate(), lab }
+        Self { xvip, _apiservers: apiservers, authority: authority.certificate(), lab }
     }
 }
 
@@ -142,6 +142,70 @@ fn two_arms_carry_from_one_segment_to_another_and_back_through_a_router() {
         let report = client_host.run(|| run(&client, load)).unwrap();
         assert_eq!((report.good(), report.backends().len()), (60, 2), "{report}");
         client_host.run(|| transfer(&client, None, 4 << 20)).unwrap().unwrap();
+    }
+    arms.lab.assert_checksums_clean();
+}
+
+/// Largest packet of the narrow links, and hops to the router before the backends.
+const NARROW: u32 = 1300;
+const HOPS: u32 = 3;
+
+/// What a connect comes to whose SYN may go that far.
+fn connect(client: &Host, to: SocketAddr, hops: u32) -> io::Result<()> {
+    let socket = client.socket(Domain::for_address(to), Type::STREAM, None).unwrap();
+    if to.is_ipv6() { socket.set_unicast_hops_v6(hops) } else { socket.set_ttl_v4(hops) }.unwrap();
+    socket.connect_timeout(&to.into(), PATIENCE)
+}
+
+/// A second router stands between the load balancer and the backends, on their own segment.
+#[test]
+fn errors_of_routers_reach_the_end_that_they_are_about() {
+    let mut arms = TwoArmed::build();
+    let on = [(false, 24), (true, 64)].map(|(v6, length)| ipnet::IpNet::new(address(v6, 2, 1), length).unwrap());
+    let second = arms.lab.add(HostSpec::new("router2").on("back", on).with_forwarding()).unwrap();
+    for scope in ["all", "eth0"] {
+        second.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0").unwrap();
+    }
+    let [client, lb] = [CLIENT, "lb"].map(|name| arms.lab.host(name).unwrap().clone());
+    for v6 in [false, true] {
+        let family = if v6 { "-6" } else { "-4" };
+        let ip = |host: &Host, line: String| host.ip(&format!("{family} route {line}")).unwrap();
+        for number in [11, 12] {
+            let backend = address(v6, 2, number);
+            ip(&lb, format!("replace {backend} via {}", address(v6, 2, 1)));
+            ip(&second, format!("replace {backend} dev eth0 mtu lock {NARROW}"));
+        }
+        ip(&second, format!("add default via {}", address(v6, 2, 10)));
+        let router = arms.lab.host("router").unwrap();
+        ip(router, format!("replace {} dev eth0 mtu lock {NARROW}", address(v6, 0, 50)));
+        let mtu = |host: &Host| {
+            let way = host.exec(&["ip", family, "route", "get", &vip(v6).ip().to_string()]).unwrap();
+            way.contains(&format!(" mtu {NARROW}"))
+        };
+        assert!(!mtu(&client));
+
+        // Both ways are too narrow for what both ends would send, and both are told.
+        let mut caller = Client::new(vip(v6), &arms.authority).unwrap();
+        caller.timeout = Duration::from_secs(20);
+        let before = arms.xvip.status().unwrap().counters.events["icmp_error"];
+        let backend = client.run(|| transfer(&caller, None, 4 << 20)).unwrap().unwrap();
+        assert!(mtu(&client) && mtu(arms.lab.host(&backend).unwrap()), "IPv6 {v6}: {backend}");
+        assert!(arms.xvip.status().unwrap().counters.events["icmp_error"] >= before + 2);
+
+        // The way ends behind the load balancer: by the hops that a SYN may go, and for good.
+        let unreachable = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable)
+        };
+        connect(&client, vip(v6), HOPS + 1).unwrap();
+        let error = connect(&client, vip(v6), HOPS).unwrap_err();
+        assert!(unreachable(&error), "IPv6 {v6}, too few hops: {error}");
+        for number in [11, 12] {
+            ip(&second, format!("del {}", address(v6, 2, number)));
+            ip(&second, format!("add unreachable {}", address(v6, 2, number)));
+        }
+        let error = connect(&client, vip(v6), 64).unwrap_err();
+        assert!(unreachable(&error), "IPv6 {v6}, nothing there: {error}");
+        client.ping(vip(v6).ip()).unwrap();
     }
     arms.lab.assert_checksums_clean();
 }

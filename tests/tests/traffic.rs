@@ -8,12 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{Array, Map, MapData};
 use futures_util::future::join_all;
+use lb_common::{
+    abi::{LAYOUT, names},
+    address::{V4, V6},
+    table::{Set, WAYS},
+};
 use lb_tests::{
     bench,
     client::{Failure, Load, Report, Stage, run},
+    lab::Host,
     site::{DETECTION, Site, quick, serving},
-    topology::Topology,
+    topology::{APISERVER_PORT, Topology},
+    wait,
 };
 use lb_userspace::{
     admin::{Status, status::Mode},
@@ -67,6 +75,8 @@ fn no_request_is_lost() {
     site.deployment.lab.assert_checksums_clean();
 }
 
+/// For connections that were lost in part.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// As long as a test may take; `cargo xtask bench flood` takes longer.
 const FLOOD: Duration = Duration::from_secs(4);
 
@@ -81,6 +91,86 @@ fn a_flood_of_syns_costs_nobody_a_connection() {
         assert!(line.sent > 10_000 && line.met > line.sent / 4, "{line:?}");
         assert!(line.half_open > 1_000 && line.evicted_half_open > 0 && line.evicted_others == 0, "{line:?}");
     }
+}
+
+/// The halves of connections in a pinned table, found as the data path lays them out (`lb_common::table::Set`): sixteen tags, then from byte 128 on
+/// the slots, each a tag and the key of an entry. `N` is the size of a set.
+struct Table<const N: usize> {
+    sets: Array<MapData, [u8; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    fn of(host: &Host, name: &str) -> Self {
+        let path = host.bpffs().unwrap().join(format!("v{LAYOUT}")).join(name);
+        let map = Map::Array(MapData::from_pin(path).unwrap());
+        Self { sets: map.try_into().unwrap() }
+    }
+
+    /// How many entries have keys that look so: source and destination, addresses and then ports. They are forgotten if that is asked for.
+    fn count(&mut self, forget: bool, wanted: impl Fn(&[u8]) -> bool) -> usize {
+        let size = (N - 128) / WAYS;
+        // Behind the tag; the families are told apart by the room there is.
+        let key = if size == 80 { 4..16 } else { 4..40 };
+        let mut found = 0;
+        for number in 0..self.sets.len() {
+            let mut set = self.sets.get(&number, 0).unwrap();
+            let ours = |set: &[u8; N], way: usize| {
+                let slot = &set[128 + way * size..][..size];
+                set[4 * way..][..4] != [0; 4] && wanted(&slot[key.clone()])
+            };
+            let ways: Vec<usize> = (0..WAYS).filter(|way| ours(&set, *way)).collect();
+            found += ways.len();
+            if forget && !ways.is_empty() {
+                for way in ways {
+                    set[4 * way..][..4].fill(0);
+                    set[128 + way * size..][..4].fill(0);
+                }
+                self.sets.set(number, set, 0).unwrap();
+            }
+        }
+        found
+    }
+}
+
+fn loses_halves<const N: usize>(site: &Site, v6: bool) {
+    const STREAMS: usize = 20;
+    let mut table = Table::<N>::of(site.host(HOLDER), if v6 { names::FLOWS6 } else { names::FLOWS4 });
+    let sources = site.sources(v6, STREAMS as u32).unwrap();
+    let ports = |key: &[u8]| [&key[key.len() - 4..][..2], &key[key.len() - 2..]].map(|port| [port[0], port[1]]);
+    let (vip, backend) = (Topology::C.endpoint(v6).port().to_be_bytes(), APISERVER_PORT.to_be_bytes());
+    let [of_client, of_backend] = [(1, vip), (0, backend)].map(|(at, port)| move |key: &[u8]| ports(key)[at] == port);
+    let scene = || {
+        let open = |table: &mut Table<N>, what: &str, wanted: &dyn Fn(&[u8]) -> bool| {
+            wait::until(what, PATIENCE, || (table.count(false, wanted) >= STREAMS).then_some(()))
+        };
+        let begun =
+            || site.apiservers.values().map(|apiserver| apiserver.log().matches("/echo").count()).sum::<usize>();
+        let before = if v6 { STREAMS } else { 0 };
+        wait::until("the streams to have begun", PATIENCE, || (begun() >= before + STREAMS).then_some(()))?;
+
+        assert!(table.count(true, of_client) >= STREAMS);
+        open(&mut table, "the client's halves to be there again", &of_client)?;
+        // The client's half relies upon the other one until it looks up its way again.
+        assert!(table.count(true, of_backend) >= STREAMS);
+        let orphans = |status: &Status| status.counters.drops["orphan"] >= STREAMS as u64;
+        site.xvip.wait_for("replies to be dropped", PATIENCE, orphans)?;
+        assert!(table.count(false, of_backend) < STREAMS);
+        site.host(HOLDER).ip(if v6 { "route add fd55::/64 dev eth0" } else { "route add 10.55.0.0/16 dev eth0" })?;
+        open(&mut table, "the backend's halves to be there again", &of_backend)?;
+        Ok(())
+    };
+    let ((), streams) = site.echo_during(v6, &sources, scene).unwrap();
+    let streams: Vec<_> = streams.into_iter().map(Result::unwrap).collect();
+    assert!(streams.iter().all(|stream| stream.failure.is_none() && stream.echoed > 1), "{streams:#?}");
+}
+
+#[test]
+fn a_connection_survives_the_loss_of_either_half() {
+    let small = |text: String| text.replace("[dataplane]\n", "[dataplane]\nmax_connections = 4096\n");
+    let site = Site::up_with(Topology::C, "halves", HOLDER, small).unwrap();
+    loses_halves::<{ size_of::<Set<V4>>() }>(&site, false);
+    loses_halves::<{ size_of::<Set<V6>>() }>(&site, true);
+    assert!(site.event("rebuilt").unwrap() >= 40);
 }
 
 #[test]
@@ -221,7 +311,7 @@ fn a_killed_backend_takes_only_its_own_clients_with_it_and_gets_them_back() {
                 site.apiserver("master-2")?.kill();
                 site.wait_for_state("master-2", State::Down)?;
                 // Until after the moment from which nothing may fail any more.
-                lb_tests::wait::until("requests after detection", DETECTION * 2, || {
+                wait::until("requests after detection", DETECTION * 2, || {
                     (killed.elapsed() > DETECTION + Duration::from_secs(1)).then_some(())
                 })?;
                 Ok(killed)
@@ -263,7 +353,7 @@ fn a_draining_backend_keeps_its_streams_and_gets_no_new_ones() {
     let theirs = some_of(&before, "master-2", 5);
     let (after, streams) = site
         .echo_during(false, &theirs, || {
-            lb_tests::wait::until("streams on master-2", Duration::from_secs(5), || {
+            wait::until("streams on master-2", Duration::from_secs(5), || {
                 (site.apiserver("master-2").ok()?.log().matches("/echo").count() >= theirs.len()).then_some(())
             })?;
             site.apiserver("master-2")?.set_ready(false)?;

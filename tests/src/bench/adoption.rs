@@ -26,6 +26,8 @@ use crate::{site::Site, topology::Topology, wait, xvip::Xvip};
 
 const NODE: &str = "ha-lb-a";
 const CONNECTIONS: u32 = 1_000_000;
+/// So much that none is turned away.
+const ROOM: u32 = 2_000_000;
 const STREAMS: u32 = 20;
 const PROBES: &str = "127.0.0.1:9097";
 const LIMIT: Duration = Duration::from_secs(60);
@@ -108,7 +110,7 @@ pub fn adoption(runs: usize) -> Result<Report> {
 }
 
 fn configuration(text: String) -> String {
-    text.replacen("[dataplane]\n", &format!("[dataplane]\nmax_connections = {CONNECTIONS}\n"), 1).replacen(
+    text.replacen("[dataplane]\n", &format!("[dataplane]\nmax_connections = {ROOM}\n"), 1).replacen(
         "[admin]\n",
         &format!("[admin]\nhealthz = \"{PROBES}\"\n"),
         1,

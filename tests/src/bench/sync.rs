@@ -4,7 +4,7 @@
 //! cannot tell them from others. Who looks on sees when each of them is in the other node's table.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     fmt, fs,
     net::{Ipv4Addr, SocketAddr},
     sync::mpsc,
@@ -14,11 +14,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{address::V4, flow::Key, table::find};
-use nix::unistd::{SysconfVar, sysconf};
 use serde::Serialize;
 
 use super::inside::Inside;
 use crate::{
+    lab::Host,
     packets::frames::{ACK, Extra, SYN, Segment},
     site::{Site, quick},
     topology::{CLIENT, Deployment, Topology},
@@ -81,16 +81,17 @@ pub fn sync(options: &Options) -> Result<Report> {
             |status: &lb_userspace::admin::Status| status.sync.as_ref().is_some_and(|sync| sync.peers[0].connected);
         xvip.wait_for("the peer to be there", LIMIT, is_connected)?;
     }
-    let (here, there) = (Inside::of(site.host(A), "eth0")?, Inside::of(site.host(B), "eth0")?);
     // Where the clients seem to be.
     site.host(A).ip(&format!("route replace 10.64.0.0/10 via {}", site.deployment.node(CLIENT)?.v4))?;
+    let maker = Maker { mac: mac(site.host(A))?, here: Inside::of(site.host(A), "eth0")? };
+    let there = Inside::of(site.host(B), "eth0")?;
     let before = [Spent::of(&site.xvip)?, Spent::of(&b)?];
     let begin = Instant::now();
     let (made, watched) = thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
         let there = &there;
         let watching = scope.spawn(move || watch(there, &told));
-        let made = site.host(A).enter(move || make(&here, options, &tell));
+        let made = site.host(A).enter(move || maker.make(options, &tell));
         (made, watching.join().expect("it does not panic"))
     });
     let took = begin.elapsed();
@@ -136,67 +137,86 @@ struct Made {
 /// A connection that was made, and when.
 type Told = (Key<V4>, Instant);
 
-/// Makes connections at a steady rate, in this thread's namespace.
-fn make(here: &Inside, options: &Options, tell: &mpsc::Sender<Told>) -> Result<Made> {
-    let begin = Instant::now();
-    let end = Duration::from_secs(options.seconds.into());
-    let mut number = 0_u32;
-    while begin.elapsed() < end {
-        let due = (begin.elapsed().as_secs_f64() * f64::from(options.rate)) as u32;
-        while number < due {
-            let key = connect(here, number)?;
-            // Who looks on has ended only if something is wrong there.
-            tell.send((key, Instant::now())).context("nobody looks on")?;
-            number += 1;
+/// Who makes connections, in its thread's namespace.
+struct Maker {
+    /// Of the node.
+    mac: [u8; 6],
+    here: Inside,
+}
+
+impl Maker {
+    /// Makes connections at a steady rate.
+    fn make(&self, options: &Options, tell: &mpsc::Sender<Told>) -> Result<Made> {
+        let begin = Instant::now();
+        let end = Duration::from_secs(options.seconds.into());
+        let (mut number, mut refused) = (0_u32, 0);
+        while begin.elapsed() < end {
+            let due = (begin.elapsed().as_secs_f64() * f64::from(options.rate)) as u32;
+            while number < due {
+                match self.connect(number)? {
+                    // Who looks on has ended only if something is wrong there.
+                    Some(key) => tell.send((key, Instant::now())).context("nobody looks on")?,
+                    None => refused += 1,
+                }
+                number += 1;
+            }
+            thread::sleep(BEAT);
         }
-        thread::sleep(BEAT);
+        Ok(Made { connections: (number - refused).into(), took: begin.elapsed() })
     }
-    Ok(Made { connections: number.into(), took: begin.elapsed() })
+
+    /// One handshake, of another client each; `None` if its SYN was not sent on.
+    fn connect(&self, number: u32) -> Result<Option<Key<V4>>> {
+        let client = Ipv4Addr::from(0x0a40_0000 + number / 4);
+        // Few clients have the same port, so that each gets it at the backend, too.
+        let client = SocketAddr::from((client, 1_024 + (number % 60_000) as u16));
+        let vip = SocketAddr::from(VIP);
+        let syn = self.segment(client, vip, SYN);
+        let out = self.here.receive(&syn.bytes()).with_context(|| format!("SYN {number}"))?;
+        // A note for the kernel may stand before the frame.
+        let frame = if out.starts_with(b"xvip") { &out[8..] } else { &out[..] };
+        // Where a client's port is taken at its backend, a few others are tried: sometimes none of them is free.
+        if frame.len() < 38 || frame[26..30] != VIP.0 || frame[30..34] == VIP.0 {
+            return Ok(None);
+        }
+        let address = |at: usize| Ipv4Addr::new(frame[at], frame[at + 1], frame[at + 2], frame[at + 3]);
+        let port = u16::from_be_bytes([frame[34], frame[35]]);
+        let answer = self.segment((address(30), BACKEND_PORT).into(), (address(26), port).into(), SYN | ACK);
+        self.here.receive(&answer.bytes()).with_context(|| format!("answer {number}"))?;
+        self.here.receive(&self.segment(client, vip, ACK).bytes()).with_context(|| format!("ACK {number}"))?;
+        let SocketAddr::V4(client) = client else { unreachable!("an IPv4 address was written") };
+        Ok(Some(Key {
+            source: V4(client.ip().octets()),
+            destination: V4(VIP.0),
+            source_port: client.port().to_be_bytes(),
+            destination_port: VIP.1.to_be_bytes(),
+        }))
+    }
+
+    fn segment(&self, from: SocketAddr, to: SocketAddr, flags: u8) -> Segment {
+        Segment {
+            macs: [self.mac, [2, 0, 0, 0, 0, 2]],
+            tags: Vec::new(),
+            from,
+            to,
+            hops: 64,
+            extra: Extra::None,
+            sequence: 1,
+            acknowledgement: 1,
+            flags,
+            window: 65_535,
+            options: Vec::new(),
+            payload: Vec::new(),
+        }
+    }
 }
 
-/// One handshake; of another client each.
-fn connect(here: &Inside, number: u32) -> Result<Key<V4>> {
-    let client = Ipv4Addr::from(0x0a40_0000 + number / 4);
-    // Few clients have the same port, so that each gets it at the backend, too.
-    let client = SocketAddr::from((client, 1_024 + (number % 60_000) as u16));
-    let vip = SocketAddr::from(VIP);
-    let syn = segment(client, vip, SYN);
-    let out = here.receive(&syn.bytes()).with_context(|| format!("SYN {number}"))?;
-    // A note for the kernel may stand before the frame.
-    let frame = if out.starts_with(b"xvip") { &out[8..] } else { &out[..] };
-    ensure!(
-        frame.len() >= 38 && frame[26..30] == VIP.0 && frame[30..34] != VIP.0,
-        "SYN {number} was not sent on: {out:02x?}"
-    );
-    let address = |at: usize| Ipv4Addr::new(frame[at], frame[at + 1], frame[at + 2], frame[at + 3]);
-    let port = u16::from_be_bytes([frame[34], frame[35]]);
-    let answer = segment((address(30), BACKEND_PORT).into(), (address(26), port).into(), SYN | ACK);
-    here.receive(&answer.bytes()).with_context(|| format!("answer {number}"))?;
-    here.receive(&segment(client, vip, ACK).bytes()).with_context(|| format!("ACK {number}"))?;
-    let SocketAddr::V4(client) = client else { unreachable!("an IPv4 address was written") };
-    Ok(Key {
-        source: V4(client.ip().octets()),
-        destination: V4(VIP.0),
-        source_port: client.port().to_be_bytes(),
-        destination_port: VIP.1.to_be_bytes(),
-    })
-}
-
-fn segment(from: SocketAddr, to: SocketAddr, flags: u8) -> Segment {
-    Segment {
-        macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
-        tags: Vec::new(),
-        from,
-        to,
-        hops: 64,
-        extra: Extra::None,
-        sequence: 1,
-        acknowledgement: 1,
-        flags,
-        window: 65_535,
-        options: Vec::new(),
-        payload: Vec::new(),
-    }
+/// The MAC address of the node's interface.
+fn mac(host: &Host) -> Result<[u8; 6]> {
+    let line = host.exec(&["ip", "-br", "link", "show", "dev", "eth0"])?;
+    let text = line.split_whitespace().nth(2).context("an address")?;
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is no MAC address"))
 }
 
 #[derive(Default)]
@@ -205,15 +225,15 @@ struct Watched {
     lost: u64,
 }
 
-/// Looks for each connection in turn until nothing more is told.
+/// Looks for each connection until nothing more is told.
 fn watch(there: &Inside, told: &mpsc::Receiver<Told>) -> Watched {
     let mut watched = Watched::default();
-    let mut waiting: VecDeque<Told> = VecDeque::new();
+    let mut waiting: Vec<Told> = Vec::new();
     let mut open = true;
     while open || !waiting.is_empty() {
         loop {
             match told.try_recv() {
-                Ok(next) => waiting.push_back(next),
+                Ok(next) => waiting.push(next),
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) => {
                     open = false;
@@ -221,22 +241,21 @@ fn watch(there: &Inside, told: &mpsc::Receiver<Told>) -> Watched {
                 }
             }
         }
-        while let Some((key, made)) = waiting.front() {
-            if find(there, key).is_some() {
-                watched.behind.push(made.elapsed());
-            } else if made.elapsed() > LOST {
+        waiting.retain(|(key, made)| {
+            let (is_there, took) = (find(there, key).is_some(), made.elapsed());
+            if is_there {
+                watched.behind.push(took);
+            } else if took > LOST {
                 watched.lost += 1;
-            } else {
-                break;
             }
-            waiting.pop_front();
-        }
+            !is_there && took <= LOST
+        });
         thread::sleep(BEAT);
     }
     watched
 }
 
-/// CPU time that the threads of a daemon have used, in ticks, by their names.
+/// Nanoseconds that the threads of a daemon have been on a CPU, by their names.
 struct Spent(BTreeMap<String, u64>);
 
 impl Spent {
@@ -244,21 +263,19 @@ impl Spent {
         let mut spent = BTreeMap::new();
         for task in fs::read_dir(format!("/proc/{}/task", xvip.process().pid()))? {
             // Threads may end meanwhile.
-            let Ok(line) = fs::read_to_string(task?.path().join("stat")) else { continue };
-            let (before, after) = line.rsplit_once(')').context("a name in parentheses")?;
-            let name = before.split_once('(').map_or("", |(_, name)| name);
-            let mut fields = after.split_whitespace().skip(11).map(str::parse::<u64>);
-            let mut next = || fields.next().context("user and system time")?.context("a number");
-            *spent.entry(name.to_owned()).or_default() += next()? + next()?;
+            let path = task?.path();
+            let read = |file| fs::read_to_string(path.join(file)).ok();
+            let (Some(name), Some(line)) = (read("comm"), read("schedstat")) else { continue };
+            let ran: u64 = line.split_whitespace().next().context("the time on a CPU")?.parse()?;
+            *spent.entry(name.trim().to_owned()).or_default() += ran;
         }
         Ok(Self(spent))
     }
 
     fn since(&self, before: &Self, took: Duration) -> BTreeMap<String, f64> {
-        let rate = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
-        let share = |(name, ticks): (&String, &u64)| {
-            let ticks = ticks.saturating_sub(before.0.get(name).copied().unwrap_or_default());
-            (ticks > 0).then(|| (name.clone(), ticks as f64 / rate / took.as_secs_f64()))
+        let share = |(name, ran): (&String, &u64)| {
+            let ran = Duration::from_nanos(ran.saturating_sub(before.0.get(name).copied().unwrap_or_default()));
+            (!ran.is_zero()).then(|| (name.clone(), ran.as_secs_f64() / took.as_secs_f64()))
         };
         self.0.iter().filter_map(share).collect()
     }

@@ -17,6 +17,8 @@ pub(super) enum Fault {
     Terminate(&'static str),
     /// SIGKILL, and the next one at once.
     Restart(&'static str),
+    /// `xvip upgrade`.
+    Upgrade(&'static str),
     /// The holder is asked to hand the VIPs over.
     Release,
     /// The cable of an appliance is pulled.
@@ -58,11 +60,12 @@ pub(super) struct Plan {
 
 type Kind = fn(&mut Rng) -> Fault;
 
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 16] = [
     |random| Fault::Kill(node(random)),
     |random| Fault::Stop(node(random)),
     |random| Fault::Terminate(node(random)),
     |random| Fault::Restart(node(random)),
+    |random| Fault::Upgrade(node(random)),
     |_| Fault::Release,
     |random| Fault::Carrier(node(random)),
     |random| Fault::Cut(node(random)),
@@ -111,6 +114,7 @@ impl Fault {
             Self::Stop(_) => "stop",
             Self::Terminate(_) => "terminate",
             Self::Restart(_) => "restart",
+            Self::Upgrade(_) => "upgrade",
             Self::Release => "release",
             Self::Carrier(_) => "carrier",
             Self::Cut(_) => "cut",
@@ -149,6 +153,7 @@ impl fmt::Display for Step {
             | Fault::Stop(node)
             | Fault::Terminate(node)
             | Fault::Restart(node)
+            | Fault::Upgrade(node)
             | Fault::Carrier(node)
             | Fault::Cut(node)
             | Fault::Forget(node) => write!(f, " {node}")?,

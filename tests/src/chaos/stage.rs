@@ -28,6 +28,7 @@ use crate::{
     topology::Topology,
     traces::Traces,
     watch::Prober,
+    xvip,
 };
 
 /// Whose neighbour table nobody needs.
@@ -126,6 +127,11 @@ impl Stage {
             Fault::Stop(node) => pair.xvip(node).process().signal(Signal::SIGSTOP)?,
             Fault::Terminate(node) => pair.xvip(node).process().signal(Signal::SIGTERM)?,
             Fault::Restart(node) => pair.start(node)?,
+            Fault::Upgrade(node) => {
+                let configuration = pair.configuration(node)?;
+                let next = pair.take(node)?.upgrade(&xvip::binary()?, &configuration)?;
+                pair.daemons.insert(node, next);
+            }
             Fault::Release => release(pair, A)?,
             Fault::Carrier(node) => pair.host(node).carrier_down()?,
             Fault::Cut(node) => pair.host(node).unplug()?,
@@ -183,7 +189,7 @@ impl Stage {
                     pair.xvip(node).reload(&pair.configuration(node)?)?;
                 }
             }
-            Fault::Restart(_) | Fault::Forget(_) | Fault::BackendMoved(_) | Fault::Flood => {}
+            Fault::Restart(_) | Fault::Upgrade(_) | Fault::Forget(_) | Fault::BackendMoved(_) | Fault::Flood => {}
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The outcome, as a table for people and as lines for programs.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -16,8 +16,8 @@ use crate::bench::rank;
 pub struct Report {
     streams: u32,
     pub lines: Vec<Line>,
-    /// Why streams were lost, each by its event.
-    pub losses: Vec<String>,
+    /// By what event and why streams were lost, and how many.
+    pub losses: BTreeMap<String, usize>,
 }
 
 /// One event.
@@ -49,10 +49,13 @@ struct Target {
 impl Report {
     pub(super) fn new(options: &Options, samples: Samples) -> Self {
         let lines = samples.iter().map(|(event, sample)| Line::new(*event, options, sample)).collect();
-        let told = |(event, sample): (Event, Sample)| {
-            sample.lost.into_iter().map(move |lost| format!("{}: {lost}", event.name()))
-        };
-        Self { streams: options.streams, lines, losses: samples.into_iter().flat_map(told).collect() }
+        let mut losses = BTreeMap::new();
+        for (event, sample) in samples {
+            for failure in sample.lost {
+                *losses.entry(format!("{}: {failure}", event.name())).or_default() += 1;
+            }
+        }
+        Self { streams: options.streams, lines, losses }
     }
 
     /// One JSON object a line.
@@ -130,20 +133,21 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        self.losses.iter().try_for_each(|loss| writeln!(f, "{loss}"))
+        self.losses.iter().try_for_each(|(loss, count)| writeln!(f, "{count} lost by {loss}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::{Failure, Stage};
 
     fn report(lost: usize, longest: u64) -> Report {
         let options = Options { streams: 500, pace: Duration::from_millis(100), restarts: 0, failovers: 2 };
         let sample = Sample {
             rounds: 2,
             gaps: [3, longest, 5].map(Duration::from_millis).to_vec(),
-            lost: vec!["10.0.0.1: answer: reset".to_owned(); lost],
+            lost: vec![Failure::Reset(Stage::Answer); lost],
             retransmitted: 7,
             spurious: 4,
         };

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::{Event, Options};
 use crate::{
-    client::{Episode, Streams},
+    client::{Episode, Failure, Streams},
     edition::{self, Attached},
     lab::Host,
     pair::{A, B, Pair, Setup},
@@ -34,7 +34,7 @@ pub(super) struct Sample {
     /// Of each stream in each round.
     pub(super) gaps: Vec<Duration>,
     /// Streams that ended, and why.
-    pub(super) lost: Vec<String>,
+    pub(super) lost: Vec<Failure>,
     pub(super) retransmitted: u64,
     pub(super) spurious: u64,
 }
@@ -171,9 +171,8 @@ impl Stage {
             sample.retransmitted += retransmissions.all;
             sample.spurious += retransmissions.spurious;
             sample.gaps.extend(gaps(&episodes, epoch).into_values());
-            let ends = episodes.iter().filter_map(|episode| Some((episode, episode.end.as_ref()?)));
-            let lost = ends.filter(|(_, end)| end.epoch == epoch);
-            sample.lost.extend(lost.map(|(episode, end)| format!("{}: {}", episode.source, end.failure)));
+            let ends = episodes.iter().filter_map(|episode| episode.end.as_ref());
+            sample.lost.extend(ends.filter(|end| end.epoch == epoch).map(|end| end.failure.clone()));
         }
         Ok(())
     }
