@@ -10,9 +10,11 @@ use crate::{
     wire::Tags,
 };
 
+mod balancing;
 mod counter;
 mod filter;
 
+pub use balancing::{Balance, Load, Policy};
 pub use counter::Counter;
 pub use filter::Filter;
 
@@ -37,6 +39,9 @@ pub mod names {
     pub const SERVICES: &str = "SERVICES";
     pub const TABLES: &str = "TABLES";
     pub const BACKENDS: &str = "BACKENDS";
+    pub const POLICIES: &str = "POLICIES";
+    pub const TURNS: &str = "TURNS";
+    pub const LOADS: &str = "LOADS";
     pub const TRAFFIC: &str = "TRAFFIC";
     pub const PORTS: &str = "PORTS";
     pub const COUNTERS: &str = "COUNTERS";
@@ -50,9 +55,9 @@ pub mod names {
     pub const RANGES: &str = "RANGES";
     /// As `NEWS`.
     pub const SUSPICIONS: &str = "SUSPICIONS";
-    pub const MAPS: [&str; 15] = [
-        SETTINGS, HASHING, FLOWS4, FLOWS6, SERVICES, RANGES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS,
-        LEASES, FENCE, LOCALS,
+    pub const MAPS: [&str; 18] = [
+        SETTINGS, HASHING, FLOWS4, FLOWS6, SERVICES, RANGES, TABLES, POLICIES, TURNS, BACKENDS, LOADS, TRAFFIC, PORTS,
+        COUNTERS, PROGRAMS, LEASES, FENCE, LOCALS,
     ];
     /// The tables of connections, which mean something only together.
     pub const FLOWS: &[&str] = &[HASHING, FLOWS4, FLOWS6];
@@ -457,6 +462,13 @@ pub fn source_hash<A: Address>(address: &A) -> u32 {
     mix(address.digest())
 }
 
+/// Spreads a client's connections over a selection table, each by itself: by the hash of its address, and its port. Which virtual server they
+/// are to makes no difference: each has a table of its own.
+#[inline(always)]
+pub fn flow_hash(source: u32, port: u32) -> u32 {
+    mix(source ^ port.wrapping_mul(0x9e37_79b1))
+}
+
 /// Spreads sockets without an address of their own over a selection table.
 #[inline(always)]
 pub fn socket_hash(cookie: u64) -> u32 {
@@ -476,6 +488,8 @@ const _: () = {
     assert!(size_of::<Source>() == 20);
     assert!(size_of::<Access>() == 4);
     assert!(size_of::<Backend>() == 40);
+    assert!(size_of::<Policy>() == 8);
+    assert!(size_of::<Load>() == 24);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<Local>() == 48);
     assert!(size_of::<Port>() == 8);
@@ -487,8 +501,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Access, Backend, BackendId, Fence, Hashing, Lease, Local, Port, ServiceId, ServiceKey, Settings, Source,
-        Traffic,
+        Access, Backend, BackendId, Fence, Hashing, Lease, Local, Policy, Port, ServiceId, ServiceKey, Settings,
+        Source, Traffic,
     };
 
     /// SAFETY of all: `repr(C)` or `repr(transparent)` over integers and arrays of them, no implicit padding, every bit
@@ -501,7 +515,7 @@ mod pod {
     }
     pod!(
         Access, BackendId, ServiceId, ServiceKey, Source, Backend, Local, Traffic, Port, Settings, Lease, Fence,
-        Hashing
+        Hashing, Policy
     );
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     abi::{
-        Access, Backend, BackendId, Counter, Fence, Lease, Local, Port, Range, SUSPICION_REST, ServiceId, ServiceKey,
-        Settings, Source, Traffic,
+        Access, Backend, BackendId, Counter, Fence, Lease, Load, Local, Policy, Port, Range, SUSPICION_REST, ServiceId,
+        ServiceKey, Settings, Source, Traffic,
     },
     address::{Address, V4, V6},
     checksum::{Delta, adjust},
@@ -18,6 +18,7 @@ use crate::{
     datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
     flow::{Flow, Hop, Key, News, mix},
     frame::Frame,
+    shared::Tally,
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
 };
@@ -37,7 +38,10 @@ pub struct Memory {
     pub services: HashMap<ServiceKey, ServiceId>,
     pub ranges: HashMap<Range, Access>,
     pub tables: HashMap<ServiceId, Vec<BackendId>>,
+    pub policies: HashMap<ServiceId, Policy>,
     pub backends: HashMap<BackendId, Backend>,
+    /// Of the backends with the lowest numbers.
+    pub loads: Vec<Load>,
     /// Routes by destination, IPv4 as `::ffff:a.b.c.d`, with the tags of the way out; every other destination has none.
     pub routes: HashMap<[u8; 16], Route>,
     /// VLAN interfaces, by what carries them.
@@ -53,6 +57,7 @@ pub struct Memory {
     /// What the data path has told about connections.
     pub news4: RefCell<Vec<News<V4>>>,
     pub news6: RefCell<Vec<News<V6>>>,
+    turns: Vec<Tally>,
     /// Backends that the data path has told of, and when it did last.
     pub suspicions: RefCell<Vec<BackendId>>,
     suspected: RefCell<HashMap<BackendId, u32>>,
@@ -79,7 +84,9 @@ impl Memory {
             services: HashMap::new(),
             ranges: HashMap::new(),
             tables: HashMap::new(),
+            policies: HashMap::new(),
             backends: HashMap::new(),
+            loads: (0..COUNTED).map(|_| Load::default()).collect(),
             routes: HashMap::new(),
             vlans: HashMap::new(),
             leases: HashMap::new(),
@@ -87,6 +94,7 @@ impl Memory {
             uptime: 0,
             news4: RefCell::default(),
             news6: RefCell::default(),
+            turns: (0..COUNTED).map(|_| Tally::default()).collect(),
             suspicions: RefCell::default(),
             suspected: RefCell::default(),
             locals: RefCell::default(),
@@ -110,8 +118,11 @@ impl Memory {
     }
 
     /// Forgets what was counted for a backend, as the daemon does when it goes.
-    pub fn forget_traffic(&mut self, id: BackendId) {
+    pub fn forget_counts(&mut self, id: BackendId) {
         self.traffic.get_mut().remove(&id);
+        if let Some(load) = self.loads.get_mut(id.0 as usize) {
+            *load = Load::default();
+        }
     }
 
     pub fn traffic_of(&self, id: BackendId) -> Traffic {
@@ -142,6 +153,9 @@ impl Memory {
     }
 }
 
+/// Virtual servers and backends, counted from 0, whose turns and connections are counted.
+const COUNTED: usize = 32;
+
 impl Tables for Memory {
     fn settings(&self) -> Option<&Settings> {
         self.settings.as_ref()
@@ -164,6 +178,18 @@ impl Tables for Memory {
 
     fn backend(&self, id: BackendId) -> Option<&Backend> {
         self.backends.get(&id)
+    }
+
+    fn policy(&self, service: ServiceId) -> Option<Policy> {
+        self.policies.get(&service).copied()
+    }
+
+    fn turn(&self, service: ServiceId) -> Option<&Tally> {
+        self.turns.get(service.0 as usize)
+    }
+
+    fn load(&self, id: BackendId) -> Option<&Load> {
+        self.loads.get(id.0 as usize)
     }
 
     fn count(&self, counter: Counter) {

@@ -18,6 +18,8 @@ pub mod frame;
 #[cfg(any(test, feature = "user"))]
 pub mod host;
 pub mod maglev;
+#[cfg(any(test, feature = "user"))]
+pub mod rotation;
 pub mod shared;
 pub mod table;
 pub mod wire;

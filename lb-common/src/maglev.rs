@@ -4,7 +4,7 @@
 //! The paper builds a new table from the live backends, which moves a few slots of those that stay. Here a table is
 //! built from *all* configured backends first and only the slots of dead ones are then given to the live ones, each in the
 //! order of its own preference: the death of one backend moves its own slots only, its return brings back exactly
-//! those, and two nodes that see the same health have the same table without talking.
+//! those, all at once or in portions, and two nodes that see the same health have the same table without talking.
 
 /// Slots of a table: a prime, so that every step walks over all of them. With 100 backends the shares are even to 1 %, and
 /// a table is 64 KiB, which keeps the time to fill a new one below what a health check takes.
@@ -17,7 +17,7 @@ pub const fn slot(hash: u32) -> u32 {
 }
 
 #[cfg(any(test, feature = "user"))]
-pub use build::{Member, build};
+pub use build::{Member, WHOLE, build};
 
 #[cfg(any(test, feature = "user"))]
 mod build {
@@ -34,8 +34,18 @@ mod build {
         pub port: [u8; 2],
         /// Share of the slots, relative to the others'; 0 gets none.
         pub weight: u16,
-        /// Whether it takes new connections now.
-        pub live: bool,
+        /// How much of its share it takes now, of [`WHOLE`]: nothing while it gets no new connections, and ever more while it comes back.
+        pub portion: u16,
+    }
+
+    /// A whole share.
+    pub const WHOLE: u16 = 32;
+
+    impl Member {
+        /// Its weight against that of the others at this moment.
+        pub const fn pull(&self) -> u32 {
+            self.weight as u32 * self.portion as u32
+        }
     }
 
     /// A member's own order of all slots.
@@ -60,32 +70,41 @@ mod build {
         }
     }
 
-    /// Fills a table of [`SLOTS`] slots; all are [`BackendId::NONE`] where no member is live.
+    /// Fills a table of [`SLOTS`] slots; all are [`BackendId::NONE`] where no member takes any.
     ///
-    /// The outcome depends on the members' addresses, ports, weights and liveness, not on their order or ids.
+    /// The outcome depends on the members' addresses, ports, weights and portions, not on their order or ids. Where nobody has a whole share,
+    /// the largest portion counts as one.
     pub fn build(members: &[Member]) -> Vec<BackendId> {
         let mut members: Vec<Member> = members.iter().copied().filter(|member| member.weight > 0).collect();
         members.sort_by_key(|member| (member.address, member.port));
+        let largest = members.iter().map(|member| member.portion).max().unwrap_or_default();
 
         let mut owners: Vec<Option<usize>> = vec![None; SLOTS as usize];
         let everyone: Vec<usize> = (0..members.len()).collect();
-        distribute(&members, &everyone, &mut owners);
+        let own = distribute(&members, &everyone, &mut owners);
 
-        let (live, dead): (Vec<usize>, Vec<usize>) = everyone.into_iter().partition(|index| members[*index].live);
-        if !dead.is_empty() {
+        let (whole, partial): (Vec<usize>, Vec<usize>) =
+            everyone.into_iter().partition(|index| members[*index].portion == largest && largest > 0);
+        if !partial.is_empty() {
             for owner in &mut owners {
-                owner.take_if(|index| !members[*index].live);
+                owner.take_if(|index| members[*index].portion < largest || largest == 0);
             }
-            distribute(&members, &live, &mut owners);
+            distribute(&members, &whole, &mut owners);
+            for index in partial.into_iter().filter(|_| largest > 0) {
+                let taken = own[index].len() * usize::from(members[index].portion) / usize::from(largest);
+                own[index][..taken].iter().for_each(|slot| owners[*slot] = Some(index));
+            }
         }
         owners.into_iter().map(|owner| owner.map_or(BackendId::NONE, |index| members[index].id)).collect()
     }
 
-    /// Gives every free slot to one of `takers`, in turns whose frequency follows their weights.
-    fn distribute(members: &[Member], takers: &[usize], owners: &mut [Option<usize>]) {
+    /// Gives every free slot to one of `takers`, in turns whose frequency follows their weights. Which ones each member got, in the order of
+    /// its preference.
+    fn distribute(members: &[Member], takers: &[usize], owners: &mut [Option<usize>]) -> Vec<Vec<usize>> {
+        let mut got = vec![Vec::new(); members.len()];
         let mut free = owners.iter().filter(|owner| owner.is_none()).count();
         let Some(heaviest) = takers.iter().map(|index| u32::from(members[*index].weight)).max() else {
-            return;
+            return got;
         };
         let mut order: Vec<(usize, Preference, u32)> =
             takers.iter().map(|index| (*index, Preference::new(&members[*index]), 0)).collect();
@@ -100,12 +119,14 @@ mod build {
                     let slot = preference.advance();
                     if owners[slot].is_none() {
                         owners[slot] = Some(*index);
+                        got[*index].push(slot);
                         break;
                     }
                 }
                 free -= 1;
             }
         }
+        got
     }
 }
 
@@ -122,7 +143,14 @@ mod tests {
     };
 
     fn member(last: u8, weight: u16, live: bool) -> Member {
-        Member { id: BackendId(u32::from(last)), address: V4([10, 0, 0, last]).mapped(), port: [25, 43], weight, live }
+        let portion = if live { WHOLE } else { 0 };
+        Member {
+            id: BackendId(u32::from(last)),
+            address: V4([10, 0, 0, last]).mapped(),
+            port: [25, 43],
+            weight,
+            portion,
+        }
     }
 
     fn share(table: &[BackendId], last: u8) -> usize {
@@ -167,7 +195,7 @@ mod tests {
                 weights.iter().zip(1..).map(|(weight, last)| member(last, *weight, true)).collect();
             let dead = dead.index(all.len());
             let mut fewer = all.clone();
-            fewer[dead].live = false;
+            fewer[dead].portion = 0;
             let mut shuffled = fewer.clone();
             shuffled.reverse();
             let (before, after) = (build(&all), build(&fewer));
@@ -176,12 +204,51 @@ mod tests {
                 prop_assert_eq!(*old != *new, *old == all[dead].id);
                 prop_assert_ne!(*new, all[dead].id);
             }
-            let total: u32 = fewer.iter().filter(|m| m.live).map(|m| u32::from(m.weight)).sum();
-            for member in fewer.iter().filter(|m| m.live) {
+            let total: u32 = fewer.iter().filter(|m| m.portion > 0).map(|m| u32::from(m.weight)).sum();
+            for member in fewer.iter().filter(|m| m.portion > 0) {
                 let fair = f64::from(SLOTS) * f64::from(member.weight) / f64::from(total);
                 let got = share(&after, member.id.0 as u8) as f64;
                 prop_assert!((got / fair - 1.0).abs() < 0.05, "{} of a fair {}", got, fair);
             }
         }
+    }
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn who_comes_back_in_portions_takes_its_own_slots_one_after_another(
+            weights in prop::collection::vec(1_u16..=4, 2..6),
+            back: prop::sample::Index,
+        ) {
+            let mut members: Vec<Member> =
+                weights.iter().zip(1..).map(|(weight, last)| member(last, *weight, true)).collect();
+            let all = build(&members);
+            let back = back.index(members.len());
+            let id = members[back].id;
+            let own = all.iter().filter(|owner| **owner == id).count();
+            members[back].portion = 0;
+            let mut before = build(&members);
+            for portion in 1..=WHOLE {
+                members[back].portion = portion;
+                let now = build(&members);
+                for (slot, (old, new)) in before.iter().zip(&now).enumerate() {
+                    prop_assert!(old == new || (*new == id && all[slot] == id), "slot {} went from {:?} to {:?}", slot, old, new);
+                }
+                let share = now.iter().filter(|owner| **owner == id).count();
+                prop_assert_eq!(share, own * usize::from(portion) / usize::from(WHOLE));
+                before = now;
+            }
+            prop_assert_eq!(before, all);
+        }
+    }
+
+    #[test]
+    fn where_nobody_has_a_whole_share_the_largest_portion_is_one() {
+        let with = |portion, other| {
+            let members = [member(1, 1, true), member(2, 1, true), member(3, 1, false)];
+            build(&[Member { portion, ..members[0] }, Member { portion: other, ..members[1] }, members[2]])
+        };
+        assert_eq!(with(1, 1), with(WHOLE, WHOLE));
+        assert_eq!(with(3, 6), with(WHOLE / 2, WHOLE));
+        assert_eq!(share(&with(1, 0), 1), SLOTS as usize);
     }
 }

@@ -208,7 +208,44 @@ impl fmt::Debug for Lock {
     }
 }
 
-/// A word with the two atomic operations that a lock takes. `core` has them only for targets where all are there; BPF has these since
+/// A number that CPUs and the daemon count up and down, and none of them loses a count.
+#[derive(Default)]
+#[repr(transparent)]
+pub struct Tally(Word);
+
+impl Tally {
+    #[inline(always)]
+    pub fn add(&self, change: i64) {
+        self.0.add(change as u64);
+    }
+
+    /// Counts one up. What it was.
+    #[inline(always)]
+    pub fn next(&self) -> u64 {
+        self.0.add(1)
+    }
+
+    /// What was put on, less what was taken off.
+    #[inline(always)]
+    pub fn balance(&self) -> i64 {
+        self.0.read() as i64
+    }
+
+    /// The same, 0 where more was taken off than put on. Without a branch.
+    #[inline(always)]
+    pub fn load(&self) -> u64 {
+        let number = self.0.read();
+        number & !opaque((number as i64 >> 63) as u64)
+    }
+}
+
+impl fmt::Debug for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.load().fmt(f)
+    }
+}
+
+/// A word with the atomic operations that a lock and a count take. `core` has them only for targets where all are there; BPF has these since
 /// Linux 5.12 (instruction set v3).
 #[cfg(target_arch = "bpf")]
 #[derive(Default)]
@@ -232,6 +269,22 @@ impl Word {
             );
         }
         found
+    }
+
+    /// Adds, wrapping around. What it was.
+    #[inline(always)]
+    fn add(&self, change: u64) -> u64 {
+        let mut number = change;
+        // SAFETY: as above.
+        unsafe {
+            core::arch::asm!(
+                "{number} = atomic_fetch_add((u64 *)({word} + 0), {number})",
+                word = in(reg) self.0.get(),
+                number = inout(reg) number,
+                options(nostack),
+            );
+        }
+        number
     }
 
     #[inline(always)]
@@ -266,6 +319,10 @@ impl Word {
         self.0.compare_exchange(old, new, SeqCst, SeqCst).unwrap_or_else(|found| found)
     }
 
+    fn add(&self, change: u64) -> u64 {
+        self.0.fetch_add(change, core::sync::atomic::Ordering::Relaxed)
+    }
+
     fn read(&self) -> u64 {
         self.0.load(core::sync::atomic::Ordering::Relaxed)
     }
@@ -278,6 +335,15 @@ impl Word {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tally_takes_what_is_taken_off_too_early() {
+        let tally = Tally::default();
+        tally.add(-2);
+        assert_eq!(tally.load(), 0);
+        tally.add(5);
+        assert_eq!((tally.load(), tally.next(), tally.load()), (3, 3, 4));
+    }
 
     #[test]
     fn a_lock_is_held_by_one_and_not_by_the_dead() {

@@ -1,4 +1,4 @@
-//! What the programs do with the tables of connections, as global functions: the verifier checks each once, by the types of its arguments,
+//! What the programs do with the tables of connections, and how they choose a backend, as global functions: the verifier checks each once, by the types of its arguments,
 //! and not again for each call and for each way that led there (`btf_prepare_func_args` in the kernel's source, since Linux 5.13).
 //! They return numbers only.
 
@@ -6,7 +6,10 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use lb_common::{
     abi::{BackendId, SUSPICION_REST, ServiceId},
     address::{V4, V6},
-    datapath,
+    datapath::{
+        self,
+        selection::{self, Asker, Kind},
+    },
     flow::{Flow, Key, News},
     table::{self, Existing, Inserted, NOWHERE},
 };
@@ -80,6 +83,13 @@ macro_rules! functions {
 
 functions!(V4, locate4, insert4, remove4, advance4, tell4);
 functions!(V6, locate6, insert6, remove6, advance6, tell6);
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn select(service: u32, source: u32, port: u32, kind: u32, former: u32) -> u64 {
+    let asker = Asker { source, port, kind: Kind::from_raw(kind), former: BackendId(former) };
+    selection::select(&MAPS, ServiceId(service), &asker)
+}
 
 /// [`datapath::another`].
 #[unsafe(no_mangle)]

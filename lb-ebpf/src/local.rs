@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Address, V4, V6},
-    datapath::local::{self, Choice, Locals as _, Socket},
+    datapath::local::{self, Choice, Socket},
 };
 
 use crate::tables::Maps;
@@ -57,7 +57,7 @@ fn sock_release(ctx: SockContext) -> i32 {
     let tcp = unsafe { (&raw const (*ctx.sock).protocol).read_volatile() } == IPPROTO_TCP;
     if tcp {
         // SAFETY: a plain helper call.
-        Maps::new(ctx.as_ptr()).forget(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+        local::closed(&Maps::new(ctx.as_ptr()), unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
     }
     ALLOW
 }

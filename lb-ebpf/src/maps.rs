@@ -7,14 +7,14 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES,
-        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Port, SUSPICION_BYTES, ServiceId, ServiceKey,
-        Settings, Source, Traffic, programs,
+        Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Load, Local, MAX_BACKENDS, MAX_LEASES,
+        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Policy, Port, SUSPICION_BYTES, ServiceId,
+        ServiceKey, Settings, Source, Traffic, programs,
     },
     address::{V4, V6},
     datapath::Draft,
     maglev::SLOTS,
-    shared::Shared,
+    shared::{Shared, Tally},
     table::{Hashing, Set, sets_for},
 };
 
@@ -51,14 +51,26 @@ pub(crate) static QUESTION: PerCpuArray<[u64; size_of::<bpf_fib_lookup>() / 8], 
 pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, { MAX_SERVICES + MAX_BACKENDS }> = HashMap::new();
 
 /// Who may use which virtual server; who is in no range may.
+/// Twice as many, since new ones come before former ones go.
 #[btf_map]
-pub(crate) static RANGES: LpmTrie<Source, Access, MAX_RANGES> = LpmTrie::new();
+pub(crate) static RANGES: LpmTrie<Source, Access, { 2 * MAX_RANGES }> = LpmTrie::new();
 
 /// Selection tables one after another, numbered by [`ServiceId`]; the loader sets how many. A new one is filled in the bank that is
 /// not in use and put in place by one update of `SERVICES`, so no packet sees half. (An array of maps would do the same, but
 /// kernels before 6.2 refuse an inner map without BTF beside a template with it, and aya makes them so.)
 #[btf_map]
 pub(crate) static TABLES: Array<BackendId, { SLOTS as usize }> = Array::new();
+
+/// How each virtual server chooses a slot, and turns that were taken, by the daemon's number of it.
+#[btf_map]
+pub(crate) static POLICIES: Array<Policy, MAX_SERVICES> = Array::new();
+
+#[btf_map]
+pub(crate) static TURNS: Array<Tally, MAX_SERVICES> = Array::new();
+
+/// Connections of each backend; the daemon corrects them in its own memory.
+#[btf_map]
+pub(crate) static LOADS: Array<Load, MAX_BACKENDS, MAPPABLE> = Array::new();
 
 #[btf_map]
 pub(crate) static BACKENDS: Array<Backend, MAX_BACKENDS> = Array::new();

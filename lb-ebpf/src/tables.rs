@@ -10,12 +10,16 @@ use aya_ebpf::{
     helpers,
 };
 use lb_common::{
-    abi::{BANKS, Backend, BackendId, Counter, Fence, Lease, Local, Port, ServiceId, ServiceKey, Settings, Source},
+    abi::{
+        BANKS, Backend, BackendId, Counter, Fence, Lease, Load, Local, Policy, Port, ServiceId, ServiceKey, Settings,
+        Source,
+    },
     address::{Address, V4, V6},
     conntrack::Sender,
-    datapath::{Draft, Family, Route, Tables, local::Locals},
+    datapath::{Draft, Family, Route, Tables, local::Locals, selection::Asker},
     flow::{Flow, Hop, Key},
     maglev::SLOTS,
+    shared::Tally,
     table::{Existing, Hashing, Set, Sets},
     wire::Tags,
 };
@@ -63,6 +67,27 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<&Backend> {
         maps::BACKENDS.get(id.0)
+    }
+
+    #[inline(always)]
+    fn policy(&self, service: ServiceId) -> Option<Policy> {
+        maps::POLICIES.get(service.0 / BANKS).copied()
+    }
+
+    #[inline(always)]
+    fn turn(&self, service: ServiceId) -> Option<&Tally> {
+        maps::TURNS.get(service.0 / BANKS)
+    }
+
+    #[inline(always)]
+    fn load(&self, id: BackendId) -> Option<&Load> {
+        maps::LOADS.get(id.0)
+    }
+
+    #[inline(always)]
+    fn select(&self, service: ServiceId, asker: &Asker) -> BackendId {
+        let Asker { source, port, kind, former } = *asker;
+        BackendId(functions::select(service.0, source, port, kind as u32, former.0) as u32)
     }
 
     #[inline(always)]

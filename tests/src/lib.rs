@@ -4,8 +4,10 @@
 pub mod apiserver;
 pub mod bench;
 pub mod carrier;
+pub mod chaos;
 pub mod client;
 pub mod demo;
+pub mod edition;
 pub mod guest;
 pub mod lab;
 pub mod packets;

@@ -140,3 +140,10 @@ pub fn quick(configuration: &str) -> String {
         .replace("interval = \"2s\"", &format!("interval = \"{}ms\"", INTERVAL.as_millis()))
         .replace("timeout = \"3s\"", "timeout = \"1s\"")
 }
+
+/// A configuration with these lines more in each virtual server.
+pub fn serving(configuration: &str, lines: &str) -> String {
+    let section = "\n[virtual_server.check]";
+    assert!(configuration.contains(section));
+    configuration.replace(section, &format!("{lines}\n{section}"))
+}

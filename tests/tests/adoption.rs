@@ -195,6 +195,40 @@ fn what_does_not_fit_any_more_is_replaced_with_a_warning() {
 }
 
 #[test]
+fn an_upgrade_forgets_connections_only_if_told_to() {
+    let site = Site::up(Topology::C, "upgrade", NODE).unwrap();
+    let deployment = &site.deployment;
+    let text = configuration(deployment);
+    let smaller = text.replace("[dataplane]", "[dataplane]\nmax_connections = 4096");
+    let broken = text.replace("[dataplane]", "[dataplane]\nmax_connections = -1");
+    let before = program(deployment, "eth0");
+    let table: [(&str, &[&str], i32, &str); 4] = [
+        (&text, &["--check"], 0, "open connections go on"),
+        (&smaller, &["--check"], 0, "the table of connections does not fit any more"),
+        (&smaller, &["--wait", "0s"], 1, "nothing was changed"),
+        (&broken, &["--forget", "--wait", "0s"], 2, "max_connections"),
+    ];
+    let order = |text: &str, words: &[&str]| {
+        let file = site.xvip.rewrite(text).unwrap();
+        site.xvip.command(&[&["upgrade", "-c", file.to_str().unwrap()], words].concat()).unwrap()
+    };
+    for (text, words, code, expected) in table {
+        let output = order(text, words);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert!(said(&output).contains(expected), "{}", said(&output));
+        assert!(site.xvip.process().exited().is_none() && program(deployment, "eth0") == before, "{}", site.xvip.log());
+    }
+    let output = order(&smaller, &["--forget", "--wait", "0s"]);
+    assert!(output.status.success() && said(&output).contains("start the next one now"), "{}", said(&output));
+    assert!(site.xvip.process().wait(END_LIMIT).unwrap().success(), "{}", site.xvip.log());
+    assert_eq!(program(deployment, "eth0"), before);
+    assert_eq!(site.load(false, Load::sequential(5)).unwrap().good(), 5);
+    let next = Xvip::start_with(deployment, NODE, &smaller).unwrap();
+    assert!(next.log().contains("all connections are forgotten"), "{}", next.log());
+    assert_eq!(site.load(false, Load::sequential(5)).unwrap().good(), 5);
+}
+
+#[test]
 fn a_start_that_comes_to_nothing_leaves_the_former_data_plane() {
     let site = Site::up(Topology::C, "nothing", NODE).unwrap();
     let deployment = &site.deployment;
@@ -255,7 +289,7 @@ fn a_bpf_filesystem_that_is_read_only_is_told() {
     let output = Xvip::refuse(host, "run", &text).unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(
-        said(&output).contains("Read-only file system") && said(&output).contains("writable?"),
+        said(&output).contains("mounted read-only") && said(&output).contains("mount -o remount,rw"),
         "{}",
         said(&output)
     );

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use lb_userspace::{
-    config::model::{Backend, Check, CheckKind, HttpRequest, OnDown, VirtualServer},
+    config::model::{AllDown, Backend, Balance, Check, CheckKind, HttpRequest, OnDown, PreferLocal, VirtualServer},
     health::{Checkers, Report, Reports, State},
 };
 use tokio::{
@@ -99,6 +99,10 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         port: 6443,
         interface: None,
         on_down: OnDown::Reset,
+        balance: Balance::default(),
+        slow_start: Duration::ZERO,
+        prefer_local: PreferLocal::default(),
+        all_down: AllDown::default(),
         allow: Vec::new(),
         deny: Vec::new(),
         drain: Duration::ZERO,
@@ -111,7 +115,7 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
             jitter_percent: 50,
             port: None,
         },
-        backends: vec![Backend { name: "m1".into(), address: BACKEND.into(), port, weight: 1 }],
+        backends: vec![Backend { name: "m1".into(), address: BACKEND.into(), port, weight: 1, backup: false }],
     }]))
 }
 

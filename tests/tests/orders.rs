@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, process::Output, time::Duration};
 
 use lb_tests::{
     client::Report,
-    site::{Site, quick},
+    site::{Site, quick, serving},
     topology::Topology,
     xvip::{Xvip, backends},
 };
@@ -112,4 +112,88 @@ fn an_order_outlives_the_daemon_where_that_is_asked_for() {
     let third = start();
     let status = third.wait_for("checks", LIMIT, settled).unwrap();
     assert_eq!(shown(&status, "master-1"), [(State::Up, 1); 2]);
+}
+
+/// With backups, which are master-3 in each virtual server.
+fn with_backup(site_text: &str, lines: &str) -> String {
+    let backup = "192.168.2.13\"\nport = 6443\nweight = 1\n";
+    assert!(site_text.contains(backup));
+    serving(&site_text.replace(backup, &format!("{backup}backup = true\n")), lines)
+}
+
+#[test]
+fn a_backup_serves_while_nobody_else_does_and_keeps_what_it_has() {
+    let mut site = Site::up_with(Topology::C, "backup", NODE, |text| with_backup(&text, "")).unwrap();
+    let before = shares(&site);
+    assert_eq!(before.keys().collect::<Vec<_>>(), ["master-1", "master-2"]);
+    order(&site.xvip, &["drain", "master-1", "master-2"]);
+    let only = BTreeMap::from([("master-3".to_owned(), 60)]);
+    assert_eq!(shares(&site), only);
+    order(&site.xvip, &["enable", "master-1", "master-2"]);
+    order(&site.xvip, &["weight", "0", "master-1", "master-2"]);
+    assert_eq!(shares(&site), only);
+    order(&site.xvip, &["enable", "master-1", "master-2"]);
+    assert_eq!(shares(&site), before);
+
+    for name in ["master-1", "master-2"] {
+        site.apiserver(name).unwrap().kill();
+    }
+    for name in ["master-1", "master-2"] {
+        site.wait_for_state(name, State::Down).unwrap();
+    }
+    let sources = site.sources(false, 10).unwrap();
+    let (_back, streams) = site
+        .echo_during(false, &sources, || {
+            assert_eq!(shares(&site), only);
+            let back = site.deployment.start_apiserver("master-1")?;
+            site.wait_for_state("master-1", State::Up)?;
+            assert_eq!(shares(&site), BTreeMap::from([("master-1".to_owned(), 60)]));
+            Ok(back)
+        })
+        .unwrap();
+    for stream in streams {
+        let stream = stream.unwrap();
+        assert_eq!((stream.failure.as_ref(), stream.backend.as_str()), (None, "master-3"), "{stream:?}");
+    }
+    site.apiservers.clear();
+}
+
+#[test]
+fn with_all_down_everybody_serves_where_that_is_asked_for_and_who_comes_back_does_so_gradually() {
+    let site =
+        Site::up_with(Topology::C, "open", NODE, |text| serving(&text, "all_down = \"open\"\nslow_start = \"6s\""))
+            .unwrap();
+    let before = shares(&site);
+    let open = |status: &Status| status.virtual_servers.iter().all(|server| server.open);
+    let ready = |name: &str, ready| site.apiserver(name).unwrap().set_ready(ready).unwrap();
+    let (_, streams) = site
+        .echo_during(false, &site.sources(false, 20).unwrap(), || {
+            for name in ["master-1", "master-2", "master-3"] {
+                ready(name, false);
+            }
+            let status = site.xvip.wait_for("connections to go to all", LIMIT, open)?;
+            assert_eq!(shown(&status, "master-1"), [(State::Draining, 1); 2]);
+            assert_eq!(shares(&site), before, "as though they were up");
+            let table = said(&site.xvip.command(&["status"])?);
+            assert!(table.contains("draining (all_down open)"), "{table}");
+            assert!(site.xvip.log().contains("new connections go to all of them"), "{}", site.xvip.log());
+
+            // Whoever is alone has it all; whoever comes next has some of it.
+            ready("master-1", true);
+            site.wait_for_state("master-1", State::Up)?;
+            assert_eq!(shares(&site), BTreeMap::from([("master-1".to_owned(), 60)]));
+            assert!(!open(&site.xvip.status()?));
+            ready("master-2", true);
+            let share = |status: &Status| backends(status, "master-2").iter().filter_map(|b| b.share).min();
+            let status = site.xvip.wait_for("master-2 to begin", LIMIT, |status| share(status).is_some())?;
+            assert!(share(&status).is_some_and(|share| share < 70), "{status:#?}");
+            let grown = |status: &Status| shown(status, "master-2") == [(State::Up, 1); 2] && share(status).is_none();
+            site.xvip.wait_for("master-2 to have its share", LIMIT, grown)?;
+            assert_eq!(shares(&site).keys().collect::<Vec<_>>(), ["master-1", "master-2"]);
+            Ok(())
+        })
+        .unwrap();
+    for stream in &streams {
+        assert!(stream.as_ref().is_ok_and(|stream| stream.failure.is_none()), "{stream:?}\n{}", site.xvip.log());
+    }
 }

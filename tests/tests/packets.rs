@@ -16,7 +16,7 @@ use lb_tests::{
     wait,
 };
 use lb_userspace::{
-    dataplane::{Ender, Swept, Timeouts},
+    dataplane::{Dataplane, Ender, Swept, Timeouts},
     host::Reset,
 };
 
@@ -65,15 +65,18 @@ fn idle_connections_are_swept_out_and_live_ones_counted() {
         let patient = Timeouts { syn: never, established: at_once, closing: at_once };
         let neighbours = HashSet::from([CLIENTS[0], CLIENTS[1]].map(|client| Family::Ipv4.address(client)));
         let before = sweeper.sweep(&patient, &neighbours);
+        let counted = |dataplane: &Dataplane| dataplane.open(REMOTE.id(Family::Ipv4));
+        let open = counted(&dataplane);
         // A tick must pass before a connection that may be idle for none is.
         let hasty = Timeouts { syn: at_once, established: never, closing: never };
         let swept = wait::until("the sweep", Duration::from_secs(2), || {
             (sweeper.sweep(&hasty, &neighbours).entries == 0).then_some(())
         });
         swept?;
-        Ok((before, sweeper.sweep(&patient, &neighbours)))
+        Ok((before, sweeper.sweep(&patient, &neighbours), [open, counted(&dataplane)]))
     });
-    let (before, after) = counts.unwrap();
+    let (before, after, open) = counts.unwrap();
+    assert_eq!(open, [[1, 0], [0, 0]], "nobody saw it end, but it is no longer there");
     assert_eq!(before.alive, BTreeMap::from([(REMOTE.id(Family::Ipv4), 1)]), "one connection, counted once");
     assert_eq!((before.entries, before.half_open, before.full_sets), (2, 2, 0));
     let callers: Vec<_> = before.callers.keys().collect();

@@ -19,7 +19,7 @@ use lb_tests::{
     bench,
     client::{Failure, Load, Report, Stage, run},
     lab::Host,
-    site::{DETECTION, Site},
+    site::{DETECTION, Site, quick, serving},
     topology::{APISERVER_PORT, Topology},
     wait,
 };
@@ -236,6 +236,64 @@ fn weights_are_honoured() {
     assert_eq!(shares["master-1"] + shares["master-2"], SOURCES as usize, "{shares:?}");
 }
 
+/// Open connections that decide who gets the next one, by backend of the first virtual server.
+fn counted(site: &Site) -> Vec<Option<u64>> {
+    let status = site.xvip.status().unwrap();
+    status.virtual_servers[0].backends.iter().map(|backend| backend.counted_connections).collect()
+}
+
+/// One client, which is one source: what spreads its connections is the policy.
+#[test]
+fn each_policy_spreads_as_it_says() {
+    let text = |site: &Site, balance: &str| {
+        let text = quick(&site.deployment.xvip_config(HOLDER).unwrap());
+        serving(&text, &format!("balance = \"{balance}\""))
+    };
+    let site = site("policies");
+    let many = |v6: bool| -> Vec<usize> {
+        let report = site.load(v6, Load::sequential(60)).unwrap();
+        assert_eq!(report.good(), 60, "{report}\n{}", site.xvip.log());
+        report.backends().into_values().collect()
+    };
+    assert_eq!([many(false), many(true)], [[60], [60]], "by the address alone");
+    site.xvip.reload(&text(&site, "round-robin")).unwrap();
+    assert_eq!([many(false), many(true)], [[20; 3]; 2]);
+    site.xvip.reload(&text(&site, "flow-hash")).unwrap();
+    for shares in [many(false), many(true)] {
+        // 20 each, with a standard deviation of 4.
+        assert!(shares.len() == 3 && shares.iter().all(|share| (5..36).contains(share)), "{shares:?}");
+    }
+    assert_eq!(counted(&site), [None; 3]);
+
+    site.xvip.reload(&text(&site, "least-connections")).unwrap();
+    let own = site.deployment.node(lb_tests::topology::CLIENT).unwrap().addresses()[0];
+    let all_are = |expected: [u64; 3]| {
+        let what = format!("{expected:?} to be counted");
+        lb_tests::wait::until(&what, Duration::from_secs(15), || (counted(&site) == expected.map(Some)).then_some(()))
+            .unwrap_or_else(|late| panic!("{late}: {:?}", counted(&site)));
+    };
+    let ((), streams) = site
+        .echo_during(false, &[own; 12], || {
+            all_are([4; 3]);
+            let ordered = site.xvip.command(&["backends", "weight", "2", "master-1"])?;
+            assert!(ordered.status.success(), "{ordered:?}");
+            let ((), more) = site.echo_during(false, &[own; 12], || {
+                all_are([12, 6, 6]);
+                Ok(())
+            })?;
+            assert!(more.iter().all(|stream| stream.as_ref().is_ok_and(|stream| stream.failure.is_none())), "{more:?}");
+            all_are([4; 3]);
+            let table = site.xvip.command(&["status"])?;
+            let table = String::from_utf8_lossy(&table.stdout).into_owned();
+            assert!(table.contains("least-connections") && table.contains("COUNTED"), "{table}");
+            Ok(())
+        })
+        .unwrap();
+    assert!(streams.iter().all(|stream| stream.as_ref().is_ok_and(|stream| stream.failure.is_none())), "{streams:?}");
+    all_are([0; 3]);
+    site.deployment.lab.assert_checksums_clean();
+}
+
 #[test]
 fn a_killed_backend_takes_only_its_own_clients_with_it_and_gets_them_back() {
     for v6 in [false, true] {
@@ -356,5 +414,15 @@ fn with_every_backend_down_clients_are_refused_at_once() {
         let slowest = report.outcomes.iter().map(|outcome| outcome.latency).max().unwrap();
         assert!(slowest < Duration::from_millis(200), "{slowest:?}");
     }
+    // They refuse by themselves now, each whom it gets.
+    let open = serving(&quick(&site.deployment.xvip_config(HOLDER).unwrap()), "all_down = \"open\"");
+    site.xvip.reload(&open).unwrap();
+    assert!(site.xvip.status().unwrap().virtual_servers.iter().all(|server| server.open));
+    let report = site.load(false, Load::sequential(20)).unwrap();
+    assert_eq!(report.good(), 0, "{report}");
+    let event = |status: &Status, name: &str| status.counters.events[name];
+    let all = |status: &Status| event(status, "connected") == 20;
+    let status = site.xvip.wait_for("all connections to be sent on", Duration::from_secs(5), all).unwrap();
+    assert_eq!(event(&status, "no_backend"), 40, "before, of both families");
     site.deployment.lab.assert_checksums_clean();
 }

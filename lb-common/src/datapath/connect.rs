@@ -2,13 +2,15 @@
 
 use core::hint::black_box;
 
-use super::{Draft, Family, Refused, Stop, passive};
+use super::{
+    Draft, Family, Refused, Stop, passive,
+    selection::{self, Asker, Kind},
+};
 use crate::{
     abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
     address::Address,
     conntrack::Phase,
     flow::{Flow, Key, Ports, Role},
-    maglev,
     table::Existing,
     wire::Flags,
 };
@@ -16,8 +18,8 @@ use crate::{
 /// Gives the connection a backend: makes both halves, inserts the one for replies and leaves the other in the draft. Neither has
 /// a way yet: the first packet of each looks it up.
 ///
-/// A segment that is no SYN belongs to a connection whose entry was lost, or that another node carried before: the choice
-/// depends on the client's address only, and the first port tried is the client's own, so the entry comes out as it was. If
+/// A segment that is no SYN belongs to a connection whose entry was lost, or that another node carried before: unless backends take turns, the
+/// choice depends on the client's address and port only, and the first port tried is the client's own, so the entry comes out as it was. If
 /// it was another connection after all, its backend answers with a reset.
 #[inline(always)]
 pub(super) fn open<A, T>(tables: &T, draft: &mut Draft<A>) -> Result<(), Stop>
@@ -38,8 +40,13 @@ where
     if arrival.segment.flags.any(Flags::RST) {
         return Err(Stop::drop(Counter::Stray));
     }
-    let chosen = tables.slot(service, maglev::slot(source_hash(&key.source))).unwrap_or(BackendId::NONE);
-    let chosen = passive::choose(tables, service, arrival, forward, chosen);
+    // A handshake that goes on takes no turn: it has had one.
+    let former = if forward.is_half_open() { forward.backend() } else { BackendId::NONE };
+    let is_new = arrival.segment.flags.opens() && former == BackendId::NONE;
+    let kind = if is_new { Kind::New } else { Kind::Lost };
+    let (source, port) = (source_hash(&key.source), u16::from_be_bytes(key.source_port).into());
+    let wanted = tables.select(service, &Asker { source, port, kind, former });
+    let chosen = passive::choose(tables, service, arrival, forward, wanted);
     let backend =
         tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(Stop::reset(Counter::NoBackend))?;
 
@@ -62,6 +69,7 @@ where
     forward.count_from(sent);
     tables.count(if reply.phase() == Phase::SynSent { Counter::Connected } else { Counter::Rebuilt });
     tables.connected(reply.backend());
+    selection::began(tables, reply.backend());
     Ok(())
 }
 

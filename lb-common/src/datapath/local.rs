@@ -8,12 +8,14 @@
 //!  close():        the note goes
 //! ```
 
-use super::Tables;
+use super::{
+    Tables,
+    selection::{Asker, Kind},
+};
 use crate::{
     abi::{Backend, BackendId, Counter, Local, ServiceId, ServiceKey, socket_hash, source_hash},
     address::{Address as _, V4, V6},
     flow::mix,
-    maglev,
 };
 
 /// The tables and the notes about this host's connections, by the cookie of the socket.
@@ -65,11 +67,12 @@ pub fn connect<T: Locals>(tables: &T, socket: &Socket, home: u64) -> Choice {
     };
     if service == ServiceId::BACKEND {
         // The same socket may have tried a virtual server before: now it means the backend itself.
-        tables.forget(socket.cookie);
+        closed(tables, socket.cookie);
         return Choice::Leave;
     }
-    let Some((chosen, backend)) = choose(tables, service, spread(socket)) else {
-        tables.forget(socket.cookie);
+    // A socket whose attempt has failed may try again.
+    closed(tables, socket.cookie);
+    let Some((chosen, backend)) = choose(tables, service, socket) else {
         tables.count(Counter::LocalRefused);
         return Choice::Refuse;
     };
@@ -85,21 +88,40 @@ pub fn connect<T: Locals>(tables: &T, socket: &Socket, home: u64) -> Choice {
     tables.remember(socket.cookie, &local);
     tables.count(Counter::Local);
     tables.connected(chosen);
+    count(tables, chosen, 1);
     Choice::To { address, port }
 }
 
-/// The backend in the slot of a hash. One that is down already stands in the table until the daemon has put the next one in place:
+/// Takes note that a socket is closed, or begins something else.
+#[inline(always)]
+pub fn closed<T: Locals>(tables: &T, cookie: u64) {
+    if let Some(local) = tables.local(cookie) {
+        count(tables, local.backend, -1);
+        tables.forget(cookie);
+    }
+}
+
+#[inline(always)]
+fn count<T: Tables>(tables: &T, backend: BackendId, change: i64) {
+    if let Some(load) = tables.load(backend) {
+        load.own.add(change);
+    }
+}
+
+/// The backend that the policy says. One that is down already stands in the table until the daemon has put the next one in place:
 /// then another slot is tried, for as long as that is likely to help.
 #[inline(always)]
-fn choose<T: Tables>(tables: &T, service: ServiceId, mut hash: u32) -> Option<(BackendId, &Backend)> {
+fn choose<'a, T: Tables>(tables: &'a T, service: ServiceId, socket: &Socket) -> Option<(BackendId, &'a Backend)> {
+    // No port is known yet. Each socket is a connection.
+    let (mut source, port) = (spread(socket), socket_hash(socket.cookie));
     let mut found = None;
     for _ in 0..TRIES {
-        let chosen = tables.slot(service, maglev::slot(hash)).unwrap_or(BackendId::NONE);
+        let chosen = tables.select(service, &Asker { source, port, kind: Kind::Own, former: BackendId::NONE });
         found = tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).map(|backend| (chosen, backend));
         if found.is_none_or(|(_, backend)| !backend.is(Backend::DOWN)) {
             break;
         }
-        hash = mix(hash.wrapping_add(1));
+        source = mix(source.wrapping_add(1));
     }
     found
 }

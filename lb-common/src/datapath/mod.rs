@@ -17,6 +17,7 @@ pub mod local;
 mod passive;
 mod renew;
 mod reset;
+pub mod selection;
 mod send;
 mod virtual_mac;
 
@@ -24,15 +25,16 @@ use core::ops::DerefMut;
 
 pub use icmp::icmp;
 pub use passive::another;
+use selection::Asker;
 pub use virtual_mac::accepts;
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Counter, Fence, Lease, Load, Policy, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::{Phase, Sender},
     flow::{Flow, Hop, Key, News},
     frame::Frame,
-    shared,
+    shared::{self, Tally},
     table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
@@ -82,6 +84,12 @@ pub trait Tables {
     /// The backend in a slot of a virtual server's selection table.
     fn slot(&self, service: ServiceId, slot: u32) -> Option<BackendId>;
     fn backend(&self, id: BackendId) -> Option<&Backend>;
+    /// How a virtual server chooses a slot.
+    fn policy(&self, service: ServiceId) -> Option<Policy>;
+    /// Turns that a virtual server's backends have had.
+    fn turn(&self, service: ServiceId) -> Option<&Tally>;
+    /// Connections that a backend has.
+    fn load(&self, id: BackendId) -> Option<&Load>;
     fn count(&self, counter: Counter);
     /// Counts a packet of `bytes` bytes for a backend.
     fn traffic(&self, id: BackendId, sender: Sender, bytes: usize);
@@ -99,6 +107,12 @@ pub trait Tables {
     }
     /// Nanoseconds of `CLOCK_BOOTTIME`. Dear: for the few packets that depend on a lease.
     fn uptime(&self) -> u64;
+
+    /// The backend for a new connection; [`BackendId::NONE`] if there is none. See [`selection::select`].
+    #[inline(always)]
+    fn select(&self, service: ServiceId, asker: &Asker) -> BackendId {
+        BackendId(selection::select(self, service, asker) as u32)
+    }
 }
 
 /// The tables of one address family.
@@ -382,7 +396,9 @@ where
             renew::check(tables, draft)?;
             renew::restore(tables, draft);
         }
-        None => connect::open(tables, draft)?,
+        None => {
+            connect::open(tables, draft)?;
+        }
     }
     // From here on all is read from the draft again: kept on the stack all the while, it would be too much for that.
     let draft = core::hint::black_box(draft);
@@ -424,6 +440,9 @@ where
         flow.set_phase(after);
         tables.advance(&segment.key, &flow.other, flow);
         tables.advance(&flow.other, &segment.key, flow);
+        if after == Phase::Closed {
+            selection::ended(tables, flow.backend());
+        }
         if News::is_due(flow) {
             tables.tell(&segment.key, flow);
         }

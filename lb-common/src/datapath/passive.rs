@@ -14,7 +14,7 @@ use crate::{
     conntrack::{Phase, Sender},
     flow::{Flow, mix},
     maglev,
-    shared::{either, is_zero},
+    shared::{either, is_zero, opaque},
     wire::{Flags, Segment},
 };
 
@@ -26,7 +26,8 @@ const TRIES: u32 = 8;
 pub fn another<T: Tables + ?Sized>(tables: &T, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
     let mut found = BackendId::NONE.0;
     for attempt in 0..TRIES {
-        let hash = mix(seed.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
+        // One after the other: made all at once, the hashes would take more stack than there is.
+        let hash = mix(opaque(u64::from(seed.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)))) as u32);
         let drawn = tables.slot(service, maglev::slot(hash)).unwrap_or(than).0;
         found = either(is_zero(u64::from(drawn ^ than.0)), found.into(), drawn.into()) as u32;
     }

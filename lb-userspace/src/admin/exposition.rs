@@ -47,6 +47,16 @@ impl Collector for Snapshot {
             ([("virtual_server", s.name.clone()), ("vip", vip), ("interface", s.interface.clone())], u32::from(s.held))
         });
         encoder.gauges("vip_held", "Whether the VIP is on its interface", None, held)?;
+        let balance = servers().map(|s| ([("virtual_server", s.name.clone()), ("balance", s.balance.clone())], 1_u32));
+        encoder.gauges(
+            "virtual_server_balance",
+            "1 for what decides which backend a connection gets",
+            None,
+            balance,
+        )?;
+        let open = servers().map(|s| ([("virtual_server", s.name.clone())], u32::from(s.open)));
+        let help = "Whether every backend is down and they get new connections all the same";
+        encoder.gauges("virtual_server_open", help, None, open)?;
         backends(status, encoder)?;
         vrrp::families(&status.vrrp, encoder)?;
         if let Some(sync) = &status.sync {
@@ -116,6 +126,19 @@ fn backends(status: &Status, encoder: &mut Families<'_, '_>) -> fmt::Result {
     encoder.gauges("backend_active_connections", "Connections open now", None, active)?;
     let own = all.iter().filter_map(|(s, b)| Some((labels(s, b), b.local_connections?)));
     encoder.gauges("backend_local_connections", "Connections that this node's processes have open now", None, own)?;
+
+    let counted = all.iter().filter_map(|(s, b)| Some((labels(s, b), b.counted_connections?)));
+    let help = "Open connections as counted to find the backend with the fewest";
+    encoder.gauges("backend_counted_connections", help, None, counted)?;
+    let backup = all.iter().map(|(s, b)| (labels(s, b), u32::from(b.backup)));
+    encoder.gauges("backend_backup", "Whether it gets connections only while no other backend does", None, backup)?;
+    let share = all.iter().map(|(s, b)| (labels(s, b), f64::from(b.share.unwrap_or(100)) / 100.0));
+    encoder.gauges(
+        "backend_share",
+        "How much of its share it has; below 1 while it comes back",
+        Some(Unit::Other("ratio".to_owned())),
+        share,
+    )?;
 
     let mut count = |name, help, unit, value: fn(&Backend) -> u64| {
         encoder.counters(name, help, unit, all.iter().map(|(s, b)| (labels(s, b), value(b))))
@@ -198,6 +221,12 @@ xvip_config_last_reload_success_timestamp_seconds 1763726088.0
 # HELP xvip_vip_held Whether the VIP is on its interface
 # TYPE xvip_vip_held gauge
 xvip_vip_held{virtual_server="apiserver",vip="192.168.2.100",interface="eth0"} 1
+# HELP xvip_virtual_server_balance 1 for what decides which backend a connection gets
+# TYPE xvip_virtual_server_balance gauge
+xvip_virtual_server_balance{virtual_server="apiserver",balance="source-hash"} 1
+# HELP xvip_virtual_server_open Whether every backend is down and they get new connections all the same
+# TYPE xvip_virtual_server_open gauge
+xvip_virtual_server_open{virtual_server="apiserver"} 0
 # HELP xvip_backend_up Whether the backend takes new connections
 # TYPE xvip_backend_up gauge
 xvip_backend_up{virtual_server="apiserver",backend="master-3"} 0
@@ -219,6 +248,16 @@ xvip_backend_active_connections{virtual_server="apiserver",backend="master-3"} 0
 # HELP xvip_backend_local_connections Connections that this node's processes have open now
 # TYPE xvip_backend_local_connections gauge
 xvip_backend_local_connections{virtual_server="apiserver",backend="master-3"} 2
+# HELP xvip_backend_counted_connections Open connections as counted to find the backend with the fewest
+# TYPE xvip_backend_counted_connections gauge
+xvip_backend_counted_connections{virtual_server="apiserver",backend="master-3"} 3
+# HELP xvip_backend_backup Whether it gets connections only while no other backend does
+# TYPE xvip_backend_backup gauge
+xvip_backend_backup{virtual_server="apiserver",backend="master-3"} 0
+# HELP xvip_backend_share_ratio How much of its share it has; below 1 while it comes back
+# TYPE xvip_backend_share_ratio gauge
+# UNIT xvip_backend_share_ratio ratio
+xvip_backend_share_ratio{virtual_server="apiserver",backend="master-3"} 0.5
 # HELP xvip_backend_checks Checks made
 # TYPE xvip_backend_checks counter
 xvip_backend_checks_total{virtual_server="apiserver",backend="master-3"} 157
@@ -275,7 +314,8 @@ xvip_table_full_sets 1
         let mut status = sample();
         status.virtual_servers.truncate(1);
         status.virtual_servers[0].backends.drain(..2);
-        status.virtual_servers[0].backends[0].active_connections = Some(0);
+        let backend = &mut status.virtual_servers[0].backends[0];
+        (backend.active_connections, backend.counted_connections, backend.share) = (Some(0), Some(3), Some(50));
         assert_eq!(render(&status), EXPOSITION);
     }
 

@@ -97,6 +97,12 @@ pub struct VirtualServer {
     pub interface: String,
     /// Whether the VIP is on the interface now.
     pub held: bool,
+    /// What decides which backend a new connection gets, as it is written in the configuration.
+    #[serde(default)]
+    pub balance: String,
+    /// Every backend is down, and they get new connections as though they were up.
+    #[serde(default)]
+    pub open: bool,
     pub backends: Vec<Backend>,
 }
 
@@ -106,6 +112,12 @@ pub struct Backend {
     pub address: IpAddr,
     pub port: u16,
     pub weight: u16,
+    /// It takes new connections only while no other does.
+    #[serde(default)]
+    pub backup: bool,
+    /// How much of its share it has while it comes back, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u16>,
     #[serde(deserialize_with = "StateName::deserialize")]
     pub state: State,
     /// What was ordered on the control socket; weight and state are what came of it.
@@ -122,6 +134,9 @@ pub struct Backend {
     pub active_connections: Option<u64>,
     /// Those among them that processes of this node have open, not through the VIP.
     pub local_connections: Option<u64>,
+    /// Open connections as the data plane counts them, where that decides who gets the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_connections: Option<u64>,
     /// Since the daemon's maps were made, as the next two.
     pub connections: u64,
     pub packets: u64,
@@ -263,6 +278,8 @@ pub(super) mod tests {
             address: address.parse().unwrap(),
             port: 6443,
             weight: 1,
+            backup: false,
+            share: None,
             state,
             order: None,
             since: ago(age),
@@ -271,6 +288,7 @@ pub(super) mod tests {
             check_failures: 0,
             active_connections: Some(12),
             local_connections: Some(2),
+            counted_connections: None,
             connections: 1034,
             packets: 20_480,
             bytes: 10_485_760,
@@ -281,6 +299,8 @@ pub(super) mod tests {
         down.check_failures = 2;
         down.active_connections = None;
         let mut fresh = backend("six", "fd00:2::b", State::Down, 1);
+        fresh.counted_connections = Some(7);
+        (fresh.backup, fresh.share) = (true, Some(50));
         (fresh.last_check, fresh.checks, fresh.connections, fresh.packets, fresh.bytes) = (None, 0, 0, 0, 0);
         let count = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
         Status {
@@ -297,6 +317,8 @@ pub(super) mod tests {
                     port: 16443,
                     interface: "eth0".into(),
                     held: true,
+                    balance: "source-hash".into(),
+                    open: false,
                     backends: vec![
                         backend("master-1", "192.168.2.11", State::Up, 312),
                         backend("master-2", "192.168.2.12", State::Draining, 60),
@@ -309,6 +331,8 @@ pub(super) mod tests {
                     port: 16443,
                     interface: "eth1".into(),
                     held: false,
+                    balance: "least-connections".into(),
+                    open: true,
                     backends: vec![fresh],
                 },
             ],
@@ -347,6 +371,7 @@ pub(super) mod tests {
                 "address": "192.168.2.12",
                 "port": 6443,
                 "weight": 1,
+                "backup": false,
                 "state": "draining",
                 "since": "2025-11-21T11:59:00.000Z",
                 "last_check": { "text": "200 OK", "latency_ms": 3.25 },

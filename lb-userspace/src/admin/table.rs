@@ -8,9 +8,9 @@ use std::{
 use tabwriter::TabWriter;
 
 use super::status::{Backend, Configuration, Mode, Reload, Status, VirtualServer, state_name};
+use crate::health::State;
 
-const HEADER: &str =
-    "VIRTUAL SERVER\tVIP\tHELD\tBACKEND\tADDRESS\tWEIGHT\tSTATE\tSINCE\tCHECK\tLATENCY\tACTIVE\tTOTAL\tBYTES";
+const HEADER: &str = "VIRTUAL SERVER\tVIP\tHELD\tBALANCE\tBACKEND\tADDRESS\tWEIGHT\tSTATE\tSINCE\tCHECK\tLATENCY\tACTIVE\tCOUNTED\tTOTAL\tBYTES";
 
 /// The daemon in one line.
 pub fn summary(status: &Status, now: SystemTime) -> String {
@@ -101,18 +101,37 @@ fn line(server: &VirtualServer, backend: &Backend, now: SystemTime) -> String {
         one_cell(&server.name),
         server.vip().to_string(),
         (if server.held { "yes" } else { "no" }).to_owned(),
+        one_cell(&server.balance),
         one_cell(&backend.name),
         backend.socket_address().to_string(),
         ordered(backend.weight.to_string(), order.weight.is_some()),
-        ordered(state_name(backend.state).to_owned(), order.drain),
+        state(server, backend),
         age(now, backend.since),
         check.map_or("-".to_owned(), |check| one_cell(&check.text)),
         check.map_or("-".to_owned(), |check| format!("{:.1}ms", check.latency.as_secs_f64() * 1e3)),
         backend.active_connections.map_or("-".to_owned(), |n| n.to_string()),
+        backend.counted_connections.map_or("-".to_owned(), |n| n.to_string()),
         backend.connections.to_string(),
         bytes(backend.bytes),
     ]
     .join("\t")
+}
+
+/// The state, and why it gets other than its whole share of new connections.
+fn state(server: &VirtualServer, backend: &Backend) -> String {
+    let mut why = Vec::new();
+    if backend.order.is_some_and(|order| order.drain) {
+        why.push("ordered".to_owned());
+    }
+    if backend.backup {
+        why.push("backup".to_owned());
+    }
+    why.extend(backend.share.map(|share| format!("slow start {share}%")));
+    if server.open && backend.state != State::Up {
+        why.push("all_down open".to_owned());
+    }
+    let name = state_name(backend.state);
+    if why.is_empty() { name.to_owned() } else { format!("{name} ({})", why.join(", ")) }
 }
 
 /// Marks what is not as configured.
@@ -186,11 +205,11 @@ mod tests {
         assert_eq!(
             backends(&sample(), noon()),
             "\
-VIRTUAL SERVER  VIP                  HELD  BACKEND   ADDRESS            WEIGHT  STATE     SINCE  CHECK                        LATENCY  ACTIVE  TOTAL  BYTES
-apiserver       192.168.2.100:16443  yes   master-1  192.168.2.11:6443  1       up        5m12s  200 OK                       3.2ms    12      1034   10.0MiB
-apiserver       192.168.2.100:16443  yes   master-2  192.168.2.12:6443  1       draining  60s    200 OK                       3.2ms    12      1034   10.0MiB
-apiserver       192.168.2.100:16443  yes   master-3  192.168.2.13:6443  1       down      4s     connect: connection refused  0.4ms    -       1034   10.0MiB
-apiserver6      [fd00:2::100]:16443  no    six       [fd00:2::b]:6443   1       down      1s     -                            -        12      0      0B
+VIRTUAL SERVER  VIP                  HELD  BALANCE            BACKEND   ADDRESS            WEIGHT  STATE                                         SINCE  CHECK                        LATENCY  ACTIVE  COUNTED  TOTAL  BYTES
+apiserver       192.168.2.100:16443  yes   source-hash        master-1  192.168.2.11:6443  1       up                                            5m12s  200 OK                       3.2ms    12      -        1034   10.0MiB
+apiserver       192.168.2.100:16443  yes   source-hash        master-2  192.168.2.12:6443  1       draining                                      60s    200 OK                       3.2ms    12      -        1034   10.0MiB
+apiserver       192.168.2.100:16443  yes   source-hash        master-3  192.168.2.13:6443  1       down                                          4s     connect: connection refused  0.4ms    -       -        1034   10.0MiB
+apiserver6      [fd00:2::100]:16443  no    least-connections  six       [fd00:2::b]:6443   1       down (backup, slow start 50%, all_down open)  1s     -                            -        12      7        0      0B
 "
         );
     }

@@ -111,7 +111,11 @@ impl Checker<'_> {
             address: raw.address.value()?.0,
             port: *raw.port.value()?,
             interface: optional(&raw.interface)?.map(|name| name.0.clone()),
+            balance: *raw.balance.value()?,
+            slow_start: raw.slow_start.value()?.0,
+            prefer_local: *raw.prefer_local.value()?,
             on_down: *raw.on_down.value()?,
+            all_down: *raw.all_down.value()?,
             allow: allow?,
             deny: deny?,
             drain: raw.drain.value()?.0,
@@ -256,6 +260,16 @@ impl Checker<'_> {
                 );
             }
         }
+        let is_backup = |backend: &raw::Backend| backend.backup.value() == Some(&true);
+        if let Some(at) =
+            backends.first().and_then(|first| first.backup.key_span()).filter(|_| backends.iter().all(is_backup))
+        {
+            self.mistakes.add(
+                at,
+                "every backend is a backup, and so none is",
+                "leave out `backup` where connections are to go first",
+            );
+        }
         let checked: Option<Vec<_>> = backends.iter().map(backend).collect();
         checked.filter(|backends| !backends.is_empty())
     }
@@ -292,6 +306,7 @@ fn backend(raw: &raw::Backend) -> Option<model::Backend> {
         address: raw.address.value()?.0,
         port: *raw.port.value()?,
         weight: *raw.weight.value()?,
+        backup: *raw.backup.value()?,
     })
 }
 

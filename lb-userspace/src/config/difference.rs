@@ -6,7 +6,7 @@ use humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
 use super::model::{
-    Admin, Backend, Check, CheckKind, Config, Dataplane, HttpRequest, Script, Sync, Timeouts, Tls, Verify,
+    Admin, Backend, Balance, Check, CheckKind, Config, Dataplane, HttpRequest, Script, Sync, Timeouts, Tls, Verify,
     VirtualServer, Vrrp,
 };
 
@@ -135,12 +135,32 @@ impl Found {
     }
 
     fn server(&mut self, now: &VirtualServer, then: &VirtualServer) {
-        let VirtualServer { name, address: _, port: _, interface, on_down, allow, deny, drain, check, backends } = now;
+        let VirtualServer {
+            name,
+            address: _,
+            port: _,
+            interface,
+            balance,
+            slow_start,
+            prefer_local,
+            on_down,
+            all_down,
+            allow,
+            deny,
+            drain,
+            check,
+            backends,
+        } = now;
         let of = named(then);
         self.compare(&format!("{of} name"), [name, &then.name], String::clone, Effect::AtOnce);
         let interface_name =
             |interface: &Option<String>| interface.clone().unwrap_or_else(|| "found by its subnet".to_owned());
         self.compare(&format!("{of} interface"), [interface, &then.interface], interface_name, Effect::AtOnce);
+        let label = |balance: &Balance| balance.label().to_owned();
+        self.compare(&format!("{of} balance"), [balance, &then.balance], label, Effect::AtOnce);
+        self.compare(&format!("{of} slow_start"), [slow_start, &then.slow_start], time, Effect::AtOnce);
+        self.compare(&format!("{of} prefer_local"), [prefer_local, &then.prefer_local], shown, Effect::AtOnce);
+        self.compare(&format!("{of} all_down"), [all_down, &then.all_down], shown, Effect::AtOnce);
         self.compare(&format!("{of} on_down"), [on_down, &then.on_down], shown, Effect::AtOnce);
         self.compare(&format!("{of} allow"), [allow, &then.allow], |nets| list(nets), Effect::AtOnce);
         self.compare(&format!("{of} deny"), [deny, &then.deny], |nets| list(nets), Effect::AtOnce);
@@ -166,7 +186,7 @@ impl Found {
     fn backends(&mut self, of: &str, now: &[Backend], then: &[Backend]) {
         let address = |backend: &Backend| SocketAddr::new(backend.address, backend.port);
         for backend in now {
-            let Backend { name, address: _, port: _, weight } = backend;
+            let Backend { name, address: _, port: _, weight, backup } = backend;
             match then.iter().find(|then| address(then) == address(backend)) {
                 None => {
                     let (setting, now) = (format!("{of} backend \"{name}\""), address(backend).to_string());
@@ -176,6 +196,7 @@ impl Found {
                     let of = format!("{of} backend \"{}\"", then.name);
                     self.compare(&format!("{of} name"), [name, &then.name], String::clone, Effect::AtOnce);
                     self.compare(&format!("{of} weight"), [weight, &then.weight], shown, Effect::AtOnce);
+                    self.compare(&format!("{of} backup"), [backup, &then.backup], shown, Effect::AtOnce);
                 }
             }
         }
@@ -363,7 +384,7 @@ mod tests {
 
     #[test]
     fn each_difference_is_told_with_what_it_does() {
-        let table: [(&str, &str, &[&str]); 18] = [
+        let table: [(&str, &str, &[&str]); 20] = [
             ("vrid = 51", "vrid = 51\npriority = 100", &[]),
             (r#"name = "api""#, r#"name = "new""#, &[r#"virtual_server "new" name: api -> new: AtOnce"#]),
             (r#"name = "m1""#, r#"name = "x""#, &[r#"virtual_server "api" backend "x" name: m1 -> x: AtOnce"#]),
@@ -408,6 +429,21 @@ mod tests {
                 ],
             ),
             ("port = 6443", "port = 6443\ndrain = \"1h\"", &[r#"virtual_server "api" drain: 10m -> 1h: AtOnce"#]),
+            (
+                "port = 6443",
+                "port = 6443\nbalance = \"least-connections\"\nslow_start = \"30s\"\nprefer_local = \"processes\"\nall_down = \"open\"",
+                &[
+                    r#"virtual_server "api" balance: source-hash -> least-connections: AtOnce"#,
+                    r#"virtual_server "api" slow_start: 0s -> 30s: AtOnce"#,
+                    r#"virtual_server "api" prefer_local: off -> processes: AtOnce"#,
+                    r#"virtual_server "api" all_down: reset -> open: AtOnce"#,
+                ],
+            ),
+            (
+                r#"address = "192.168.2.11""#,
+                "address = \"192.168.2.11\"\nbackup = true",
+                &[r#"virtual_server "api" backend "m1" backup: false -> true: AtOnce"#],
+            ),
             (r#"["eth0"]"#, r#"["eth0", "eth1"]"#, &["dataplane.interfaces: eth0 -> eth0, eth1: Restart"]),
             (
                 "[dataplane]",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::model::{Config, Vrrp};
+use super::model::{Cgroup, Config, PreferLocal, VirtualServer, Vrrp};
 
 /// Above this many times a second, a scheduler that is busy elsewhere can look like a dead node.
 const FAST: Duration = Duration::from_millis(50);
@@ -11,6 +11,7 @@ const FAST_FACTOR: u8 = 5;
 /// A sentence each, with what to do about it.
 pub fn hints(config: &Config) -> Vec<String> {
     let mut hints: Vec<String> = config.vrrp.iter().flat_map(of_instance).collect();
+    hints.extend(config.virtual_servers.iter().flat_map(|server| of_server(config, server)));
     if config.vrrp.is_empty() {
         return hints;
     }
@@ -43,6 +44,33 @@ pub fn hints(config: &Config) -> Vec<String> {
                 ));
             }
         }
+    }
+    hints
+}
+
+fn of_server(config: &Config, server: &VirtualServer) -> Vec<String> {
+    let mut hints = Vec::new();
+    let moves = config.vrrp.iter().any(|instance| has(instance, server.address));
+    if moves && config.sync.is_none() && server.balance.takes_turns() {
+        hints.push(format!(
+            "virtual server \"{}\": with `balance = \"{}\"` no other node can tell which backend a connection has. Without [sync], all of them end when the \
+             VIP moves; \"source-hash\" and \"flow-hash\" keep them.",
+            server.name,
+            server.balance.label()
+        ));
+    }
+    if moves && server.prefer_local == PreferLocal::All {
+        hints.push(format!(
+            "virtual server \"{}\": with `prefer_local = \"all\"` the VIP's connections end when it moves, since they are with the node that held it. \
+             \"processes\" prefers the own backend for this node's processes alone.",
+            server.name
+        ));
+    }
+    if config.dataplane.cgroup == Cgroup::Off && server.prefer_local == PreferLocal::Processes {
+        hints.push(format!(
+            "virtual server \"{}\": `prefer_local = \"processes\"` does nothing with `cgroup = \"off\"`, with which processes go by the VIP.",
+            server.name
+        ));
     }
     hints
 }
@@ -104,6 +132,36 @@ mod tests {
             vrrp.to_owned(),
         ];
         hints(&parse(&text.concat(), "test").unwrap_or_else(|report| panic!("{report}")))
+    }
+
+    #[test]
+    fn what_would_not_survive_a_failover_or_does_nothing() {
+        let head = "[dataplane]\ninterfaces = [\"eth0\"]\n";
+        let backend = "[[virtual_server.backend]]\nname = \"b\"\naddress = \"10.0.0.9\"\n";
+        let vrrp = "[[vrrp]]\nname = \"v\"\ninterface = \"eth0\"\nvrid = 1\naddresses = [\"10.0.0.1\"]\n";
+        let sync = "[sync]\nlisten = \"10.0.0.3:1\"\npeers = [\"10.0.0.4:1\"]\nkey_file = \"/k\"\n";
+        let off = "cgroup = \"off\"\n";
+        let turns = "virtual server \"a\": with `balance = \"round-robin\"` no other node can tell";
+        let all = "virtual server \"a\": with `prefer_local = \"all\"` the VIP's connections end";
+        let idle = "virtual server \"a\": `prefer_local = \"processes\"` does nothing";
+        for (dataplane, line, rest, expected) in [
+            ("", "balance = \"round-robin\"", vrrp.to_owned(), &[turns][..]),
+            ("", "balance = \"round-robin\"", String::new(), &[]),
+            ("", "balance = \"round-robin\"", vrrp.to_owned() + sync, &[]),
+            ("", "balance = \"flow-hash\"", vrrp.to_owned(), &[]),
+            ("", "prefer_local = \"all\"", vrrp.to_owned() + sync, &[all]),
+            ("", "prefer_local = \"processes\"", vrrp.to_owned(), &[]),
+            (off, "prefer_local = \"processes\"", vrrp.to_owned(), &[idle]),
+            (off, "prefer_local = \"all\"", String::new(), &[]),
+        ] {
+            let server =
+                format!("[[virtual_server]]\nname = \"a\"\naddress = \"10.0.0.1\"\nport = 443\n{line}\n{backend}");
+            let text = format!("{head}{dataplane}{server}{rest}");
+            let found = hints(&parse(&text, "test").unwrap_or_else(|report| panic!("{report}")));
+            let right = found.len() == expected.len()
+                && found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected));
+            assert!(right, "{text}\n{found:#?}");
+        }
     }
 
     #[test]

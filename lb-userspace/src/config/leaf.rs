@@ -17,7 +17,9 @@ use toml::{
 };
 
 use super::{
-    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
+    model::{
+        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, Version, XdpMode,
+    },
     report::Span,
 };
 
@@ -210,6 +212,13 @@ strings! {
     };
     OnStop: "\"detach\" or \"keep\"" by |text| choice(text, &[("detach", OnStop::Detach), ("keep", OnStop::Keep)]);
     OnDown: "\"reset\" or \"keep\"" by |text| choice(text, &[("reset", OnDown::Reset), ("keep", OnDown::Keep)]);
+    Balance: "\"source-hash\", \"flow-hash\", \"round-robin\" or \"least-connections\"" by |text| {
+        choice(text, &Balance::ALL.map(|balance| (balance.label(), balance)))
+    };
+    PreferLocal: "\"off\", \"processes\" or \"all\"" by |text| {
+        choice(text, &[("off", PreferLocal::Off), ("processes", PreferLocal::Processes), ("all", PreferLocal::All)])
+    };
+    AllDown: "\"reset\" or \"open\"" by |text| choice(text, &[("reset", AllDown::Reset), ("open", AllDown::Open)]);
     CheckType: "\"https\", \"http\" or \"tcp\"" by |text| {
         choice(text, &[("https", CheckType::Https), ("http", CheckType::Http), ("tcp", CheckType::Tcp)])
     };

@@ -10,6 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use lb_common::abi::Balance;
+
 pub use crate::vrrp::{Version, packet::ChecksumForm, reception::HmacMode};
 use crate::vrrp::{Vrid, packet::Family};
 
@@ -83,6 +85,27 @@ pub enum OnDown {
     Keep,
 }
 
+/// What becomes of new connections while every backend is down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AllDown {
+    /// They are refused.
+    #[default]
+    Reset,
+    /// They go to all backends as though these were up, and those that are there go on.
+    Open,
+}
+
+/// Who gets this node's own backend while it is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PreferLocal {
+    #[default]
+    Off,
+    /// This node's processes.
+    Processes,
+    /// Everybody whose connections this node carries.
+    All,
+}
+
 /// Idle times after which a connection is forgotten, by TCP phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -110,7 +133,12 @@ pub struct VirtualServer {
     pub port: u16,
     /// The interface that carries the VIP; `None` finds the one whose subnet holds it.
     pub interface: Option<String>,
+    pub balance: Balance,
+    /// How long a backend that comes back is brought in gradually.
+    pub slow_start: Duration,
+    pub prefer_local: PreferLocal,
     pub on_down: OnDown,
+    pub all_down: AllDown,
     /// Of the VIP's family, no duplicates, and none on loopback. The most specific range that a client is in counts, and of two equal ones
     /// that which denies; where any is allowed, all others are denied.
     pub allow: Vec<IpNet>,
@@ -118,7 +146,7 @@ pub struct VirtualServer {
     /// How long connections go on with a backend that was taken out of the configuration.
     pub drain: Duration,
     pub check: Check,
-    /// At least one; unique by name and by (address, port); all of the VIP's family.
+    /// At least one that is no backup; unique by name and by (address, port); all of the VIP's family.
     pub backends: Vec<Backend>,
 }
 
@@ -130,6 +158,8 @@ pub struct Backend {
     pub port: u16,
     /// 0–256; 0 takes no new connections.
     pub weight: u16,
+    /// Takes new connections only while no other does.
+    pub backup: bool,
 }
 
 /// How a backend's health is found out.

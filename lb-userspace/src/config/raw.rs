@@ -12,7 +12,9 @@ use super::{
         Name, NodeAddress, ProbeListener, RequestPath, RouterAddress, SocketPath, SourceRange, Statuses, Time, TlsName,
         VipAddress,
     },
-    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
+    model::{
+        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, Version, XdpMode,
+    },
 };
 
 section! {
@@ -90,9 +92,27 @@ section! {
         port: u16 = required(16443) from 1 to 65535,
         /// The interface that carries the VIP. Without it, the one whose subnet holds the VIP.
         interface: InterfaceName = optional("eth0"),
+        /// What decides which backend a new connection gets. "source-hash": the client's address, so that a client keeps its backend.
+        /// "flow-hash": its address and port, so that each of its connections is spread by itself. With these two, another node that takes
+        /// the VIP over finds each connection's backend again. "round-robin": each backend in turn, as often as its weight says.
+        /// "least-connections": the backend with the fewest open connections for its weight, as this node sees them. These two need [sync] for
+        /// connections to survive a failover.
+        balance: Balance = default("source-hash"),
+        /// How long a backend that comes back is brought in gradually: its share of new connections grows from nearly nothing to all that
+        /// its weight gives it. "0s" brings it in at once. All backends that are up when xvip starts have their whole share, and so has one
+        /// that is alone.
+        slow_start: Time = default("0s") from "0s" to "1h",
+        /// Whether the backend on this node itself is preferred while it is up, its `slow_start` over: "processes" gives it to this node's own
+        /// processes (`dataplane.cgroup`), as a kubelet that is to use the apiserver of its own master; "all" gives it also to whoever comes by the
+        /// VIP to this node. Such connections end with this node: no other can carry them on.
+        prefer_local: PreferLocal = default("off"),
         /// What becomes of a backend's connections when it goes down, which is when TCP does not answer: "reset" ends them at once, so that
         /// clients find another one; "keep" carries them on. While only the check fails and TCP answers, it gets no new ones and keeps its own.
         on_down: OnDown = default("reset"),
+        /// What becomes of new connections while every backend is down or fails its check: "reset" refuses them; "open" spreads them over all
+        /// backends as though they were up, and leaves the connections alone that are there, for when the checks may be wrong rather than the
+        /// backends.
+        all_down: AllDown = default("reset"),
         /// Clients that may use it. The most specific range that a client is in counts, here and in `deny`, and of two equal ones that in `deny`.
         /// If there is any here, everybody else is denied. Processes of this node are not asked where they go straight to a backend.
         allow: Vec<Spanned<SourceRange>> = default([]),
@@ -157,6 +177,9 @@ section! {
         port: u16 = default(6443) from 1 to 65535,
         /// Its share of new connections, against those of the other backends; 0 gives it none.
         weight: u16 = default(1) from 0 to 256,
+        /// Whether it gets new connections only while no other backend does: all others are down, drained or of weight 0. When one of them comes
+        /// back, new connections go there, and those that are here stay.
+        backup: bool = default(false),
     }
 }
 

@@ -315,13 +315,23 @@ fn what_is_left_out_has_the_documented_default() {
         drain: seconds(0),
     };
     let metrics = Some("127.0.0.1:9095".parse().expect("an address"));
-    let backend = model::Backend { name: "b".into(), address: "fd00::2".parse().expect("IPv6"), port: 6443, weight: 1 };
+    let backend = model::Backend {
+        name: "b".into(),
+        address: "fd00::2".parse().expect("IPv6"),
+        port: 6443,
+        weight: 1,
+        backup: false,
+    };
     let server = model::VirtualServer {
         name: "v".into(),
         address: "fd00::1".parse().expect("IPv6"),
         port: 443,
         interface: None,
+        balance: model::Balance::SourceHash,
+        slow_start: seconds(0),
+        prefer_local: model::PreferLocal::Off,
         on_down: model::OnDown::Reset,
+        all_down: model::AllDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),
         drain: seconds(600),

@@ -16,11 +16,12 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, ProgramType, links::FdLink},
     sys::{BpfHelper, is_helper_supported},
 };
-use lb_common::abi::{Local, MAX_LOCALS, names};
+use lb_common::abi::{BackendId, Local, MAX_LOCALS, names};
 
 use super::{
     ApplyError, Dataplane, LoadError, PinError,
     links::{Owner, Place},
+    loads::{Loads, OWN},
     maps::{reading, taken},
     program,
 };
@@ -79,7 +80,10 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), LoadError> {
 
 /// Connections of this host's sockets, as the hooks have noted them.
 #[derive(Debug)]
-pub struct Locals(HashMap<MapData, u64, Local>);
+pub struct Locals {
+    notes: HashMap<MapData, u64, Local>,
+    loads: Loads,
+}
 
 impl Dataplane {
     /// Puts the hooks on a cgroup: they act on every socket that is made in it from then on or was before. Where a former daemon has left
@@ -147,15 +151,21 @@ impl Dataplane {
 
     /// Takes the table of local connections; there is one.
     pub fn locals(&mut self) -> Result<Locals, LoadError> {
-        taken(&mut self.ebpf, names::LOCALS).map(Locals)
+        Ok(Locals { notes: taken(&mut self.ebpf, names::LOCALS)?, loads: self.maps.loads.clone() })
     }
 }
 
 impl Locals {
-    /// All connections, by the cookie of their socket.
+    /// All connections, by the cookie of their socket. Corrects what the programs count for each backend.
     pub fn all(&self) -> Result<BTreeMap<u64, Local>, ApplyError> {
+        let counted = self.loads.counts(OWN);
         // A table that changes under the walk can send it back to its start (kernel: `htab_map_get_next_key`), so steps are counted.
-        let walk = self.0.iter().take(2 * MAX_LOCALS);
-        walk.collect::<Result<_, MapError>>().map_err(reading("the local connections"))
+        let walk = self.notes.iter().take(2 * MAX_LOCALS);
+        let all: BTreeMap<u64, Local> =
+            walk.collect::<Result<_, MapError>>().map_err(reading("the local connections"))?;
+        let mut open: BTreeMap<BackendId, u64> = BTreeMap::new();
+        all.values().for_each(|local| *open.entry(local.backend).or_default() += 1);
+        self.loads.correct(OWN, &counted, &open);
+        Ok(all)
     }
 }

@@ -12,14 +12,14 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Access, BANKS, Backend, BackendId, Counter, Port, Range, ServiceId, ServiceKey, Settings, Source, Traffic,
-        names,
+        Access, BANKS, Backend, BackendId, Counter, Policy, Port, Range, ServiceId, ServiceKey, Settings, Source,
+        Traffic, names,
     },
     maglev::SLOTS,
     table::Hashing,
 };
 
-use super::{ApplyError, Change, LoadError};
+use super::{ApplyError, Change, LoadError, loads::Loads};
 
 pub(super) struct Maps {
     settings: Array<MapData, Settings>,
@@ -30,7 +30,9 @@ pub(super) struct Maps {
     /// Which bank of each virtual server is in use, and under which keys it is found.
     banks: BTreeMap<ServiceId, u32>,
     served: BTreeMap<ServiceKey, ServiceId>,
+    policies: Array<MapData, Policy>,
     backends: Array<MapData, Backend>,
+    pub(super) loads: Loads,
     traffic: PerCpuArray<MapData, Traffic>,
     ports: HashMap<MapData, Port, Port>,
     counters: PerCpuArray<MapData, u64>,
@@ -46,7 +48,9 @@ impl Maps {
             tables: taken(ebpf, names::TABLES)?,
             banks: BTreeMap::new(),
             served: BTreeMap::new(),
+            policies: taken(ebpf, names::POLICIES)?,
             backends: taken(ebpf, names::BACKENDS)?,
+            loads: Loads::take(ebpf)?,
             traffic: taken(ebpf, names::TRAFFIC)?,
             ports: taken(ebpf, names::PORTS)?,
             counters: taken(ebpf, names::COUNTERS)?,
@@ -68,7 +72,12 @@ impl Maps {
         let outcome = match change {
             Change::Settings(settings) => self.settings.set(0, **settings, 0),
             Change::Backend(id, backend) => self.set_backend(*id, *backend),
+            Change::Weight(id, weight) => {
+                self.loads.weigh(*id, *weight);
+                Ok(())
+            }
             Change::Table(service, slots) => self.swap(*service, slots),
+            Change::Policy(service, policy) => self.policies.set(service.0, *policy, 0),
             Change::Serve(key, service) => self.serve(key, *service),
             Change::Withdraw(key) => {
                 self.served.remove(key);
@@ -120,6 +129,7 @@ impl Maps {
     fn set_backend(&mut self, id: BackendId, backend: Backend) -> Result<(), MapError> {
         self.backends.set(id.0, backend, 0)?;
         if !backend.is(Backend::PRESENT) {
+            self.loads.forget(id);
             let cpus = util::nr_cpus().map_err(|(_, error)| MapError::from(error))?;
             self.traffic.set(id.0, PerCpuValues::try_from(vec![Traffic::default(); cpus])?, 0)?;
         }
@@ -166,7 +176,9 @@ const fn name_of(change: &Change) -> &'static str {
     match change {
         Change::Settings(_) => "the settings",
         Change::Backend(..) => "a backend",
+        Change::Weight(..) => "a backend's weight",
         Change::Table(..) => "a selection table",
+        Change::Policy(..) => "a policy",
         Change::Serve(..) | Change::Withdraw(_) => "a virtual server",
         Change::Rule(..) | Change::Unrule(_) => "a range of sources",
         Change::Port(..) | Change::Forget(_) => "a port",

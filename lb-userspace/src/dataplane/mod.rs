@@ -7,6 +7,7 @@ mod ending;
 mod fence;
 mod flows;
 mod links;
+mod loads;
 mod local;
 mod maps;
 mod mirror;
@@ -32,8 +33,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Access, BANKS, Backend, BackendId, Counter, Port, Range, ServiceId, ServiceKey, Settings, Traffic, names,
-        programs,
+        Access, BANKS, Backend, BackendId, Counter, Policy, Port, Range, ServiceId, ServiceKey, Settings, Traffic,
+        names, programs,
     },
     maglev::SLOTS,
     table::{self, Hashing, SECRET_WORDS},
@@ -41,6 +42,7 @@ use lb_common::{
 
 use crate::host::namespace;
 
+pub use adopt::{Loss, losses};
 pub use attach::{AttachError, Mode};
 pub use detach::Left;
 pub use ending::Ender;
@@ -97,8 +99,12 @@ pub enum LoadError {
 pub enum Change {
     Settings(Box<Settings>),
     Backend(BackendId, Backend),
+    /// How many connections a backend is to have, against the others of its virtual server.
+    Weight(BackendId, u32),
     /// Puts a whole selection table in place of the one before.
     Table(ServiceId, Vec<BackendId>),
+    /// Says how a slot of it is chosen.
+    Policy(ServiceId, Policy),
     Serve(ServiceKey, ServiceId),
     Withdraw(ServiceKey),
     /// Says whether sources may use a virtual server.
@@ -153,12 +159,19 @@ impl fmt::Debug for Dataplane {
     }
 }
 
+impl Options {
+    /// Entries of the maps whose sizes depend on these.
+    fn sizes(&self) -> [(&'static str, u32); 3] {
+        let sets = table::sets_for(self.max_connections);
+        let tables = self.virtual_servers.max(1).saturating_mul(BANKS * SLOTS);
+        [(names::FLOWS4, sets), (names::FLOWS6, sets), (names::TABLES, tables)]
+    }
+}
+
 impl Dataplane {
     /// Loads the programs, with the connections of a former daemon if it has left any; nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let sets = table::sets_for(options.max_connections);
-        let tables = options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS);
-        let sizes = [(names::FLOWS4, sets), (names::FLOWS6, sets), (names::TABLES, tables)];
+        let sizes = options.sizes();
         let pins = options.bpffs.as_deref().map(pins::Pins::claim).transpose()?;
         let former = pins.as_ref().map(|pins| adopt::Former::find(pins, &sizes)).transpose()?.unwrap_or_default();
         let home = namespace::cookie().map_err(LoadError::Home)?;
@@ -188,7 +201,7 @@ impl Dataplane {
             pins.stage(&ebpf, &former.kept)?;
         }
         let mut maps = maps::Maps::take(&mut ebpf)?;
-        let hashing = maps.hash(secret(sets).map_err(LoadError::Secret)?)?;
+        let hashing = maps.hash(secret(sizes[0].1).map_err(LoadError::Secret)?)?;
         let handed_on = hand_on(&mut ebpf)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
         Ok(Self {
@@ -245,6 +258,11 @@ impl Dataplane {
     /// What has passed to and from a backend since the maps were made.
     pub fn traffic(&self, id: BackendId) -> Result<Traffic, ApplyError> {
         self.maps.traffic(id)
+    }
+
+    /// Connections that the programs count for a backend at this moment: those that packets are carried for, and those of this host's own sockets.
+    pub fn open(&self, id: BackendId) -> [u64; 2] {
+        self.maps.loads.open(id)
     }
 
     /// Connections that fit, of both families together.

@@ -10,12 +10,17 @@ use std::{
 use lb_common::{
     abi::BackendId,
     address::{Address, V4, V6},
-    conntrack::Patience,
+    conntrack::{Patience, Phase},
     flow::Flow,
-    table::{Set, Slot, WAYS, find},
+    table::{Set, Slot, WAYS},
 };
 
-use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
+use super::{
+    Dataplane, LoadError,
+    flows::Flows,
+    loads::{CARRIED, Loads},
+    run::Ticker,
+};
 
 /// What another node has told of goes sooner if it is told no more: there, every way through the tables takes little more than a minute.
 const COPY: Duration = Duration::from_secs(600);
@@ -43,6 +48,8 @@ impl Timeouts {
 pub struct Swept {
     /// Connections by backend.
     pub alive: BTreeMap<BackendId, u64>,
+    /// Those among them that have not ended.
+    pub open: BTreeMap<BackendId, u64>,
     /// Entries; each connection has two.
     pub entries: u64,
     /// Those of connections whose handshake is not complete.
@@ -59,6 +66,7 @@ pub struct Swept {
 pub struct Sweeper {
     flows4: Arc<Flows<V4>>,
     flows6: Arc<Flows<V6>>,
+    loads: Loads,
     ticker: Ticker,
 }
 
@@ -72,18 +80,20 @@ impl Dataplane {
     /// A hand on the tables that sweeps them.
     pub fn sweeper(&mut self) -> Result<Sweeper, LoadError> {
         let (flows4, flows6) = self.flows()?;
-        Ok(Sweeper { flows4, flows6, ticker: self.ticker()? })
+        Ok(Sweeper { flows4, flows6, loads: self.maps.loads.clone(), ticker: self.ticker()? })
     }
 }
 
 impl Sweeper {
     /// Removes the connections whose both halves have been idle for longer than their phase's timeout, counts the others, and looks who of
-    /// `neighbours` are their clients.
+    /// `neighbours` are their clients. Corrects what the programs count for each backend.
     pub fn sweep(&mut self, timeouts: &Timeouts, neighbours: &HashSet<IpAddr>) -> Swept {
         let clock = Clock { now: self.ticker.now() as u32, ticker: self.ticker, timeouts };
         let mut swept = Swept::default();
+        let counted = self.loads.counts(CARRIED);
         sweep(&self.flows4, &clock, neighbours, &mut swept);
         sweep(&self.flows6, &clock, neighbours, &mut swept);
+        self.loads.correct(CARRIED, &counted, &swept.open);
         swept
     }
 }
@@ -104,26 +114,28 @@ impl Clock<'_> {
 }
 
 fn sweep<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, neighbours: &HashSet<IpAddr>, swept: &mut Swept) {
-    for set in flows.all() {
-        let mut left = 0;
-        for (way, slot) in set.entries() {
-            if !remove_idle(flows, clock, set, way, slot) {
-                left += 1;
-                count(slot.flow(), swept);
-                note_caller(slot, clock, neighbours, swept);
+    flows.walk(0..flows.len(), |sets| {
+        for set in sets {
+            let mut left = 0;
+            for (way, slot) in set.entries() {
+                if !remove_idle(flows, clock, set, way, slot) {
+                    left += 1;
+                    count(slot.flow(), swept);
+                    note_caller(slot, clock, neighbours, swept);
+                }
             }
+            swept.entries += left;
+            swept.room += WAYS as u64;
+            swept.full_sets += u64::from(left == WAYS as u64);
         }
-        swept.entries += left;
-        swept.room += WAYS as u64;
-        swept.full_sets += u64::from(left == WAYS as u64);
-    }
+    });
 }
 
 /// Removes an entry if it and its other half are idle. Whether that was so.
 fn remove_idle<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, set: &Set<A>, way: u32, slot: &Slot<A>) -> bool {
     let (key, flow) = (*slot.key(), slot.flow());
     clock.idle(flow)
-        && find(flows, &flow.other).is_none_or(|other| clock.idle(other))
+        && flows.peek(&flow.other).is_none_or(|other| clock.idle(&other))
         // The slot may be another connection's by now, or this one has just woken up.
         && set.clear_if(way, clock.now, |slot| *slot.key() == key && clock.idle(slot.flow()))
 }
@@ -132,6 +144,9 @@ fn count<A: Address>(flow: &Flow<A>, swept: &mut Swept) {
     swept.half_open += u64::from(flow.is_half_open());
     if flow.role.from_client() {
         *swept.alive.entry(flow.backend()).or_default() += 1;
+        if flow.phase() != Phase::Closed {
+            *swept.open.entry(flow.backend()).or_default() += 1;
+        }
     }
 }
 

@@ -239,7 +239,7 @@ impl Authority {
 }
 
 pub(super) fn backend(address: SocketAddr) -> Backend {
-    Backend { name: "one".into(), address: address.ip(), port: address.port(), weight: 1 }
+    Backend { name: "one".into(), address: address.ip(), port: address.port(), weight: 1, backup: false }
 }
 
 /// A port of this host on which nothing listens.

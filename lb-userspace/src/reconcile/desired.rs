@@ -3,18 +3,25 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Access, Backend, BackendId, Filter, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, Port, Range, ServiceId, ServiceKey,
+        Access, Backend, BackendId, Balance, Filter, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, Policy, Port, Range,
+        ServiceId, ServiceKey,
     },
     address::{V4, V6},
-    maglev::{self, Member},
+    maglev::{Member, WHOLE},
 };
 
-use super::numbers::{Endpoint, Numbers, Removed, mapped, service};
+use super::{
+    numbers::{Endpoint, Numbers, Removed, mapped, service},
+    orders::Orders,
+    returns::Returns,
+    taking::{Candidate, taking},
+};
 use crate::{
     config::model::{OnDown, VirtualServer},
     health::State,
@@ -26,6 +33,12 @@ pub struct Inputs<'a> {
     pub servers: &'a [VirtualServer],
     /// Health by virtual server and backend, in the order of the configuration; what is missing counts as down.
     pub states: &'a [Vec<State>],
+    /// Places of virtual servers with a backend that was not checked yet.
+    pub unknown: &'a BTreeSet<usize>,
+    pub orders: &'a Orders,
+    pub returns: &'a Returns,
+    /// Counted as in `returns`.
+    pub now: Duration,
     pub numbers: &'a Numbers,
     /// Health of removed backends; what is missing is left to itself.
     pub removed: &'a BTreeMap<BackendId, State>,
@@ -42,6 +55,13 @@ pub struct Inputs<'a> {
 pub struct Desired {
     pub services: BTreeMap<ServiceKey, ServiceId>,
     pub tables: BTreeMap<ServiceId, Vec<BackendId>>,
+    pub policies: BTreeMap<ServiceId, Policy>,
+    /// How many connections each is to have, against the others of its virtual server, where that counts.
+    pub weights: BTreeMap<BackendId, u32>,
+    /// Backends that come back, and how much of their share they have, of [`WHOLE`]. For people.
+    pub growing: BTreeMap<BackendId, u16>,
+    /// Virtual servers whose backends are all down and get new connections all the same. For people.
+    pub open: BTreeSet<ServiceId>,
     pub backends: BTreeMap<BackendId, Backend>,
     pub ports: BTreeMap<Port, Port>,
     /// Who may use which virtual server; who is in no range may.
@@ -81,18 +101,38 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         desired.services.insert(key, number);
         desired.ranges.extend(rules(number, server));
         let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
-        let mut members = Vec::with_capacity(server.backends.len());
+        let mut all = Vec::with_capacity(server.backends.len());
         for (position, backend) in server.backends.iter().enumerate() {
             let endpoint = Endpoint::of(server, backend);
             let Some(id) = inputs.numbers.backend(&endpoint) else { continue };
             let state = states.get(position).copied().unwrap_or(State::Down);
-            let down = state == State::Down && server.on_down == OnDown::Reset;
-            desired.add(inputs, &endpoint, id, down);
-            members.push(member(id, &endpoint, backend.weight, state == State::Up));
+            let portion = if state == State::Up { inputs.returns.portion(server, backend, inputs.now) } else { 0 };
+            let candidate = Candidate {
+                member: member(id, &endpoint, backend.weight, portion),
+                backup: backend.backup,
+                local: inputs.local.contains(&endpoint.address()),
+                wanted: !inputs.orders.of(server, backend).is_some_and(|order| order.drain),
+            };
+            all.push((endpoint, state, candidate));
         }
-        let own = inputs.numbers.removed().filter(|(endpoint, _)| *endpoint.service() == key);
-        members.extend(own.filter_map(|(endpoint, removed)| stand_in(inputs, endpoint, removed)));
-        desired.tables.insert(number, maglev::build(&members));
+        let candidates: Vec<Candidate> = all.iter().map(|(_, _, candidate)| *candidate).collect();
+        let removed = inputs.numbers.removed().filter(|(endpoint, _)| *endpoint.service() == key);
+        let stand_ins: Vec<Member> =
+            removed.filter_map(|(endpoint, removed)| stand_in(inputs, endpoint, removed)).collect();
+        let taking = taking(server, &candidates, &stand_ins, !inputs.unknown.contains(&index));
+        for (endpoint, state, candidate) in &all {
+            let down = *state == State::Down && server.on_down == OnDown::Reset && !taking.open;
+            desired.add(inputs, endpoint, candidate.member.id, down);
+        }
+        desired.tables.insert(number, taking.table(server));
+        desired.policies.insert(number, taking.policy(server));
+        desired.growing.extend(taking.growing());
+        if server.balance == Balance::LeastConnections {
+            desired.weights.extend(taking.weights());
+        }
+        if taking.open {
+            desired.open.insert(number);
+        }
     }
     for (endpoint, removed) in inputs.numbers.removed() {
         if !endpoint.service().is_on_host() {
@@ -134,15 +174,15 @@ impl Desired {
     }
 }
 
-fn member(id: BackendId, endpoint: &Endpoint, weight: u16, live: bool) -> Member {
-    Member { id, address: mapped(endpoint.address()), port: endpoint.port().to_be_bytes(), weight, live }
+fn member(id: BackendId, endpoint: &Endpoint, weight: u16, portion: u16) -> Member {
+    Member { id, address: mapped(endpoint.address()), port: endpoint.port().to_be_bytes(), weight, portion }
 }
 
 /// A removed backend that new connections go to all the same, until another takes them.
 fn stand_in(inputs: &Inputs<'_>, endpoint: &Endpoint, removed: &Removed) -> Option<Member> {
     let backend = removed.was.as_ref()?.backends.first()?;
     let live = removed.stands_in && !removed.over && inputs.removed.get(&removed.id) == Some(&State::Up);
-    live.then(|| member(removed.id, endpoint, backend.weight, true))
+    live.then(|| member(removed.id, endpoint, backend.weight, WHOLE))
 }
 
 fn mark(filter: &mut Filter, address: IpAddr) {
@@ -157,7 +197,7 @@ pub(super) mod tests {
     use std::{num::NonZeroU32, time::Duration};
 
     use super::*;
-    use crate::config::model::{self, Check, CheckKind};
+    use crate::config::model::{self, AllDown, Check, CheckKind, PreferLocal};
 
     /// A virtual server with as many backends as there are states.
     pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
@@ -167,7 +207,11 @@ pub(super) mod tests {
             address: [192, 168, 2, last].into(),
             port: 16443,
             interface: None,
+            balance: Balance::SourceHash,
+            slow_start: Duration::ZERO,
+            prefer_local: PreferLocal::Off,
             on_down: OnDown::Reset,
+            all_down: AllDown::Reset,
             allow: Vec::new(),
             deny: Vec::new(),
             drain: 600 * second,
@@ -186,6 +230,7 @@ pub(super) mod tests {
                     address: [192, 168, 2, 10 + index].into(),
                     port: 6443,
                     weight: 1,
+                    backup: false,
                 })
                 .collect(),
         }
@@ -208,10 +253,22 @@ pub(super) mod tests {
         let local = local.iter().copied().collect();
         let (ports, removed) = (BTreeMap::new(), removed.iter().copied().collect());
         let macs = BTreeSet::new();
-        desired(&Inputs { servers, states, local: &local, macs: &macs, ports: &ports, numbers, removed: &removed })
+        desired(&Inputs {
+            servers,
+            states,
+            unknown: &BTreeSet::new(),
+            orders: &Orders::default(),
+            returns: &Returns::default(),
+            now: Duration::ZERO,
+            local: &local,
+            macs: &macs,
+            ports: &ports,
+            numbers,
+            removed: &removed,
+        })
     }
 
-    fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
+    pub(crate) fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
         desired.tables[&ServiceId(service)].iter().map(|id| id.0).collect()
     }
 

@@ -5,8 +5,11 @@ mod desired;
 mod numbers;
 mod orders;
 mod plan;
+mod returns;
+mod taking;
 
 pub use desired::{Desired, Inputs, TooMany, desired};
 pub use numbers::{Endpoint, Numbers, Removed, service};
 pub use orders::{Order, Orders, Request, Wish, Written};
 pub use plan::{Applied, plan};
+pub use returns::Returns;

@@ -26,7 +26,12 @@ pub fn plan(desired: &Desired, applied: &Applied, moved: bool) -> (Vec<Change>, 
     let withdrawn = before.services.keys().filter(|key| !desired.services.contains_key(key));
     changes.extend(withdrawn.map(|key| Change::Withdraw(*key)));
     changes.extend(news(&desired.backends, &before.backends).map(|(id, backend)| Change::Backend(*id, *backend)));
+    changes.extend(news(&desired.weights, &before.weights).map(|(id, weight)| Change::Weight(*id, *weight)));
     changes.extend(news(&desired.tables, &before.tables).map(|(id, table)| Change::Table(*id, table.clone())));
+    changes.extend(news(&desired.policies, &before.policies).map(|(id, policy)| Change::Policy(*id, *policy)));
+    // First, so that others have room: until they are there the kernel sends.
+    let forgotten = before.ports.keys().filter(|port| !desired.ports.contains_key(port));
+    changes.extend(forgotten.map(|port| Change::Forget(*port)));
     changes.extend(news(&desired.ports, &before.ports).map(|(from, to)| Change::Port(*from, *to)));
     // Who is allowed comes before those who are denied, among whom it would be in between.
     let mut rules: Vec<_> = news(&desired.ranges, &before.ranges).map(|(range, access)| (*range, *access)).collect();
@@ -35,8 +40,6 @@ pub fn plan(desired: &Desired, applied: &Applied, moved: bool) -> (Vec<Change>, 
     let unruled = before.ranges.keys().filter(|range| !desired.ranges.contains_key(range));
     changes.extend(unruled.map(|range| Change::Unrule(*range)));
     changes.extend(news(&desired.services, &before.services).map(|(key, id)| Change::Serve(*key, *id)));
-    let forgotten = before.ports.keys().filter(|port| !desired.ports.contains_key(port));
-    changes.extend(forgotten.map(|port| Change::Forget(*port)));
     let absent = before.backends.keys().filter(|id| !desired.backends.contains_key(id));
     changes.extend(absent.map(|id| Change::Backend(*id, Backend::absent())));
 
@@ -69,10 +72,11 @@ fn news<'a, K: Ord, V: PartialEq>(
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::ServiceId;
+    use lb_common::abi::{Balance, ServiceId};
 
     use super::*;
     use crate::{
+        config::model::VirtualServer,
         health::State::{Down, Draining, Up},
         reconcile::desired::tests::{server, with_states},
     };
@@ -83,7 +87,9 @@ mod tests {
             Change::Backend(_, backend) if !backend.is(Backend::PRESENT) => "absent",
             Change::Backend(_, backend) if backend.is(Backend::DOWN) => "down",
             Change::Backend(..) => "backend",
+            Change::Weight(..) => "weight",
             Change::Table(..) => "table",
+            Change::Policy(..) => "policy",
             Change::Serve(_, ServiceId::BACKEND) => "reply",
             Change::Serve(..) => "serve",
             Change::Withdraw(_) => "withdraw",
@@ -100,6 +106,7 @@ mod tests {
     fn from_each_state_to_each_next() {
         let one = [server("a", 100, 2)];
         let two = [server("a", 100, 2), server("b", 101, 1)];
+        let turning = [VirtualServer { balance: Balance::LeastConnections, ..server("a", 100, 2) }];
         let up = with_states(&one, &[vec![Up, Up]], &[]);
         let mut listed = server("a", 100, 2);
         listed.allow = vec!["10.0.0.0/8".parse().unwrap()];
@@ -110,7 +117,7 @@ mod tests {
                 None,
                 up.clone(),
                 false,
-                vec!["backend", "backend", "table", "reply", "reply", "serve", "settings"],
+                vec!["backend", "backend", "table", "policy", "reply", "reply", "serve", "settings"],
             ),
             ("some are allowed", Some(up.clone()), listed.clone(), false, vec!["allow", "deny", "settings"]),
             ("and all again", Some(listed), up.clone(), false, vec!["unrule", "unrule", "settings"]),
@@ -125,11 +132,18 @@ mod tests {
                 vec!["down", "table", "settings"],
             ),
             (
+                "others take turns",
+                Some(up.clone()),
+                with_states(&turning, &[vec![Up, Up]], &[]),
+                false,
+                vec!["weight", "weight", "table", "policy"],
+            ),
+            (
                 "a server more",
                 Some(up.clone()),
                 with_states(&two, &[vec![Up, Up], vec![Up]], &[]),
                 false,
-                vec!["backend", "table", "serve", "settings"],
+                vec!["backend", "table", "policy", "serve", "settings"],
             ),
             (
                 "a server less",

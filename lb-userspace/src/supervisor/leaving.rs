@@ -35,7 +35,7 @@ impl Node {
     /// Whether the data plane is to go on without this daemon. A start that came to nothing has nothing to leave, and a former daemon's
     /// programs go on by themselves.
     fn keeps(&self) -> bool {
-        self.dataplane.is_carrying() && self.config.dataplane.on_stop == OnStop::Keep
+        self.dataplane.is_carrying() && (self.hands_over || self.config.dataplane.on_stop == OnStop::Keep)
     }
 
     /// Ends. What is kept goes on as it is; otherwise the VIPs are given back first, so that nobody is drawn to a node that no
@@ -49,7 +49,8 @@ impl Node {
         self.servers.shutdown().await;
         self.checkers.stop().await;
         if keeps {
-            log::info!("the data plane goes on without a daemon, as dataplane.on_stop asks; `xvip detach` ends it");
+            let why = if self.hands_over { "for the next one" } else { "as dataplane.on_stop asks" };
+            log::info!("the data plane goes on without a daemon, {why}; `xvip detach` ends it");
             self.forwarding.into_iter().for_each(Forwarding::keep);
             self.dataplane.keep();
             return;

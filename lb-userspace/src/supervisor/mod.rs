@@ -38,6 +38,7 @@ pub(crate) use self::{
     attaching::hooked,
     leaving::{macs, vips},
     placement::carriers,
+    starting::options,
 };
 use self::{
     callers::Caller,
@@ -52,7 +53,7 @@ use crate::{
     dataplane::{Dataplane, Mode, Suspicions, Swept},
     health::{BackendKey, Checkers, Reports},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces},
-    reconcile::{Applied, Endpoint, Numbers, Orders},
+    reconcile::{Applied, Endpoint, Numbers, Orders, Returns},
     sync::Sync,
 };
 
@@ -75,10 +76,10 @@ pub async fn run(config: &Config, file: &Path) -> anyhow::Result<()> {
     let ended = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
-        error = node.serve() => Err(error),
+        served = node.serve() => served.map(|()| "asked to hand over"),
     };
     match &ended {
-        Ok(signal) => log::info!("{signal}: leaving"),
+        Ok(why) => log::info!("{why}: leaving"),
         Err(error) => log::error!("{error:#}: leaving"),
     }
     let again = async {
@@ -126,8 +127,11 @@ struct Node {
     /// Where their time begins.
     begun: Instant,
     orders: Orders,
+    returns: Returns,
     /// Virtual servers that there is room for.
     room: usize,
+    /// The data plane is left to another daemon, whatever the configuration says.
+    hands_over: bool,
     /// Packets of backends that are gone.
     forwarded_before: u64,
     timeouts: watch::Sender<model::Timeouts>,
@@ -147,8 +151,9 @@ struct Node {
 }
 
 impl Node {
-    /// Keeps the tables true until something fails. Cancel-safe between changes: each is applied without awaiting.
-    async fn serve(&mut self) -> anyhow::Error {
+    /// Keeps the tables true until something fails, or the data plane is to be handed over. Cancel-safe between changes: each is applied
+    /// without awaiting.
+    async fn serve(&mut self) -> anyhow::Result<()> {
         let mut refresh = interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -174,8 +179,9 @@ impl Node {
                     failed => failed,
                 },
             };
-            if let Err(error) = done {
-                return error;
+            done?;
+            if self.hands_over {
+                return Ok(());
             }
         }
     }
@@ -184,7 +190,7 @@ impl Node {
     fn health_changed(&mut self) -> anyhow::Result<()> {
         let reports = self.reports.borrow_and_update().clone();
         let now = self.health(&reports);
-        if now == self.health(&self.followed) {
+        if now == self.health(&self.followed) && self.unknown(&reports) == self.unknown(&self.followed) {
             self.followed = reports;
             return Ok(());
         }
@@ -263,6 +269,7 @@ impl Node {
             numbers: &self.numbers,
             begun: self.begun,
             orders: &self.orders,
+            applied: &self.applied.desired,
             forwarded_before: self.forwarded_before,
             started: self.started,
             reports: &self.followed,

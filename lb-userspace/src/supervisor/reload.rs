@@ -65,6 +65,10 @@ impl Node {
                 judgement.tell(&outcome);
             }
             Command::Order { request, judgement } => self.order(&request, judgement)?,
+            Command::HandOver(judgement) => {
+                judgement.done("the data plane goes on for the next daemon\n".to_owned());
+                self.hands_over = true;
+            }
         }
         Ok(())
     }
@@ -169,8 +173,11 @@ impl Node {
         self.checkers.follow(self.config.virtual_servers.iter().chain(removed));
     }
 
-    /// Looks after what was removed: its time passes, and its connections end.
+    /// Looks after what comes back, whose share grows, and what was removed: its time passes, and its connections end.
     pub(super) async fn tend(&mut self) -> anyhow::Result<()> {
+        if self.returns.is_under_way() {
+            self.reconcile(false)?;
+        }
         if self.numbers.removed().next().is_none() {
             return Ok(());
         }

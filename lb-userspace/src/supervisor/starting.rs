@@ -37,7 +37,7 @@ use crate::{
     dataplane::{Dataplane, Options, Swept},
     health::{Checkers, Reports},
     host::{self, Changes, Forwarding, Interface, preflight},
-    reconcile::{Applied, Numbers},
+    reconcile::{Applied, Numbers, Returns},
 };
 
 impl Node {
@@ -61,12 +61,7 @@ impl Node {
         let host = host::interfaces(&handle).await?;
         let carriers = carriers(config, &host)?;
 
-        let room = (config.virtual_servers.len() + reload::SPARE).min(MAX_SERVICES);
-        let mut dataplane = Dataplane::load(&Options {
-            max_connections: tracked(config),
-            virtual_servers: u32::try_from(room).unwrap_or(u32::MAX),
-            bpffs: Some(config.dataplane.bpffs.clone()),
-        })?;
+        let mut dataplane = Dataplane::load(&options(config))?;
         let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
         let (told, callers) = watch::channel(Arc::default());
@@ -117,7 +112,9 @@ impl Node {
             numbers,
             begun: Instant::now(),
             orders: ordering::lasting(config),
-            room,
+            returns: Returns::default(),
+            room: room(config),
+            hands_over: false,
             forwarded_before: 0,
             timeouts,
             swept: counts.subscribe(),
@@ -200,6 +197,20 @@ impl Node {
         self.host = host::interfaces(&self.handle).await?;
         Ok(())
     }
+}
+
+/// What the data plane of a configuration is like.
+pub(crate) fn options(config: &Config) -> Options {
+    Options {
+        max_connections: tracked(config),
+        virtual_servers: u32::try_from(room(config)).unwrap_or(u32::MAX),
+        bpffs: Some(config.dataplane.bpffs.clone()),
+    }
+}
+
+/// Virtual servers that there is room for.
+fn room(config: &Config) -> usize {
+    (config.virtual_servers.len() + reload::SPARE).min(MAX_SERVICES)
 }
 
 /// Connections to keep track of: none of packets where no packet is seen.

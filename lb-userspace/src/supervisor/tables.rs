@@ -5,14 +5,14 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::abi::{Backend, BackendId};
+use lb_common::abi::{Backend, BackendId, MAX_PORTS, ServiceId};
 
 use super::{Node, leaving::macs, placement::ports};
 use crate::{
     config::model::{self, VirtualServer},
     dataplane::Change,
     health::{BackendKey, Reports, State},
-    reconcile::{Inputs, desired, plan, service},
+    reconcile::{Desired, Inputs, desired, plan, service},
 };
 
 /// What the checks say: of configured backends in the order of the configuration, and of removed ones by number.
@@ -31,10 +31,17 @@ impl Node {
         self.numbers.relieve(|service| served.contains(service));
         let (local, macs) = (self.host_addresses(), &self.host.macs() | &macs(&self.config));
         let ports = ports(&self.attached, &self.host);
+        let now = self.begun.elapsed();
+        self.returns.follow(servers, &states, now);
+        let unknown = self.unknown(&reports);
         let numbers = &self.numbers;
         let wanted = desired(&Inputs {
             servers,
             states: &states,
+            unknown: &unknown,
+            orders: &self.orders,
+            returns: &self.returns,
+            now,
             numbers,
             removed: &removed,
             local: &local,
@@ -43,6 +50,14 @@ impl Node {
         });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
+        let moved = changes.iter().any(|change| matches!(change, Change::Port(..)));
+        if moved && ports.len() + 1 >= MAX_PORTS {
+            log::warn!(
+                "there are more VLANs than the {} that the data path sends by itself: packets to the others, and first to those without \
+                 addresses, are sent by the kernel, which takes longer",
+                MAX_PORTS / 2
+            );
+        }
         let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
         if !lost.is_empty() {
             self.closer.close(lost);
@@ -51,9 +66,37 @@ impl Node {
         if !down.is_empty() {
             self.resetter.reset(down, self.host.local_addresses());
         }
+        self.tell_open(&wanted);
         self.applied = applied;
         self.followed = reports;
         Ok(())
+    }
+
+    /// Says where connections go to backends that are down.
+    fn tell_open(&self, wanted: &Desired) {
+        for server in &self.config.virtual_servers {
+            let is_in = |open: &BTreeSet<ServiceId>| self.numbers.service(server).is_some_and(|id| open.contains(&id));
+            match (is_in(&self.applied.desired.open), is_in(&wanted.open)) {
+                (false, true) => log::warn!(
+                    "no backend of virtual server \"{}\" is up: new connections go to all of them (all_down = \"open\")",
+                    server.name
+                ),
+                (true, false) => {
+                    log::info!("virtual server \"{}\": connections go to backends that are up again", server.name)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Places of virtual servers with a backend whose check has not ended yet.
+    pub(super) fn unknown(&self, reports: &Reports) -> BTreeSet<usize> {
+        let known = |server: &VirtualServer, backend: &model::Backend| {
+            reports.get(&BackendKey::of(server, backend)).is_some_and(|report| report.last_check.is_some())
+        };
+        let servers = self.config.virtual_servers.iter().enumerate();
+        let unknown = servers.filter(|(_, server)| !server.backends.iter().all(|backend| known(server, backend)));
+        unknown.map(|(index, _)| index).collect()
     }
 
     /// The host's addresses without the VIPs: a backend cannot listen on one.

@@ -6,7 +6,10 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use lb_common::abi::{BackendId, Counter};
+use lb_common::{
+    abi::{BackendId, Balance, Counter},
+    maglev::WHOLE,
+};
 
 use crate::{
     admin::{
@@ -16,7 +19,7 @@ use crate::{
     config::model::{Backend, Config, VirtualServer},
     dataplane::{ApplyError, Dataplane, Mode, Swept},
     health::{BackendKey, Reports, State},
-    reconcile::{Endpoint, Numbers, Orders, Removed},
+    reconcile::{Desired, Endpoint, Numbers, Orders, Removed},
 };
 
 /// Where a status comes from.
@@ -27,6 +30,8 @@ pub(super) struct Sources<'a> {
     /// Where their time begins.
     pub(super) begun: Instant,
     pub(super) orders: &'a Orders,
+    /// What the tables hold.
+    pub(super) applied: &'a Desired,
     /// Packets of backends that are gone.
     pub(super) forwarded_before: u64,
     pub(super) started: SystemTime,
@@ -63,6 +68,8 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
             port: server.port,
             interface: sources.carriers.get(index).cloned().unwrap_or_default(),
             held: sources.held.get(index).copied().unwrap_or_default(),
+            balance: server.balance.label().to_owned(),
+            open: sources.numbers.service(server).is_some_and(|number| sources.applied.open.contains(&number)),
             backends,
         });
     }
@@ -135,11 +142,14 @@ fn view(
     let traffic = sources.dataplane.traffic(id)?;
     let [forwarded, own] = sources.active(id);
     let order = sources.orders.of(server, backend);
+    let counts = server.balance == Balance::LeastConnections;
     Ok(status::Backend {
         name: backend.name.clone(),
         address: backend.address,
         port: backend.port,
         weight: order.and_then(|order| order.weight).unwrap_or(backend.weight),
+        backup: backend.backup,
+        share: sources.applied.growing.get(&id).map(|portion| portion * 100 / WHOLE),
         state: sources.orders.state(server, backend, report.map_or(State::Down, |report| report.state)),
         order,
         since: report.map_or(sources.started, |report| report.since),
@@ -150,6 +160,7 @@ fn view(
         check_failures: report.map_or(0, |report| report.failures),
         active_connections: Some(forwarded + own),
         local_connections: Some(own),
+        counted_connections: counts.then(|| sources.dataplane.open(id).iter().sum()),
         connections: traffic.connections,
         packets: traffic.packets_in + traffic.packets_out,
         bytes: traffic.bytes_in + traffic.bytes_out,

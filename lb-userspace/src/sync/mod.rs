@@ -6,10 +6,10 @@
 //! Who has seen a connection's last packet knows best: what is told of it counts if the packet is later than any seen here.
 
 mod datagram;
-mod peer;
-mod record;
+pub mod peer;
+pub mod record;
 mod thread;
 
-pub use datagram::Key;
+pub use datagram::{Key, Session};
 pub use peer::Refused;
 pub use thread::{Backends, Options, PeerView, StartError, Sync, View};

@@ -7,7 +7,7 @@ use etherparse::{PacketBuilder, TcpHeader};
 use lb_common::{
     abi::{Backend, BackendId, Filter, Port, ServiceId, ServiceKey, Settings, source_hash},
     address::{Address as _, V4, V6},
-    maglev::{self, Member},
+    maglev::{self, Member, WHOLE},
     wire::Tags,
 };
 use lb_tests_ebpf::{FRAME, Flow};
@@ -207,7 +207,7 @@ fn members(family: Family) -> Vec<Member> {
             address: mapped(family.backend(number)),
             port: BACKEND_PORT.to_be_bytes(),
             weight: 1,
-            live: true,
+            portion: WHOLE,
         })
         .collect()
 }

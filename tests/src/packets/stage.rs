@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
 use lb_common::{
-    abi::{Backend, BackendId, Filter, Port, Range, ServiceId, ServiceKey, Settings, source_hash},
+    abi::{Backend, BackendId, Filter, Policy, Port, Range, ServiceId, ServiceKey, Settings, source_hash},
     address::{Address as _, V4, V6},
     maglev::{self, SLOTS},
     wire::Tags,
@@ -46,7 +46,7 @@ pub const CLIENTS: [Host; 4] = [50, 51, 52, 53];
 /// A client whose neighbour entry is missing.
 pub const STRANGER: Host = 54;
 
-/// A virtual server and its only backend.
+/// A virtual server and its backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Service {
     pub port: u16,
@@ -272,6 +272,7 @@ impl Stage {
         changes.extend(self.ports());
         for family in Family::ALL {
             changes.extend(SERVICES.map(|service| service.backend(family, 0)));
+            changes.push(Change::Policy(PAIR.service(family), Policy::default()));
         }
         changes
     }

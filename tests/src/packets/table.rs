@@ -3,6 +3,7 @@
 mod access;
 mod icmp;
 mod passive;
+mod policies;
 mod virtual_mac;
 
 use lb_common::{
@@ -90,6 +91,9 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("of the ranges that a client is in, the most specific counts", access::most_specific),
     ("a client is denied that has a connection", access::denied_later),
     ("who is denied is told nothing", access::denied_silently),
+    ("backends take turns", policies::turns),
+    ("the fewest connections for the weight", policies::fewest),
+    ("each connection by itself", policies::flows),
     ("a router before the backend", icmp::too_big_for_the_backend),
     ("a router before the client", icmp::too_big_for_the_client),
     ("a reply of a backend on this host is too big", icmp::too_big_from_here),

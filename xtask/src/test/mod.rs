@@ -46,9 +46,9 @@ struct Row {
 
 /// A test binary.
 #[derive(Debug, PartialEq, Eq)]
-struct Binary {
-    name: String,
-    file: PathBuf,
+pub(crate) struct Binary {
+    pub(crate) name: String,
+    pub(crate) file: PathBuf,
     /// Of its package: where cargo would start it.
     directory: PathBuf,
     /// Integration tests of the lab share the host's namespaces and BPF filesystem, so they go one at a time.
@@ -105,12 +105,7 @@ fn layers(arguments: &Test, rows: &mut Vec<Row>) {
         for binary in lab {
             measure(rows, &format!("lab: {}", binary.name), || run_as_root(binary));
         }
-        match fuzz::targets() {
-            Ok(targets) => targets.iter().for_each(|target| {
-                measure(rows, &format!("fuzz {target}"), || Ok(Tally::single(fuzz::smoke(target)?.success())));
-            }),
-            Err(error) => drop(measure(rows, "fuzz", || Err(error))),
-        }
+        fuzz(rows);
     }
     if vm {
         measure(rows, "vm", vm_test);
@@ -131,6 +126,21 @@ fn measure(rows: &mut Vec<Row>, name: &str, layer: impl FnOnce() -> Result<Tally
     fine
 }
 
+/// Builds all fuzz targets and runs each for a while.
+fn fuzz(rows: &mut Vec<Row>) {
+    let mut built = None;
+    measure(rows, "fuzz: build", || {
+        built = Some((fuzz::build(fuzz::Profile::Dev)?, fuzz::targets()?));
+        Ok(Tally::default())
+    });
+    if let Some((built, targets)) = built {
+        for target in &targets {
+            let run = || Ok(Tally::single(fuzz::smoke(&built, target, fuzz::SMOKE)?.success()));
+            measure(rows, &format!("fuzz: {target}"), run);
+        }
+    }
+}
+
 fn vm_test() -> Result<Tally> {
     // Through cargo: building the tests may have replaced the file that this process was started from.
     counted(command("cargo").arg("xtask").args(VM))
@@ -141,13 +151,17 @@ fn vm_test() -> Result<Tally> {
 fn build() -> Result<Vec<Binary>> {
     let whole = ["--locked", "--workspace"];
     exec(command("cargo").arg("build").args(whole).arg("--bins"))?;
-    let messages = ["--no-run", "--message-format=json-render-diagnostics"];
-    let messages = capture(command("cargo").arg("test").args(whole).args(messages).stderr(Stdio::inherit()))?;
-    let binaries = test_binaries(&messages)?;
+    let binaries = binaries(&whole)?;
     if !binaries.iter().any(Binary::is_lab) {
         bail!("cargo built no test of lb-tests");
     }
     Ok(binaries)
+}
+
+/// Builds tests.
+pub(crate) fn binaries(selection: &[&str]) -> Result<Vec<Binary>> {
+    let arguments = ["test", "--no-run", "--message-format=json-render-diagnostics"];
+    test_binaries(&capture(command("cargo").args(arguments).args(selection).stderr(Stdio::inherit()))?)
 }
 
 /// The executables among cargo's messages, one JSON object a line.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, vec, vec::Vec};
 use super::*;
 use crate::{
     host::Memory,
-    maglev::{Member, SLOTS, build},
+    maglev::{self, Member, SLOTS, WHOLE, build},
 };
 
 const HOME: u64 = 1;
@@ -28,7 +28,7 @@ fn tables(of: Family, key: ServiceKey, weights: &[u16]) -> Memory {
         let (id, address) = (BackendId(index as u32), of(11 + index as u8));
         memory.backends.insert(id, Backend::new(address, BACKEND_PORT, 0));
         memory.services.insert(ServiceKey::new(address, BACKEND_PORT), ServiceId::BACKEND);
-        members.push(Member { id, address, port: BACKEND_PORT, weight: *weight, live: true });
+        members.push(Member { id, address, port: BACKEND_PORT, weight: *weight, portion: WHOLE });
     }
     memory.tables.insert(ServiceId(0), build(&members));
     memory
@@ -178,5 +178,25 @@ fn the_peer_of_a_translated_socket_is_the_virtual_server() {
         assert_eq!(peer(&memory, 1, of(11), PORT), None);
         connect(&memory, &Socket { port: BACKEND_PORT, ..socket(1, of(11)) }, HOME);
         assert_eq!(peer(&memory, 1, of(11), BACKEND_PORT), None, "it means the backend itself now");
+    }
+}
+
+#[test]
+fn a_socket_is_counted_as_open_until_it_is_closed_or_means_something_else() {
+    for of in FAMILIES {
+        let memory = tables(of, vip(of), &[1]);
+        let is_open = |count| assert_eq!(memory.loads[0].open(), count);
+        connect(&memory, &socket(1, of(VIP)), HOME);
+        connect(&memory, &socket(2, of(VIP)), HOME);
+        is_open(2);
+        connect(&memory, &socket(1, of(VIP)), HOME);
+        is_open(2);
+        closed(&memory, 1);
+        closed(&memory, 1);
+        closed(&memory, 3);
+        is_open(1);
+        assert_eq!((memory.local(1), memory.local(2).is_some()), (None, true));
+        connect(&memory, &Socket { port: BACKEND_PORT, ..socket(2, of(11)) }, HOME);
+        is_open(0);
     }
 }

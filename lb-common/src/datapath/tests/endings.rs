@@ -11,6 +11,7 @@ both!(
     a_backend_that_is_gone_keeps_its_connections,
     nobody_asks_for_that_port,
     a_slot_that_leads_nowhere_is_no_backend,
+    a_connection_is_counted_as_open_from_its_syn_to_its_end,
 );
 
 /// The reset to a segment from the client (RFC 9293 §3.10.7.1).
@@ -182,4 +183,33 @@ where
         refused(&world, &syn, &reset(&syn, 0, syn.sequence + 1, RST.with(ACK)));
         assert_eq!(world.memory.counter(Counter::NoBackend), 1);
     }
+}
+
+fn a_connection_is_counted_as_open_from_its_syn_to_its_end<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = World::<A>::remote();
+    let passes = |segment: Segment<A>, open: u64| {
+        world.ingress(&segment.bytes());
+        assert_eq!(world.memory.loads[ID.0 as usize].open(), open, "after {segment:?}");
+    };
+    let (client, backend) = (|flags| asks::<A>(flags), |flags| answers::<A>(CLIENT_PORT, flags));
+    for _ in 0..2 {
+        // Sent again, it is the same connection.
+        passes(client(SYN), 1);
+        passes(client(SYN), 1);
+        passes(backend(SYN_ACK), 1);
+        passes(client(ACK), 1);
+        passes(backend(FIN), 1);
+        passes(client(FIN), 0);
+        passes(backend(ACK), 0);
+        passes(client(RST), 0);
+    }
+    passes(client(SYN), 1);
+    passes(backend(RST), 0);
+    passes(client(SYN), 1);
+    let other = Segment { ports: [CLIENT_PORT + 1, SERVICE_PORT], ..client(ACK) };
+    passes(other.clone(), 2);
+    passes(Segment { flags: RST, ..other }, 1);
 }

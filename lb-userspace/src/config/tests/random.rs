@@ -101,12 +101,18 @@ fn check() -> impl Strategy<Value = Check> {
 
 /// Number `index` of its configuration, so that what must be unique is.
 fn virtual_server() -> impl Strategy<Value = VirtualServer> {
-    let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256), 1..5);
+    let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256, any::<bool>()), 1..5);
+    let balance = prop::sample::select(Balance::ALL.to_vec());
+    let prefer_local = prop_oneof![Just(PreferLocal::Off), Just(PreferLocal::Processes), Just(PreferLocal::All)];
+    let all_down = prop_oneof![Just(AllDown::Reset), Just(AllDown::Open)];
+    let balancing = (balance, duration(0..=3_600_000), prefer_local, all_down);
     let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
     let ranges = || prop::collection::vec((any::<u128>(), 0_u8..=128), 0..3);
-    (name(), any::<bool>(), 1_u16.., interface, on_down, duration(0..=600_000), (ranges(), ranges()), check(), backends)
-        .prop_map(|(name, v4, port, interface, on_down, drain, (allow, deny), check, backends)| {
+    let drain = duration(0..=600_000);
+    (name(), any::<bool>(), 1_u16.., interface, on_down, drain, (ranges(), ranges()), check(), (backends, balancing))
+        .prop_map(|(name, v4, port, interface, on_down, drain, (allow, deny), check, (backends, balancing))| {
+            let (balance, slow_start, prefer_local, all_down) = balancing;
             let range = |(bits, length): &(u128, u8)| {
                 let net = if v4 {
                     IpNet::new(IpAddr::from((*bits as u32).to_be_bytes()), length % 33)
@@ -127,14 +133,31 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                     IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)])
                 }
             };
-            let backend = |(host, (name, port, weight)): (u8, (String, u16, u16))| Backend {
+            let backend = |(host, (name, port, weight, backup)): (u8, (String, u16, u16, bool))| Backend {
                 name: format!("{name}{host}"),
                 address: address(host),
                 port,
                 weight,
+                // The first is none: somebody must not be.
+                backup: backup && host > 1,
             };
             let backends = (1..).zip(backends).map(backend).collect();
-            VirtualServer { name, address: address(100), port, interface, on_down, drain, allow, deny, check, backends }
+            VirtualServer {
+                name,
+                address: address(100),
+                port,
+                interface,
+                balance,
+                slow_start,
+                prefer_local,
+                on_down,
+                all_down,
+                drain,
+                allow,
+                deny,
+                check,
+                backends,
+            }
         })
 }
 
@@ -316,16 +339,20 @@ fn written(config: &Config) -> String {
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
-    for VirtualServer { name, address, port, interface, on_down, drain, allow, deny, check, backends } in
-        virtual_servers
-    {
+    for server in virtual_servers {
+        let VirtualServer { name, address, port, interface, drain, allow, deny, check, backends, .. } = server;
+        let VirtualServer { balance, slow_start, prefer_local, on_down, all_down, .. } = server;
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
         key("address", address.to_string().into());
         key("port", i64::from(*port).into());
         interface.iter().for_each(|interface| key("interface", interface.as_str().into()));
+        key("balance", balance.label().into());
+        key("slow_start", time(*slow_start));
+        key("prefer_local", format!("{prefer_local:?}").to_lowercase().into());
         key("on_down", format!("{on_down:?}").to_lowercase().into());
+        key("all_down", format!("{all_down:?}").to_lowercase().into());
         for (name, list) in [("allow", allow), ("deny", deny)] {
             key(name, list.iter().map(ToString::to_string).collect::<Vec<_>>().into());
         }
@@ -360,9 +387,9 @@ fn written(config: &Config) -> String {
                 key("check.client_key", file(private));
             }
         }
-        for Backend { name, address, port, weight } in backends {
+        for Backend { name, address, port, weight, backup } in backends {
             text += &format!("[[virtual_server.backend]]\nname = {name:?}\naddress = \"{address}\"\n");
-            text += &format!("port = {port}\nweight = {weight}\n");
+            text += &format!("port = {port}\nweight = {weight}\nbackup = {backup}\n");
         }
     }
     vrrp.iter().for_each(|instance| write_vrrp(&mut text, instance));

@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{
-    config::model::{Backend, CheckKind, OnDown},
+    config::model::{AllDown, Backend, Balance, CheckKind, OnDown, PreferLocal},
     health::{
         failure::Reason,
         stand_in::{Reply, StandIn, check, closed_port, readyz},
@@ -294,7 +294,11 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         address: [10, 0, 0, 100].into(),
         port: 6443,
         interface: None,
+        balance: Balance::SourceHash,
+        slow_start: Duration::ZERO,
+        prefer_local: PreferLocal::Off,
         on_down: OnDown::Reset,
+        all_down: AllDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),
         drain: Duration::ZERO,
@@ -306,6 +310,7 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
                 address: address.ip(),
                 port: address.port(),
                 weight: 1,
+                backup: false,
             })
             .collect(),
     }
