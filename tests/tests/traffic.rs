@@ -326,7 +326,10 @@ fn a_killed_backend_takes_only_its_own_clients_with_it_and_gets_them_back() {
         assert!(under_way.good() > 300, "{under_way}");
         let last = under_way.latest_failure().map(|last| last.duration_since(killed));
         println!("IPv6 {v6}: last failure {last:?} after the kill, at most {DETECTION:?} allowed; {under_way}");
+        // Who was in the middle of something may fail; who is refused is taken to another backend.
         assert!(last.is_none_or(|last| last <= DETECTION), "{last:?}: {under_way}");
+        assert_eq!(under_way.failures().get(&Failure::Refused(Stage::Connect)), None, "{under_way}");
+        assert!(site.event("retried").unwrap() > 0);
 
         let (mapped, moved) = (before.by_source(), after.by_source());
         let changed = sources.iter().filter(|source| mapped[*source] != moved[*source]).count();

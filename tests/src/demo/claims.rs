@@ -109,7 +109,7 @@ impl<'a> Record<'a> {
                 format!("{victim} killed: noticed after {:.1} s of {:.1} s", secs(noticed), secs(allowed)),
             ),
             Claim::new(
-                lost > 0 && others == 0,
+                others == 0 && self.meanwhile().next().is_some(),
                 format!("until then {lost} requests failed, {others} of them of other backends' clients"),
             ),
             Claim::new(
