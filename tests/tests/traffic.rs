@@ -269,7 +269,7 @@ fn each_policy_spreads_as_it_says() {
     let own = site.deployment.node(lb_tests::topology::CLIENT).unwrap().addresses()[0];
     let all_are = |expected: [u64; 3]| {
         let what = format!("{expected:?} to be counted");
-        lb_tests::wait::until(&what, Duration::from_secs(15), || (counted(&site) == expected.map(Some)).then_some(()))
+        wait::until(&what, Duration::from_secs(15), || (counted(&site) == expected.map(Some)).then_some(()))
             .unwrap_or_else(|late| panic!("{late}: {:?}", counted(&site)));
     };
     let ((), streams) = site
