@@ -2,9 +2,13 @@
 //! and not again for each call and for each way that led there (`btf_prepare_func_args` in the kernel's source, since Linux 5.13).
 //! They return numbers only.
 
+use core::hint::black_box;
+
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use lb_common::{
-    address::{V4, V6},
+    abi::{BackendId, ServiceKey},
+    address::{Address as _, V4, V6},
+    datapath,
     flow::{Flow, Key, News},
     table::{self, Existing, Inserted, NOWHERE},
 };
@@ -13,6 +17,26 @@ use crate::{maps::NEWS, tables::Maps};
 
 /// A table without a packet: route lookups are not for these functions.
 const MAPS: Maps = Maps::new(core::ptr::null_mut());
+
+/// See [`datapath::overdue`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn overdue(vip: *const V6) -> u64 {
+    // Copied: before Linux 6.2, a key of a map must be on the stack, in a map or in a packet.
+    // SAFETY: as in `locate`, below.
+    unsafe { vip.as_ref() }.is_some_and(|vip| datapath::overdue(&MAPS, &black_box(vip.copied()))).into()
+}
+
+/// See [`datapath::turned`]; the MAC address in the lower six bytes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn turned(key: *const ServiceKey, sender: u64) -> u64 {
+    let [a, b, c, d, e, f, ..] = sender.to_ne_bytes();
+    // SAFETY: as in `locate`, below.
+    let backend =
+        unsafe { key.as_ref() }.map_or(BackendId::NONE, |key| datapath::turned(&MAPS, key, [a, b, c, d, e, f]));
+    backend.0.into()
+}
 
 macro_rules! functions {
     ($address:ty, $locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {

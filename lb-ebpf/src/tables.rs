@@ -105,6 +105,17 @@ impl Tables for Maps {
         // SAFETY: a plain helper call.
         unsafe { helpers::bpf_ktime_get_boot_ns() }
     }
+
+    #[inline(always)]
+    fn overdue(&self, vip: &V6) -> bool {
+        functions::overdue(vip) != 0
+    }
+
+    #[inline(always)]
+    fn turned(&self, key: &ServiceKey, sender: [u8; 6]) -> BackendId {
+        let [a, b, c, d, e, f] = sender;
+        BackendId(functions::turned(key, u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])) as u32)
+    }
 }
 
 impl Locals for Maps {
@@ -211,6 +222,19 @@ impl Kernel for V6 {
         parameters.family = AF_INET6;
         parameters.__bindgen_anon_3.ipv6_src = source.words();
         parameters.__bindgen_anon_4.ipv6_dst = destination.words();
+    }
+}
+
+/// Family and address of the neighbour that the last route lookup of this run led to, or was to lead to.
+#[inline(always)]
+pub(crate) fn asked() -> (u32, [u32; 4]) {
+    let Some(room) = maps::QUESTION.get_ptr_mut(0) else {
+        return (0, [0; 4]);
+    };
+    // SAFETY: this CPU's own, written by `Family::route`; every bit pattern is an address.
+    unsafe {
+        let answer = &*room.cast::<bpf_fib_lookup>();
+        (answer.family.into(), answer.__bindgen_anon_4.ipv6_dst)
     }
 }
 

@@ -1,10 +1,12 @@
 //! The same random frames through the packet decision on the host and through the programs in the kernel, with the same
 //! tables: every verdict, every byte, and in the end every counter must be the same. Needs root.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
-    abi::{Access, Backend, BackendId, Counter, Fence, Lease, Port, Range},
+    abi::{self, Access, Backend, BackendId, Counter, Fence, Holds, Lease, Port, ServiceId, ServiceKey, Turned},
     datapath::{self, Route, Verdict},
     flow::Hop,
     host::{Memory, received},
@@ -16,7 +18,7 @@ use lb_tests::packets::{
     load,
     stage::{
         BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, SERVICES, STRANGER, Service, Stage,
-        TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
+        TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings, turning,
     },
 };
 use lb_userspace::dataplane::{Change, Dataplane, Run};
@@ -30,6 +32,9 @@ const MOST_RESYNCS: u32 = 60;
 const NOW: u64 = 1_000;
 /// The shortest frame that the kernel runs a classifier over, with some room.
 const LEAST_LEAVING: usize = 64;
+
+/// Where a note to the kernel says which neighbour a packet goes to.
+const NEIGHBOUR: Range<usize> = 8..28;
 
 /// `XDP_DROP`.
 const DROP: u32 = 1;
@@ -79,19 +84,27 @@ fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
     let family = rng.choice(Family::ALL).expect("two");
     let service = rng.choice(SERVICES).expect("six");
     let range = match rng.u8(..3) {
-        0 => Range::everybody(service.service(family)),
+        0 => abi::Range::everybody(service.service(family)),
         _ => service.range(family, rng.choice(CLIENTS).expect("four"), rng.u32(..4)),
     };
-    let change = match rng.u8(..12) {
+    let forwarder = ServiceKey::forwarder(mac(rng.choice(CLIENTS).expect("four")));
+    let holds = rng.choice([Holds::Always, Holds::Leased, Holds::Never]).expect("three");
+    let change = match rng.u8(..20) {
         0 => service.backend(family, Backend::DOWN),
         1 => Change::Backend(service.id(family), Backend::absent()),
         2 => Change::Withdraw(service.key(family)),
         6..=9 => Change::Rule(range, if rng.bool() { Access::ALLOWED } else { Access::DENIED }),
         10 | 11 => Change::Unrule(range),
         3 => Change::Serve(service.key(family), service.service(family)),
+        12..=14 => service.backend(family, Backend::DIRECT),
+        15 | 16 => Change::Serve(service.key(family).turned(), Turned::new(HERE.id(family), holds).stored()),
+        17 => Change::Withdraw(service.key(family).turned()),
+        18 => Change::Serve(forwarder, ServiceId::BACKEND),
+        19 => Change::Withdraw(forwarder),
         _ => service.backend(family, 0),
     };
-    vec![change, settings(generation + 2)]
+    let settings = if rng.u8(..4) == 0 { settings(generation + 2) } else { turning(generation + 2) };
+    vec![change, settings]
 }
 
 /// The data path twice.
@@ -181,7 +194,11 @@ impl Twins {
             (Run { action: 0, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
         } else {
             let verdict = received(&mut bytes, &self.memory, LOOPBACK, now);
-            (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
+            let mut kernel = self.dataplane.ingress(&sent.bytes)?;
+            if kernel.frame.starts_with(b"xvip") {
+                kernel.frame[NEIGHBOUR].fill(0);
+            }
+            (carried_out(verdict, bytes), kernel)
         };
         // Where the frame goes on, both sides show the port that they have chosen.
         let chosen = sent.contended && host.action == DROP && self.opened() != opened;
@@ -230,7 +247,12 @@ fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
             3
         }
         Verdict::Kernel(interface) => {
-            frame = [b"xvip", &interface.to_ne_bytes()[..], &frame].concat();
+            frame = [b"xvip", &interface.to_ne_bytes()[..], &[0; 20], &frame].concat();
+            2
+        }
+        // Where that is, only the kernel's tables say.
+        Verdict::Neighbour(interface) => {
+            frame = [b"xvip", &interface.to_ne_bytes()[..], &[0; 20], &frame].concat();
             2
         }
     };
@@ -316,7 +338,8 @@ fn segment(rng: &mut Rng) -> Segment {
         _ => &[],
     };
     Segment {
-        macs: [mac(1), mac(client)],
+        // A node that sends on, now and then.
+        macs: [mac(1), mac(if rng.u8(..20) == 0 { service.backend } else { client })],
         tags: tags.to_vec(),
         from,
         to,

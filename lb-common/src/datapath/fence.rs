@@ -68,11 +68,15 @@ fn solicited<A: Address, T: Tables>(tables: &T, settings: &Settings, target: A) 
 /// Whether this node still carries the VIP. As long as the daemon renews any lease, one comparison answers.
 #[inline(always)]
 pub(super) fn carries<A: Address, T: Tables>(tables: &T, arrival: &Arrival<A>) -> Result<(), Stop> {
-    if !tables.fence().is_behind(arrival.now) {
-        return Ok(());
+    let vip = || V6(arrival.segment.key.destination.mapped());
+    if tables.fence().is_behind(arrival.now) && tables.overdue(&vip()) {
+        return Err(Stop::drop(Counter::Overdue));
     }
-    match tables.lease(&arrival.segment.key.destination.mapped()) {
-        Some(lease) if tables.uptime() > lease.carried_until() => Err(Stop::drop(Counter::Overdue)),
-        _ => Ok(()),
-    }
+    Ok(())
+}
+
+/// Whether the lease of a VIP ended longer ago than this node goes on carrying it.
+#[inline(always)]
+pub fn overdue<T: Tables + ?Sized>(tables: &T, vip: &V6) -> bool {
+    tables.lease(&vip.0).is_some_and(|lease| tables.uptime() > lease.carried_until())
 }

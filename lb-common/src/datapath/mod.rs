@@ -11,6 +11,7 @@
 //! ```
 
 mod connect;
+mod direct;
 mod fence;
 mod icmp;
 pub mod local;
@@ -21,6 +22,8 @@ mod virtual_mac;
 
 use core::ops::DerefMut;
 
+pub use direct::turned;
+pub use fence::overdue;
 pub use icmp::icmp;
 pub use virtual_mac::accepts;
 
@@ -28,7 +31,7 @@ use crate::{
     abi::{Backend, BackendId, Counter, Fence, Lease, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::{Phase, Sender},
-    flow::{Flow, Hop, Key, News},
+    flow::{Flow, Hop, Key, News, Role},
     frame::Frame,
     shared,
     table::{self, Existing, Inserted, NoTable, Sets},
@@ -49,6 +52,8 @@ pub enum Verdict {
     Answer(usize),
     /// Rewritten; out of that interface by the kernel, which resolves the neighbour.
     Kernel(u32),
+    /// As it was but for its hops; out of that interface by the kernel, to the neighbour that was asked for last, which it resolves.
+    Neighbour(u32),
     /// An ICMP message to a VIP, for [`icmp()`] to decide about: a program of its own in the kernel, because it is rare and long.
     Icmp,
 }
@@ -90,6 +95,18 @@ pub trait Tables {
     fn lease(&self, vip: &[u8; 16]) -> Option<Lease>;
     /// Nanoseconds of `CLOCK_BOOTTIME`. Dear: for the few packets that depend on a lease.
     fn uptime(&self) -> u64;
+
+    /// See [`overdue()`].
+    #[inline(always)]
+    fn overdue(&self, vip: &V6) -> bool {
+        overdue(self, vip)
+    }
+
+    /// See [`turned()`].
+    #[inline(always)]
+    fn turned(&self, key: &ServiceKey, sender: [u8; 6]) -> BackendId {
+        turned(self, key, sender)
+    }
 }
 
 /// The tables of one address family.
@@ -166,6 +183,11 @@ pub struct Draft<A> {
     /// The other one, and its key.
     other: Flow<A>,
     arrives: Key<A>,
+    /// The MAC address that the packet came from.
+    sender: [u8; 6],
+    /// The backend of a new connection, and the role of the client's half.
+    chosen: BackendId,
+    kept: Role,
     /// The interface that the kernel is to send by.
     kernel: u32,
 }
@@ -301,13 +323,14 @@ where
         && flow.phase() == Phase::Established
         && !arrival.segment.flags.any(CONTROLS)
         && current(flow, arrival)
-        && !tables.fence().is_behind(arrival.now)
+        && !(tables.fence().is_behind(arrival.now) & !flow.role.is_turned())
     {
         count(tables, flow, arrival);
         return send::out(frame, tables, arrival, flow, Way::Kept);
     }
     let mut sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
     sheet.arrival = *arrival;
+    sheet.sender = frame.get::<wire::Ethernet>(0)?.source;
     let next = enter(tables, &mut sheet);
     frame.forget();
     match next {
@@ -354,9 +377,11 @@ where
     T: Family<A>,
 {
     let Draft { arrival, half, .. } = &mut *draft;
-    fence::carries(tables, arrival)?;
     match tables.flow(&arrival.segment.key).filter(|flow| !restarts(&arrival.segment, flow)) {
         Some(flow) => {
+            if !flow.role.is_turned() {
+                fence::carries(tables, arrival)?;
+            }
             // The entry may be given to another connection by any insertion: from here on, a copy.
             shared::copy(flow, half);
             if current(flow, arrival) {
@@ -459,7 +484,7 @@ where
         return false;
     };
     match tables.flow(&segment.key) {
-        Some(flow) if flow.role == crate::flow::Role::LOCAL_REPLY => {
+        Some(flow) if flow.role.leaves() => {
             let arrival = Arrival { segment, bytes: frame.len(), now, ..Arrival::default() };
             note(tables, flow, &arrival);
             frame.turn(&segment, flow)
@@ -471,7 +496,7 @@ where
 /// Whether a segment opens a new connection under the ports of an old one.
 #[inline(always)]
 fn restarts<A: Address>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
-    segment.flags.opens() && flow.role.from_client() && flow.phase().may_restart()
+    segment.flags.opens() && flow.may_restart()
 }
 
 #[cfg(test)]

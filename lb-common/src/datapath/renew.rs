@@ -56,6 +56,9 @@ where
     T: Family<A>,
 {
     let Draft { arrival, half, other, .. } = draft;
+    if half.role.is_direct() {
+        return;
+    }
     if tables.flow(&half.other).is_none() {
         let (role, phase) = (half.role.opposite(), half.phase());
         other.start(&half.other, &arrival.segment.key, role, half.backend(), phase, arrival.now);

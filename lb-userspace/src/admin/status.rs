@@ -97,7 +97,38 @@ pub struct VirtualServer {
     pub interface: String,
     /// Whether the VIP is on the interface now.
     pub held: bool,
+    #[serde(default)]
+    pub mode: ServerMode,
     pub backends: Vec<Backend>,
+}
+
+/// How packets come to the backends of a virtual server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerMode {
+    pub configured: Configured,
+    /// Of new connections.
+    pub in_use: InUse,
+    /// Why not "dsr", or who has not said that it turns packets.
+    pub because: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Configured {
+    #[default]
+    Nat,
+    Dsr,
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InUse {
+    #[default]
+    Nat,
+    Dsr,
+    /// One for some backends and the other for the rest.
+    Both,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -297,6 +328,7 @@ pub(super) mod tests {
                     port: 16443,
                     interface: "eth0".into(),
                     held: true,
+                    mode: ServerMode::default(),
                     backends: vec![
                         backend("master-1", "192.168.2.11", State::Up, 312),
                         backend("master-2", "192.168.2.12", State::Draining, 60),
@@ -309,6 +341,7 @@ pub(super) mod tests {
                     port: 16443,
                     interface: "eth1".into(),
                     held: false,
+                    mode: ServerMode::default(),
                     backends: vec![fresh],
                 },
             ],

@@ -128,12 +128,27 @@ impl Found {
     }
 
     fn server(&mut self, now: &VirtualServer, then: &VirtualServer) {
-        let VirtualServer { name, address: _, port: _, interface, on_down, allow, deny, drain, check, backends } = now;
+        let VirtualServer {
+            name,
+            address: _,
+            port: _,
+            interface,
+            mode,
+            elsewhere,
+            on_down,
+            allow,
+            deny,
+            drain,
+            check,
+            backends,
+        } = now;
         let of = named(then);
         self.compare(&format!("{of} name"), [name, &then.name], String::clone, Effect::AtOnce);
         let interface_name =
             |interface: &Option<String>| interface.clone().unwrap_or_else(|| "found by its subnet".to_owned());
         self.compare(&format!("{of} interface"), [interface, &then.interface], interface_name, Effect::AtOnce);
+        self.compare(&format!("{of} mode"), [mode, &then.mode], shown, Effect::AtOnce);
+        self.compare(&format!("{of} elsewhere"), [elsewhere, &then.elsewhere], shown, Effect::AtOnce);
         self.compare(&format!("{of} on_down"), [on_down, &then.on_down], shown, Effect::AtOnce);
         self.compare(&format!("{of} allow"), [allow, &then.allow], |nets| list(nets), Effect::AtOnce);
         self.compare(&format!("{of} deny"), [deny, &then.deny], |nets| list(nets), Effect::AtOnce);
@@ -349,7 +364,7 @@ mod tests {
 
     #[test]
     fn each_difference_is_told_with_what_it_does() {
-        let table: [(&str, &str, &[&str]); 15] = [
+        let table: [(&str, &str, &[&str]); 16] = [
             ("vrid = 51", "vrid = 51\npriority = 100", &[]),
             (r#"name = "api""#, r#"name = "new""#, &[r#"virtual_server "new" name: api -> new: AtOnce"#]),
             (r#"name = "m1""#, r#"name = "x""#, &[r#"virtual_server "api" backend "x" name: m1 -> x: AtOnce"#]),
@@ -393,6 +408,7 @@ mod tests {
                     r#"virtual_server "api" deny: none -> 10.0.0.7/32: AtOnce"#,
                 ],
             ),
+            ("port = 6443", "port = 6443\nmode = \"dsr\"", &[r#"virtual_server "api" mode: nat -> dsr: AtOnce"#]),
             ("port = 6443", "port = 6443\ndrain = \"1h\"", &[r#"virtual_server "api" drain: 10m -> 1h: AtOnce"#]),
             (r#"["eth0"]"#, r#"["eth0", "eth1"]"#, &["dataplane.interfaces: eth0 -> eth0, eth1: Restart"]),
             (

@@ -17,7 +17,7 @@ use toml::{
 };
 
 use super::{
-    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, ServerMode, Version, XdpMode},
     report::Span,
 };
 
@@ -209,6 +209,9 @@ strings! {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
     OnStop: "\"detach\" or \"keep\"" by |text| choice(text, &[("detach", OnStop::Detach), ("keep", OnStop::Keep)]);
+    ServerMode: "\"nat\", \"dsr\" or \"auto\"" by |text| {
+        choice(text, &[("nat", ServerMode::Nat), ("dsr", ServerMode::Dsr), ("auto", ServerMode::Auto)])
+    };
     OnDown: "\"reset\" or \"keep\"" by |text| choice(text, &[("reset", OnDown::Reset), ("keep", OnDown::Keep)]);
     CheckType: "\"https\", \"http\" or \"tcp\"" by |text| {
         choice(text, &[("https", CheckType::Https), ("http", CheckType::Http), ("tcp", CheckType::Tcp)])

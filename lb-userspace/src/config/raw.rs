@@ -12,7 +12,7 @@ use super::{
         Name, NodeAddress, ProbeListener, RequestPath, RouterAddress, SocketPath, SourceRange, Statuses, Time, TlsName,
         VipAddress,
     },
-    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, Version, XdpMode},
+    model::{Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, ServerMode, Version, XdpMode},
 };
 
 section! {
@@ -90,6 +90,12 @@ section! {
         port: u16 = required(16443) from 1 to 65535,
         /// The interface that carries the VIP. Without it, the one whose subnet holds the VIP.
         interface: InterfaceName = optional("eth0"),
+        /// How packets come to a backend, see modes.md. "nat": by any way; the backend sees the VIP as its client, and needs nothing. "dsr": as they
+        /// are, on one link; each backend's node runs xvip with this virtual server, and replies go to the client straight from there. "auto":
+        /// "dsr" while every backend's node says through [sync] that it does its part, "nat" otherwise.
+        mode: ServerMode = default("nat"),
+        /// Whether the VIP is never this node's. For a node that only has a backend, or processes that use the virtual server.
+        elsewhere: bool = default(false),
         /// What becomes of a backend's connections when it goes down, which is when TCP does not answer: "reset" ends them at once, so that
         /// clients find another one; "keep" carries them on. While only the check fails and TCP answers, it gets no new ones and keeps its own.
         on_down: OnDown = default("reset"),

@@ -321,6 +321,8 @@ fn what_is_left_out_has_the_documented_default() {
         address: "fd00::1".parse().expect("IPv6"),
         port: 443,
         interface: None,
+        mode: model::ServerMode::Nat,
+        elsewhere: false,
         on_down: model::OnDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),

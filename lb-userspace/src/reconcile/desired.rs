@@ -9,14 +9,18 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, Backend, BackendId, Filter, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, Port, Range, ServiceId, ServiceKey,
+        Turned,
     },
     address::{V4, V6},
     maglev::{self, Member},
 };
 
-use super::numbers::{Endpoint, Numbers, Removed, mapped, service};
+use super::{
+    numbers::{Endpoint, Numbers, Removed, mapped, service},
+    way::{Part, holds},
+};
 use crate::{
-    config::model::{OnDown, VirtualServer},
+    config::model::{OnDown, ServerMode, VirtualServer},
     health::State,
 };
 
@@ -35,6 +39,8 @@ pub struct Inputs<'a> {
     pub macs: &'a BTreeSet<[u8; 6]>,
     /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
     pub ports: &'a BTreeMap<Port, Port>,
+    /// How packets come to backends.
+    pub part: &'a Part,
 }
 
 /// What the tables should hold.
@@ -49,6 +55,8 @@ pub struct Desired {
     pub vips: Filter,
     pub locals: Filter,
     pub macs: Filter,
+    /// Whether this node has backends that other nodes send packets for.
+    pub turns: bool,
 }
 
 /// The configuration asks for more than the tables take.
@@ -82,12 +90,17 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         desired.ranges.extend(rules(number, server));
         let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
         let mut members = Vec::with_capacity(server.backends.len());
+        let direct = inputs.part.ways.get(index).map_or(&[][..], |way| &way.direct[..]);
         for (position, backend) in server.backends.iter().enumerate() {
             let endpoint = Endpoint::of(server, backend);
             let Some(id) = inputs.numbers.backend(&endpoint) else { continue };
             let state = states.get(position).copied().unwrap_or(State::Down);
             let down = state == State::Down && server.on_down == OnDown::Reset;
-            desired.add(inputs, &endpoint, id, down);
+            let direct = direct.get(position).copied().unwrap_or_default();
+            desired.add(inputs, &endpoint, id, flag(Backend::DOWN, down) | flag(Backend::DIRECT, direct));
+            if server.mode != ServerMode::Nat && inputs.local.contains(&backend.address) {
+                desired.turn(key, Turned::new(id, holds(server, &inputs.part.moving)), inputs);
+            }
             members.push(member(id, &endpoint, backend.weight, state == State::Up));
         }
         let own = inputs.numbers.removed().filter(|(endpoint, _)| *endpoint.service() == key);
@@ -100,7 +113,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         }
         let keeps = removed.was.as_ref().is_some_and(|server| server.on_down == OnDown::Keep);
         let down = inputs.removed.get(&removed.id) == Some(&State::Down) && !keeps;
-        desired.add(inputs, endpoint, removed.id, removed.over || down);
+        desired.add(inputs, endpoint, removed.id, flag(Backend::DOWN, removed.over || down));
     }
     inputs.macs.iter().for_each(|mac| desired.macs.insert_mac(*mac));
     desired
@@ -121,17 +134,28 @@ fn rules(service: ServiceId, server: &VirtualServer) -> BTreeMap<Range, Access> 
 
 impl Desired {
     /// Draining is not down: its connections go on.
-    fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, down: bool) {
-        let down = if down { Backend::DOWN } else { 0 };
+    fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, flags: u8) {
         let local = if inputs.local.contains(&endpoint.address()) {
             mark(&mut self.locals, endpoint.address());
             Backend::LOCAL
         } else {
             0
         };
-        self.backends.insert(id, endpoint.entry(down | local));
+        self.backends.insert(id, endpoint.entry(flags | local));
         self.services.insert(endpoint.replies(), ServiceId::BACKEND);
     }
+
+    /// What other nodes send here for a virtual server is for that backend: one of those that are here.
+    fn turn(&mut self, server: ServiceKey, own: Turned, inputs: &Inputs<'_>) {
+        self.turns = true;
+        self.services.entry(server.turned()).or_insert(own.stored());
+        let forwarders = inputs.part.forwarders.iter().map(|mac| (ServiceKey::forwarder(*mac), ServiceId::BACKEND));
+        self.services.extend(forwarders);
+    }
+}
+
+fn flag(flag: u8, is_set: bool) -> u8 {
+    if is_set { flag } else { 0 }
 }
 
 fn member(id: BackendId, endpoint: &Endpoint, weight: u16, live: bool) -> Member {
@@ -156,8 +180,13 @@ fn mark(filter: &mut Filter, address: IpAddr) {
 pub(super) mod tests {
     use std::{num::NonZeroU32, time::Duration};
 
+    use lb_common::abi::Holds;
+
     use super::*;
-    use crate::config::model::{self, Check, CheckKind};
+    use crate::{
+        config::model::{self, Check, CheckKind},
+        reconcile::Way,
+    };
 
     /// A virtual server with as many backends as there are states.
     pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
@@ -167,6 +196,8 @@ pub(super) mod tests {
             address: [192, 168, 2, last].into(),
             port: 16443,
             interface: None,
+            mode: ServerMode::Nat,
+            elsewhere: false,
             on_down: OnDown::Reset,
             allow: Vec::new(),
             deny: Vec::new(),
@@ -207,8 +238,9 @@ pub(super) mod tests {
     ) -> Desired {
         let local = local.iter().copied().collect();
         let (ports, removed) = (BTreeMap::new(), removed.iter().copied().collect());
-        let macs = BTreeSet::new();
-        desired(&Inputs { servers, states, local: &local, macs: &macs, ports: &ports, numbers, removed: &removed })
+        let (macs, part) = (BTreeSet::new(), Part::default());
+        let (local, macs, ports, removed, part) = (&local, &macs, &ports, &removed, &part);
+        desired(&Inputs { servers, states, local, macs, ports, numbers, removed, part })
     }
 
     fn chosen(desired: &Desired, service: u32) -> BTreeSet<u32> {
@@ -260,6 +292,39 @@ pub(super) mod tests {
         assert_eq!(local, [false, true]);
         assert!(desired.locals.may_hold(here));
         assert!(desired.vips.may_hold(V4([192, 168, 2, 100])));
+    }
+
+    #[test]
+    fn a_backend_here_is_turned_for_and_the_others_are_sent_to_directly() {
+        let servers = [VirtualServer { mode: ServerMode::Dsr, ..server("a", 100, 3) }];
+        let mut numbers = Numbers::default();
+        numbers.follow(&[], &servers, Duration::ZERO).unwrap();
+        let here = V4([192, 168, 2, 12]);
+        let local = BTreeSet::from([here.into()]);
+        let mac = [2, 0, 0, 0, 0, 11];
+        let part = Part {
+            ways: vec![Way { direct: vec![true, true, false], because: None }],
+            moving: BTreeSet::from([servers[0].address]),
+            forwarders: BTreeSet::from([mac]),
+        };
+        let (macs, ports, removed) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        let inputs = Inputs {
+            servers: &servers,
+            states: &[],
+            local: &local,
+            macs: &macs,
+            ports: &ports,
+            numbers: &numbers,
+            removed: &removed,
+            part: &part,
+        };
+        let with = desired(&inputs);
+        let direct: Vec<bool> = with.backends.values().map(|backend| backend.is(Backend::DIRECT)).collect();
+        assert_eq!(direct, [true, true, false]);
+        let turned = Turned::new(BackendId(1), Holds::Leased).stored();
+        assert_eq!(with.services.get(&service(&servers[0]).turned()), Some(&turned));
+        assert_eq!(with.services.get(&ServiceKey::forwarder(mac)), Some(&ServiceId::BACKEND));
+        assert!(with.turns && !desired(&Inputs { local: &BTreeSet::new(), ..inputs }).turns);
     }
 
     #[test]

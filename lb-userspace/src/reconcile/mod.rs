@@ -5,8 +5,10 @@ mod desired;
 mod numbers;
 mod orders;
 mod plan;
+mod way;
 
 pub use desired::{Desired, Inputs, TooMany, desired};
 pub use numbers::{Endpoint, Numbers, Removed, service};
 pub use orders::{Order, Orders, Request, Wish, Written};
 pub use plan::{Applied, plan};
+pub use way::{Part, Surroundings, Turned, Way, forwarders, holds, turned, way};

@@ -13,6 +13,7 @@ mod starting;
 mod sweeping;
 mod syncing;
 mod tables;
+mod turning;
 mod view;
 mod vips;
 mod vrrp;
@@ -52,8 +53,8 @@ use crate::{
     dataplane::{Dataplane, Mode, Swept},
     health::{Checkers, Reports},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces},
-    reconcile::{Applied, Numbers, Orders},
-    sync::Sync,
+    reconcile::{Applied, Numbers, Orders, Part},
+    sync::{Backends, Sync},
 };
 
 /// How often the counters in the published status are refreshed.
@@ -136,6 +137,12 @@ struct Node<'a> {
     /// Who is told one by one when a VIP comes here.
     callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
+    /// The other nodes' part that the tables follow.
+    part: Part,
+    /// MAC addresses of backends' nodes.
+    macs: BTreeMap<IpAddr, [u8; 6]>,
+    /// It has been told to stop.
+    leaves: bool,
     /// VIPs that are here.
     held: BTreeSet<IpAddr>,
     /// Clients that were told that their backend is down.
@@ -225,6 +232,7 @@ impl<'a> Node<'a> {
         self.host = host::interfaces(&self.handle).await?;
         self.attach_returned()?;
         self.vips.ensure(&self.host).await;
+        self.meet().await;
         self.reconcile(true)?;
         self.follow()
     }
@@ -238,7 +246,8 @@ impl<'a> Node<'a> {
         self.arrive(&held);
         if let Some(sync) = &self.sync {
             let servers = &self.config.virtual_servers;
-            sync.follow(syncing::backends(servers, &self.numbers, &self.host_addresses(), &held));
+            let backends = syncing::backends(servers, &self.numbers, &self.host_addresses(), &held);
+            sync.follow(Backends { turns: self.turns(), ..backends });
         }
         let status = view::status(view::Sources {
             config: &self.config,
@@ -261,6 +270,7 @@ impl<'a> Node<'a> {
             own: &self.own.borrow(),
             reset: *self.reset.borrow(),
             vrrp: self.vrrp.status(),
+            ways: &self.part.ways,
             sync: self.sync.as_ref().map(|sync| syncing::shown(sync.view())),
         })?;
         self.status.send_replace(Arc::new(status));

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use super::{
     Node,
     attaching::families,
-    placement::{carried, carriers, moves},
+    placement::{carried, carriers, stays},
 };
 use crate::{
     admin::{
@@ -150,6 +150,7 @@ impl Node<'_> {
             self.timeouts.send_replace(self.config.dataplane.timeouts);
         }
         self.check_all();
+        self.meet().await;
         self.reconcile(false)?;
         self.hold().await?;
         self.give_back().await;
@@ -164,6 +165,7 @@ impl Node<'_> {
 
     /// Looks after what was removed: its time passes, and its connections end.
     pub(super) async fn tend(&mut self) -> anyhow::Result<()> {
+        self.heed()?;
         if self.numbers.removed().next().is_none() {
             return Ok(());
         }
@@ -198,7 +200,7 @@ impl Node<'_> {
         let config = &self.config;
         let of = |(server, carrier): (_, &String)| {
             let server: &config::model::VirtualServer = server;
-            (!moves(config, server)).then(|| (server.address, carrier.clone()))
+            stays(config, server).then(|| (server.address, carrier.clone()))
         };
         let wanted: BTreeSet<(IpAddr, String)> =
             config.virtual_servers.iter().zip(&self.carriers).filter_map(of).collect();

@@ -31,6 +31,7 @@ impl Node<'_> {
         self.numbers.relieve(|service| served.contains(service));
         let (local, macs) = (self.host_addresses(), &self.host.macs() | &macs(&self.config));
         let ports = ports(&self.attached, &self.host);
+        let part = self.part(servers, &states);
         let numbers = &self.numbers;
         let wanted = desired(&Inputs {
             servers,
@@ -40,6 +41,7 @@ impl Node<'_> {
             local: &local,
             macs: &macs,
             ports: &ports,
+            part: &part,
         });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
@@ -52,6 +54,8 @@ impl Node<'_> {
             self.resetter.reset(down, self.host.local_addresses());
         }
         self.applied = applied;
+        let before = std::mem::replace(&mut self.part, part);
+        self.say(&before);
         self.followed = reports;
         Ok(())
     }

@@ -10,7 +10,7 @@
 //! A datagram is heard once: its number is above all before it, and a session that another one has followed never comes back.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -19,9 +19,10 @@ use thiserror::Error;
 
 use super::{
     datagram::{self, Key, Kind, Opened, Route, Session},
+    greeting,
     record::{self, Malformed},
 };
-use crate::dataplane::Connection;
+use crate::{dataplane::Connection, reconcile::Turned};
 
 /// How often a peer hears that this node is here.
 const HELLO: Duration = Duration::from_secs(1);
@@ -63,6 +64,10 @@ pub(super) struct Peer {
     /// How often all connections were asked for in this session of the peer's, and how often it has asked.
     asked: u64,
     answered: u64,
+    /// What it says that it turns.
+    turns: BTreeSet<Turned>,
+    /// What it is told that this node turns.
+    told: BTreeSet<Turned>,
     /// It wants all connections.
     wants_all: bool,
     /// When the next hello is due, and the last one was sent.
@@ -85,6 +90,8 @@ impl Peer {
             highest: 0,
             asked: 0,
             answered: 0,
+            turns: BTreeSet::new(),
+            told: BTreeSet::new(),
             wants_all: false,
             hello: now,
             greeted: None,
@@ -106,6 +113,19 @@ impl Peer {
         std::mem::take(&mut self.wants_all)
     }
 
+    /// What it turns, as far as is known now.
+    pub(super) fn turns(&self, now: Instant) -> impl Iterator<Item = &Turned> {
+        self.turns.iter().filter(move |_| self.is_connected(now))
+    }
+
+    /// From now on it is told that this node turns these; the first ones if they do not fit into a hello.
+    pub(super) fn turn(&mut self, now: Instant, these: &BTreeSet<Turned>) {
+        if self.told != *these {
+            self.told.clone_from(these);
+            self.greet_soon(now);
+        }
+    }
+
     /// Hears a datagram that came from its address. Gives the records in it.
     pub(super) fn hear(&mut self, now: Instant, bytes: &[u8]) -> Result<Vec<Connection>, Refused> {
         let route = Route { from: self.there, to: self.here };
@@ -125,7 +145,9 @@ impl Peer {
         match opened.kind {
             Kind::Records => Ok(record::read(opened.body)?),
             Kind::Hello => {
-                let wish = opened.body.try_into().map(u64::from_be_bytes).map_err(|_| Malformed::Short)?;
+                let (wish, turns) = opened.body.split_first_chunk().ok_or(Malformed::Short)?;
+                let wish = u64::from_be_bytes(*wish);
+                self.turns = greeting::read(turns)?;
                 if wish > self.answered {
                     self.answered = wish;
                     self.wants_all = true;
@@ -142,7 +164,9 @@ impl Peer {
         }
         self.hello = now + HELLO;
         self.greeted = Some(now);
-        Some(self.seal(Kind::Hello, &self.asked.to_be_bytes()))
+        let mut body = self.asked.to_be_bytes().to_vec();
+        greeting::write(&self.told, &mut body);
+        Some(self.seal(Kind::Hello, &body))
     }
 
     /// A datagram of records for it.

@@ -103,10 +103,21 @@ fn check() -> impl Strategy<Value = Check> {
 fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let backends = prop::collection::vec((name(), 1_u16.., 0_u16..=256), 1..5);
     let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
+    let mode = prop_oneof![Just(ServerMode::Nat), Just(ServerMode::Dsr), Just(ServerMode::Auto)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
     let ranges = || prop::collection::vec((any::<u128>(), 0_u8..=128), 0..3);
-    (name(), any::<bool>(), 1_u16.., interface, on_down, duration(0..=600_000), (ranges(), ranges()), check(), backends)
-        .prop_map(|(name, v4, port, interface, on_down, drain, (allow, deny), check, backends)| {
+    (
+        name(),
+        any::<bool>(),
+        1_u16..,
+        interface,
+        (mode, on_down),
+        duration(0..=600_000),
+        (ranges(), ranges()),
+        check(),
+        backends,
+    )
+        .prop_map(|(name, v4, port, interface, (mode, on_down), drain, (allow, deny), check, backends)| {
             let range = |(bits, length): &(u128, u8)| {
                 let net = if v4 {
                     IpNet::new(IpAddr::from((*bits as u32).to_be_bytes()), length % 33)
@@ -134,7 +145,21 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 weight,
             };
             let backends = (1..).zip(backends).map(backend).collect();
-            VirtualServer { name, address: address(100), port, interface, on_down, drain, allow, deny, check, backends }
+            let elsewhere = false;
+            VirtualServer {
+                name,
+                address: address(100),
+                port,
+                interface,
+                mode,
+                elsewhere,
+                on_down,
+                drain,
+                allow,
+                deny,
+                check,
+                backends,
+            }
         })
 }
 
@@ -316,8 +341,20 @@ fn written(config: &Config) -> String {
     key("control_socket", file(&admin.control_socket));
     key("metrics", admin.metrics.map_or("off".to_owned(), |address| address.to_string()).into());
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
-    for VirtualServer { name, address, port, interface, on_down, drain, allow, deny, check, backends } in
-        virtual_servers
+    for VirtualServer {
+        name,
+        address,
+        port,
+        interface,
+        mode,
+        elsewhere,
+        on_down,
+        drain,
+        allow,
+        deny,
+        check,
+        backends,
+    } in virtual_servers
     {
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
@@ -325,6 +362,8 @@ fn written(config: &Config) -> String {
         key("address", address.to_string().into());
         key("port", i64::from(*port).into());
         interface.iter().for_each(|interface| key("interface", interface.as_str().into()));
+        key("mode", format!("{mode:?}").to_lowercase().into());
+        key("elsewhere", (*elsewhere).into());
         key("on_down", format!("{on_down:?}").to_lowercase().into());
         for (name, list) in [("allow", allow), ("deny", deny)] {
             key(name, list.iter().map(ToString::to_string).collect::<Vec<_>>().into());

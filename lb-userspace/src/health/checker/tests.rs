@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{
-    config::model::{Backend, CheckKind, OnDown},
+    config::model::{Backend, CheckKind, OnDown, ServerMode},
     health::{
         failure::Reason,
         stand_in::{Reply, StandIn, check, closed_port, readyz},
@@ -220,6 +220,8 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         address: [10, 0, 0, 100].into(),
         port: 6443,
         interface: None,
+        mode: ServerMode::Nat,
+        elsewhere: false,
         on_down: OnDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),
