@@ -78,7 +78,7 @@ fn arrives(memory: &Memory, frame: &[u8], now: u64) {
             assert!(out.len() <= frame.len());
             assert!(segment_is_right(&out, v4), "the answer's checksum is made from nothing");
         }
-        Verdict::Pass | Verdict::Transmit | Verdict::Redirect(_) | Verdict::Kernel(_) => {
+        Verdict::Pass | Verdict::Transmit | Verdict::Redirect(_) | Verdict::Kernel(_) | Verdict::Neighbour(_) => {
             let Some(transport) = segment else {
                 assert!(icmp_is_right(&out, v4) || !icmp_is_right(frame, v4));
                 assert_eq!(out.len(), frame.len());

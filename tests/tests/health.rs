@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use lb_userspace::{
-    config::model::{Backend, Check, CheckKind, HttpRequest, OnDown, VirtualServer},
+    config::model::{Backend, Check, CheckKind, HttpRequest, OnDown, ServerMode, VirtualServer},
     health::{Checkers, Report, Reports, State},
 };
 use tokio::{
@@ -98,6 +98,8 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         address: Ipv4Addr::new(192, 0, 2, 100).into(),
         port: 6443,
         interface: None,
+        mode: ServerMode::Nat,
+        elsewhere: false,
         on_down: OnDown::Reset,
         allow: Vec::new(),
         deny: Vec::new(),
