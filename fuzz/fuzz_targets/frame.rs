@@ -233,7 +233,8 @@ fn disturb(memory: &mut Memory, generation: u32) {
     memory.settings = Some(settings(generation));
     let index = generation as usize / 2 % SERVICES.len();
     for v4 in [false, true] {
-        let flags = if generation.is_multiple_of(2) { Backend::DOWN } else { 0 };
+        let direct = if generation & 4 != 0 { Backend::DIRECT } else { 0 };
+        let flags = if generation.is_multiple_of(2) { Backend::DOWN } else { direct };
         memory.backends.insert(BackendId(id(v4, index)), backend(v4, index, flags));
     }
 }

@@ -376,8 +376,8 @@ where
     A: Address,
     T: Family<A>,
 {
-    let Draft { arrival, half, .. } = &mut *draft;
-    match tables.flow(&arrival.segment.key).filter(|flow| !restarts(&arrival.segment, flow)) {
+    let Draft { arrival, half, sender, .. } = &mut *draft;
+    match tables.flow(&arrival.segment.key).filter(|flow| !restarts(tables, &arrival.segment, *sender, flow)) {
         Some(flow) => {
             if !flow.role.is_turned() {
                 fence::carries(tables, arrival)?;
@@ -493,10 +493,18 @@ where
     }
 }
 
-/// Whether a segment opens a new connection under the ports of an old one.
+/// Whether a segment opens a new connection under the ports of an old one: also of one that this node has sent on while it held the VIP, where
+/// the one who holds it now has chosen the backend here.
 #[inline(always)]
-fn restarts<A: Address>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
-    segment.flags.opens() && flow.may_restart()
+fn restarts<A, T>(tables: &T, segment: &Segment<A>, sender: [u8; 6], flow: &Flow<A>) -> bool
+where
+    A: Address,
+    T: Tables,
+{
+    let asked = || ServiceKey::new(segment.key.destination.mapped(), segment.key.destination_port);
+    let was_sent_on = || flow.role.from_client() && !flow.role.is_local();
+    segment.flags.opens()
+        && (flow.may_restart() || (was_sent_on() && tables.turned(&asked(), sender) != BackendId::NONE))
 }
 
 #[cfg(test)]

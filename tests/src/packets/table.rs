@@ -98,6 +98,7 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("a router before the client of a direct connection", direct::too_big),
     ("what another node has sent on", direct::turned),
     ("whoever holds the VIP, this node turns or chooses", direct::held),
+    ("a port that was another connection's before the VIP left", direct::port_again),
     ("the backend that packets are turned for is down", direct::own_down),
     ("a router before the client of a backend here", direct::too_big_here),
     ("a router before the backend", icmp::too_big_for_the_backend),

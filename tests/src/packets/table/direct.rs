@@ -227,6 +227,21 @@ pub(super) fn held(scene: &Scene) -> Script {
         .under(Tenure::LongOver)
 }
 
+/// A client uses a port again by which this node has sent on a connection while it held the VIP.
+pub(super) fn port_again(scene: &Scene) -> Script {
+    let [syn, ack] = [SYN, ACK].map(|flags| scene.asks(REMOTE, flags));
+    let held = turns(scene, REMOTE, Holds::Leased).into_iter().chain([direct(scene, REMOTE)]);
+    Script::default()
+        .then("held", syn.bytes(), REDIRECT, sent_on(REMOTE, &syn).bytes(), &[Counter::Connected])
+        .after(held)
+        .under(Tenure::Running)
+        .then("established", ack.bytes(), REDIRECT, sent_on(REMOTE, &ack).bytes(), &[])
+        .then("late, as if it were held here yet", ack.bytes(), DROP, ack.bytes(), &[Counter::Overdue])
+        .under(Tenure::LongOver)
+        .then("anew, by who holds it now", syn.bytes(), PASS, up(scene, &syn).bytes(), &[Counter::Connected])
+        .then("which is turned", ack.bytes(), PASS, up(scene, &ack).bytes(), &[])
+}
+
 pub(super) fn own_down(scene: &Scene) -> Script {
     let [syn, ack] = [SYN, ACK].map(|flags| scene.asks(REMOTE, flags));
     let down = HERE.backend(scene.family, Backend::DOWN);
