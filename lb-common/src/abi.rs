@@ -49,6 +49,8 @@ pub mod names {
     /// Nobody's but the daemon's: packets do without it.
     pub const NEWS: &str = "NEWS";
     pub const RANGES: &str = "RANGES";
+    /// As `NEWS`.
+    pub const SUSPICIONS: &str = "SUSPICIONS";
     pub const MAPS: [&str; 15] = [
         SETTINGS, HASHING, FLOWS4, FLOWS6, SERVICES, RANGES, TABLES, BACKENDS, TRAFFIC, PORTS, COUNTERS, PROGRAMS,
         LEASES, FENCE, LOCALS,
@@ -84,6 +86,12 @@ pub mod programs {
 
 /// Bytes of the ring of [`News`](crate::flow::News): 2,000 new connections in 20 ms.
 pub const NEWS_BYTES: usize = 1 << 18;
+
+/// Bytes of the ring of suspicions: a page, which is the least.
+pub const SUSPICION_BYTES: usize = 1 << 12;
+
+/// Kernel ticks between two suspicions of one backend: a third of a second at 100 a second, a thirtieth at 1,000.
+pub const SUSPICION_REST: u32 = 32;
 
 /// Connections that there is room for unless something else is configured.
 pub const DEFAULT_CONNECTIONS: u32 = 262_144;

@@ -11,6 +11,8 @@
 //!                        v        RST         v                   v     v
 //!                        +--------------------+-----------------> Closed
 //! ```
+//! A backend that answers the SYN with a reset has refused it. Where another backend can take the connection, that is `Refused`, of which
+//! the client is told nothing: its next SYN starts anew.
 
 use crate::wire::Flags;
 
@@ -27,6 +29,8 @@ pub enum Phase {
     BackendClosing = 4,
     /// Both have, or one has reset.
     Closed = 5,
+    /// The backend has reset it in answer to the SYN, and the client does not know.
+    Refused = u8::MAX,
 }
 
 /// Who sent a segment.
@@ -47,8 +51,15 @@ pub enum Patience {
 
 impl Phase {
     #[cfg(any(test, feature = "user"))]
-    pub const ALL: [Self; 6] =
-        [Self::SynSent, Self::SynReceived, Self::Established, Self::ClientClosing, Self::BackendClosing, Self::Closed];
+    pub const ALL: [Self; 7] = [
+        Self::SynSent,
+        Self::SynReceived,
+        Self::Established,
+        Self::ClientClosing,
+        Self::BackendClosing,
+        Self::Closed,
+        Self::Refused,
+    ];
 
     /// Reads a stored phase; what is not one counts as closed.
     #[inline(always)]
@@ -59,6 +70,7 @@ impl Phase {
             2 => Self::Established,
             3 => Self::ClientClosing,
             4 => Self::BackendClosing,
+            u8::MAX => Self::Refused,
             _ => Self::Closed,
         }
     }
@@ -71,7 +83,7 @@ impl Phase {
             return Self::Closed;
         }
         match (self, sender) {
-            (Self::SynSent, Sender::Backend) if flags.any(Flags::SYN) => Self::SynReceived,
+            (Self::SynSent | Self::Refused, Sender::Backend) if flags.any(Flags::SYN) => Self::SynReceived,
             (Self::SynReceived, Sender::Client) if flags.any(Flags::FIN) => Self::ClientClosing,
             (Self::SynReceived, Sender::Client) if flags.any(Flags::ACK) => Self::Established,
             (Self::SynReceived | Self::Established, Sender::Backend) if flags.any(Flags::FIN) => Self::BackendClosing,
@@ -88,13 +100,13 @@ impl Phase {
     /// Whether a SYN from the client starts a new connection under the same ports.
     #[inline(always)]
     pub const fn may_restart(self) -> bool {
-        matches!(self, Self::SynSent | Self::SynReceived | Self::Closed)
+        matches!(self, Self::SynSent | Self::SynReceived | Self::Closed | Self::Refused)
     }
 
     #[inline(always)]
     pub const fn patience(self) -> Patience {
         match self {
-            Self::SynSent | Self::SynReceived => Patience::Syn,
+            Self::SynSent | Self::SynReceived | Self::Refused => Patience::Syn,
             Self::Established => Patience::Established,
             Self::ClientClosing | Self::BackendClosing | Self::Closed => Patience::Closing,
         }
@@ -140,6 +152,11 @@ mod tests {
                 [BackendClosing, BackendClosing, BackendClosing, BackendClosing, Closed],
             ),
             (Closed, [Closed; 5], [Closed; 5]),
+            (
+                Refused,
+                [Refused, Refused, Refused, Refused, Closed],
+                [SynReceived, SynReceived, Refused, Refused, Closed],
+            ),
         ];
         assert_eq!(table.map(|(phase, ..)| phase), Phase::ALL);
         for (phase, client, backend) in table {
@@ -155,6 +172,6 @@ mod tests {
         for phase in Phase::ALL {
             assert_eq!(Phase::from_raw(phase as u8), phase);
         }
-        assert_eq!(Phase::from_raw(255), Closed);
+        assert_eq!(Phase::from_raw(254), Closed);
     }
 }

@@ -177,6 +177,12 @@ impl<A: Address> Flow<A> {
         self.generation = 0;
     }
 
+    /// Goes on counting after so many packets.
+    #[inline(always)]
+    pub fn count_from(&self, packets: u32) {
+        self.packets.store(packets);
+    }
+
     /// Makes a half that was started for packets to port 0 the half for packets to `port`: where many ports are tried,
     /// only one word differs between them.
     #[inline(always)]
@@ -249,7 +255,14 @@ impl<A: Address> Flow<A> {
     /// Whether the handshake is not complete.
     #[inline(always)]
     pub fn is_half_open(&self) -> bool {
-        self.phase.load() < Phase::Established as u8
+        // Below established, or refused, which is the last number.
+        self.phase.load().wrapping_add(1) <= Phase::Established as u8
+    }
+
+    /// Whether the client is known to wait for its backend's first answer.
+    #[inline(always)]
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self.phase(), Phase::SynSent | Phase::Refused)
     }
 
     /// 1 if it is closing, 0 if not, without a branch.

@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     abi::{
-        Access, Backend, BackendId, Counter, Fence, Lease, Local, Port, Range, ServiceId, ServiceKey, Settings, Source,
-        Traffic,
+        Access, Backend, BackendId, Counter, Fence, Lease, Local, Port, Range, SUSPICION_REST, ServiceId, ServiceKey,
+        Settings, Source, Traffic,
     },
     address::{Address, V4, V6},
     checksum::{Delta, adjust},
@@ -53,6 +53,9 @@ pub struct Memory {
     /// What the data path has told about connections.
     pub news4: RefCell<Vec<News<V4>>>,
     pub news6: RefCell<Vec<News<V6>>>,
+    /// Backends that the data path has told of, and when it did last.
+    pub suspicions: RefCell<Vec<BackendId>>,
+    suspected: RefCell<HashMap<BackendId, u32>>,
     locals: RefCell<HashMap<u64, Local>>,
     counters: RefCell<HashMap<Counter, u64>>,
     traffic: RefCell<HashMap<BackendId, Traffic>>,
@@ -84,6 +87,8 @@ impl Memory {
             uptime: 0,
             news4: RefCell::default(),
             news6: RefCell::default(),
+            suspicions: RefCell::default(),
+            suspected: RefCell::default(),
             locals: RefCell::default(),
             hashing,
             flows4: sets.clone().map(|_| Set::default()).collect(),
@@ -180,6 +185,14 @@ impl Tables for Memory {
 
     fn lease(&self, vip: &[u8; 16]) -> Option<Lease> {
         self.leases.get(vip).copied()
+    }
+
+    fn suspect(&self, id: BackendId, now: u64) {
+        let last = self.suspected.borrow().get(&id).copied().unwrap_or(0);
+        if (now as u32).wrapping_sub(last) >= SUSPICION_REST {
+            self.suspected.borrow_mut().insert(id, now as u32);
+            self.suspicions.borrow_mut().push(id);
+        }
     }
 
     fn uptime(&self) -> u64 {

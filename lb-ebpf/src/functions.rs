@@ -6,14 +6,17 @@ use core::hint::black_box;
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use lb_common::{
-    abi::{BackendId, ServiceKey},
+    abi::{BackendId, SUSPICION_REST, ServiceId, ServiceKey},
     address::{Address as _, V4, V6},
     datapath,
     flow::{Flow, Key, News},
     table::{self, Existing, Inserted, NOWHERE},
 };
 
-use crate::{maps::NEWS, tables::Maps};
+use crate::{
+    maps::{NEWS, SUSPECTED, SUSPICIONS},
+    tables::Maps,
+};
 
 /// A table without a packet: route lookups are not for these functions.
 const MAPS: Maps = Maps::new(core::ptr::null_mut());
@@ -99,3 +102,24 @@ macro_rules! functions {
 
 functions!(V4, locate4, insert4, remove4, advance4, tell4);
 functions!(V6, locate6, insert6, remove6, advance6, tell6);
+
+/// [`datapath::another`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn another(service: u32, than: u32, seed: u32) -> u64 {
+    datapath::another(&MAPS, ServiceId(service), BackendId(than), seed).0.into()
+}
+
+/// Tells the daemon of a backend, and wakes it, if that was not done a moment ago.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn suspect(backend: u32, now: u32) -> u64 {
+    if let Some(last) = SUSPECTED.get(backend)
+        && now.wrapping_sub(last.load()) >= SUSPICION_REST
+    {
+        last.store(now);
+        // A full ring has woken the daemon already.
+        let _ = SUSPICIONS.output_untyped::<u32>(backend, 0);
+    }
+    0
+}

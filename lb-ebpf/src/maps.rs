@@ -8,12 +8,13 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Local, MAX_BACKENDS, MAX_LEASES,
-        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Port, ServiceId, ServiceKey, Settings, Source,
-        Traffic, programs,
+        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Port, SUSPICION_BYTES, ServiceId, ServiceKey,
+        Settings, Source, Traffic, programs,
     },
     address::{V4, V6},
     datapath::Draft,
     maglev::SLOTS,
+    shared::Shared,
     table::{Hashing, Set, sets_for},
 };
 
@@ -50,8 +51,9 @@ pub(crate) static QUESTION: PerCpuArray<[u64; size_of::<bpf_fib_lookup>() / 8], 
 pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, { 2 * (MAX_SERVICES + MAX_BACKENDS) }> = HashMap::new();
 
 /// Who may use which virtual server; who is in no range may.
+/// Twice as many, since new ones come before former ones go.
 #[btf_map]
-pub(crate) static RANGES: LpmTrie<Source, Access, MAX_RANGES> = LpmTrie::new();
+pub(crate) static RANGES: LpmTrie<Source, Access, { 2 * MAX_RANGES }> = LpmTrie::new();
 
 /// Selection tables one after another, numbered by [`ServiceId`]; the loader sets how many. A new one is filled in the bank that is
 /// not in use and put in place by one update of `SERVICES`, so no packet sees half. (An array of maps would do the same, but
@@ -93,3 +95,11 @@ pub(crate) static LOCALS: LruHashMap<u64, Local, MAX_LOCALS> = LruHashMap::new()
 /// looks into it every now and then; nobody is woken.
 #[btf_map]
 pub(crate) static NEWS: RingBuf<u8, NEWS_BYTES> = RingBuf::new();
+
+/// Backends that have left a SYN unanswered or refused it, by their numbers. It wakes the daemon.
+#[btf_map]
+pub(crate) static SUSPICIONS: RingBuf<u8, SUSPICION_BYTES> = RingBuf::new();
+
+/// When each backend was last told there, in kernel ticks.
+#[btf_map]
+pub(crate) static SUSPECTED: Array<Shared<u32>, MAX_BACKENDS> = Array::new();

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{TC_ACT_OK, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action},
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action},
     helpers::{
         bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type, bpf_skb_vlan_pop, bpf_xdp_adjust_meta,
         bpf_xdp_adjust_tail,
@@ -13,7 +13,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use lb_common::{
     abi::{Counter, programs},
-    datapath::{self, Tables as _, Verdict},
+    datapath::{self, Leaving, Tables as _, Verdict},
     shared::opaque,
 };
 
@@ -174,6 +174,8 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 fn tc_egress(ctx: TcContext) -> i32 {
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_jiffies64() };
-    datapath::egress(&mut Buffer::leaving(&ctx), &Maps::new(ctx.as_ptr()), now);
-    TC_ACT_OK
+    match datapath::egress(&mut Buffer::leaving(&ctx), &Maps::new(ctx.as_ptr()), now) {
+        Leaving::Withheld => TC_ACT_SHOT,
+        Leaving::Goes | Leaving::Turned => TC_ACT_OK,
+    }
 }

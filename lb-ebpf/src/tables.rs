@@ -101,6 +101,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn suspect(&self, id: BackendId, now: u64) {
+        functions::suspect(id.0, now as u32);
+    }
+
+    #[inline(always)]
+    fn another(&self, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
+        BackendId(functions::another(service.0, than.0, seed) as u32)
+    }
+
+    #[inline(always)]
     fn uptime(&self) -> u64 {
         // SAFETY: a plain helper call.
         unsafe { helpers::bpf_ktime_get_boot_ns() }

@@ -163,12 +163,34 @@ impl History {
         self.changes.iter().map(|(_, holders)| holders.join("+")).collect()
     }
 
-    /// Failed requests that no change excuses: none was within `slack` of them.
-    pub fn unexcused<'a>(&self, outcomes: &'a [Outcome], slack: Duration) -> Vec<&'a Outcome> {
+    /// What happened, in the order of time: who held the VIP from when on, and the requests that failed, in milliseconds of the watch.
+    pub fn told(&self, outcomes: &[Outcome]) -> String {
+        let start = self.changes.first().map_or_else(Instant::now, |(at, _)| *at);
+        let held = self.changes.iter().map(|(at, holders)| (*at, format!("held by [{}]", holders.join(", "))));
+        let failed = outcomes.iter().filter_map(|outcome| {
+            let failure = outcome.result.as_ref().err()?;
+            Some((outcome.started, format!("failed after {} ms: {failure:?}", outcome.latency.as_millis())))
+        });
+        let mut lines: Vec<_> = held.chain(failed).collect();
+        lines.sort_by_key(|(at, _)| *at);
+        lines.iter().fold(String::new(), |told, (at, what)| {
+            format!("{told}{:8} {what}\n", at.saturating_duration_since(start).as_millis())
+        })
+    }
+
+    /// Failed requests that no change excuses: none was within its slack of them, which is told from when it was and who holds the
+    /// VIP since.
+    pub fn unexcused<'a>(
+        &self,
+        outcomes: &'a [Outcome],
+        slack: impl Fn(Instant, &[String]) -> Duration,
+    ) -> Vec<&'a Outcome> {
         let excused = |outcome: &Outcome| {
             // The first entry is the beginning of the watch.
-            let mut changes = self.changes.iter().skip(1).map(|(at, _)| *at);
-            changes.any(|at| outcome.started <= at + slack && at <= outcome.ended() + slack)
+            self.changes.iter().skip(1).any(|(at, holders)| {
+                let slack = slack(*at, holders);
+                outcome.started <= *at + slack && *at <= outcome.ended() + slack
+            })
         };
         outcomes.iter().filter(|outcome| outcome.result.is_err() && !excused(outcome)).collect()
     }
@@ -200,8 +222,16 @@ mod tests {
             request(1800, 10, false),
         ];
         let bad: Vec<Instant> =
-            history.unexcused(&all, Duration::from_millis(100)).iter().map(|outcome| outcome.started).collect();
+            history.unexcused(&all, |_, _| Duration::from_millis(100)).iter().map(|outcome| outcome.started).collect();
         assert_eq!(bad, [at(100), at(1200), at(1700)]);
+        // Who takes over by and by is given longer.
+        let slow = |_, holders: &[String]| Duration::from_millis(if holders == ["b"] { 250 } else { 100 });
+        assert_eq!(history.unexcused(&all, slow).len(), 2);
         assert_eq!(history.holders(), ["a", "", "b"]);
+        let told = history.told(&all[4..]);
+        assert_eq!(
+            told,
+            "       0 held by [a]\n    1000 held by []\n    1500 held by [b]\n    1700 failed after 10 ms: Other(\"lost\")\n"
+        );
     }
 }

@@ -4,11 +4,14 @@
 pub mod apiserver;
 pub mod bench;
 pub mod carrier;
+pub mod chaos;
 pub mod client;
 pub mod demo;
+pub mod edition;
 pub mod guest;
 pub mod lab;
 pub mod packets;
+pub mod pair;
 pub mod peer;
 pub mod site;
 pub mod topology;

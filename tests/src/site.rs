@@ -1,21 +1,15 @@
 //! A deployment at work: its stand-ins answer, one node's xvip carries the VIPs to them, and a client makes requests.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use lb_userspace::health::State;
-use tokio::sync::watch;
 
 use crate::{
     apiserver::Apiserver,
-    client::{self, Client, EchoPlan, EchoReport, Failure, Load, Report, addresses},
+    client::{Client, EchoReport, Failure, Load, Report},
     lab::Host,
-    topology::{CLIENT, Deployment, Topology},
+    topology::{Deployment, Topology},
     xvip::{Xvip, backends},
 };
 
@@ -61,82 +55,42 @@ impl Site {
     }
 
     pub fn client(&self, v6: bool) -> Result<Client> {
-        let topology = self.deployment.topology;
-        self.deployment.client(topology.endpoint(v6))
+        self.deployment.client_of(v6)
     }
 
-    /// Requests to the VIP from the client's host.
+    /// See [`Deployment::load`].
     pub fn load(&self, v6: bool, load: Load) -> Result<Report> {
-        let client = self.client(v6)?;
-        let host = self.deployment.client_host();
-        Ok(host.run(|| client::run(&client, load))?)
+        self.deployment.load(v6, load)
     }
 
-    /// Who answers each source, by one request from each.
+    /// See [`Deployment::map`].
     pub fn map(&self, v6: bool, sources: &[IpAddr]) -> Result<Report> {
-        self.load(v6, Load { concurrency: 20, sources: sources.to_vec(), ..Load::sequential(sources.len()) })
+        self.deployment.map(v6, sources)
     }
 
-    /// Makes requests for as long as `scene` plays.
+    /// See [`Deployment::load_during`].
     pub fn load_during<T>(&self, v6: bool, load: Load, scene: impl FnOnce() -> Result<T>) -> Result<(T, Report)> {
-        let (stop, stopped) = watch::channel(false);
-        let load = Load { stop: Some(stopped), ..load };
-        during(|| self.load(v6, load), stop, scene)
+        self.deployment.load_during(v6, load, scene)
     }
 
-    /// Streams from each of these sources for as long as `scene` plays.
+    /// See [`Deployment::echo_during`].
     pub fn echo_during<T>(
         &self,
         v6: bool,
         sources: &[IpAddr],
         scene: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Vec<Result<EchoReport, Failure>>)> {
-        let (stop, stopped) = watch::channel(false);
-        let client = self.client(v6)?;
-        let stream = |source: &IpAddr| {
-            let plan = EchoPlan {
-                lines: u64::MAX,
-                pause: Duration::from_millis(50),
-                patience: Duration::from_secs(15),
-                source: Some(SocketAddr::new(*source, 0)),
-                stop: Some(stopped.clone()),
-            };
-            client::echo(&client, plan)
-        };
-        let streams = || {
-            let host = self.deployment.client_host();
-            let all = || futures_util::future::join_all(sources.iter().map(stream));
-            Ok(host.run(all)?)
-        };
-        during(streams, stop, scene)
+        self.deployment.echo_during(v6, sources, scene)
     }
 
-    /// Gives the client `count` addresses more, behind its own as behind a router's.
+    /// See [`Deployment::sources`].
     pub fn sources(&self, v6: bool, count: u32) -> Result<Vec<IpAddr>> {
-        self.sources_on(CLIENT, v6, count)
+        self.deployment.sources(v6, count)
     }
 
-    /// The same for another host than the client.
+    /// See [`Deployment::sources_on`].
     pub fn sources_on(&self, node: &str, v6: bool, count: u32) -> Result<Vec<IpAddr>> {
-        let node = self.deployment.node(node)?;
-        // Unlike those of other nodes: the last number of this one's address is in them.
-        let [.., number] = node.v4.octets();
-        let (network, first) = match v6 {
-            false => (format!("10.{number}.0.0/16"), IpAddr::from([10, number, 1, 0])),
-            true => (format!("fd99:{number}::/64"), format!("fd99:{number}::100").parse()?),
-        };
-        let [v4_address, v6_address] = node.addresses();
-        let router = if v6 { v6_address } else { v4_address };
-        // IPv6 lets nobody bind to an address that is local by a route only.
-        (self.host(&node.name)).sysctl("net/ipv6/ip_nonlocal_bind", "1")?;
-        for host in self.deployment.lab.hosts() {
-            let line = match host.name() == node.name {
-                true => format!("route replace local {network} dev lo"),
-                false => format!("route replace {network} via {router}"),
-            };
-            host.ip(&line)?;
-        }
-        Ok(addresses(first, count))
+        self.deployment.sources_on(node, v6, count)
     }
 
     /// Waits until every backend is in this state.
@@ -185,30 +139,4 @@ pub fn quick(configuration: &str) -> String {
     configuration
         .replace("interval = \"2s\"", &format!("interval = \"{}ms\"", INTERVAL.as_millis()))
         .replace("timeout = \"3s\"", "timeout = \"1s\"")
-}
-
-/// Runs `work` on a thread of its own until `scene` has ended, and tells it to stop then.
-fn during<T, W: Send>(
-    work: impl FnOnce() -> Result<W> + Send,
-    stop: watch::Sender<bool>,
-    scene: impl FnOnce() -> Result<T>,
-) -> Result<(T, W)> {
-    thread::scope(|scope| {
-        let work = scope.spawn(work);
-        let stop = Stop(stop);
-        let played = scene();
-        drop(stop);
-        let done = work.join().expect("the work does not panic")?;
-        Ok((played?, done))
-    })
-}
-
-/// Ends the work with the scene, also where that has panicked: its thread is waited for.
-struct Stop(watch::Sender<bool>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        // The work may have ended by itself.
-        let _ = self.0.send(true);
-    }
 }

@@ -44,7 +44,10 @@ impl Xvip {
 
     /// Starts the daemon on any host; `socket` is the control socket that the configuration names.
     pub fn launch(host: &Host, socket: &Path, configuration: &str) -> Result<Self> {
-        let binary = binary()?;
+        Self::launch_edition(binary()?, host, socket, configuration)
+    }
+
+    fn launch_edition(binary: PathBuf, host: &Host, socket: &Path, configuration: &str) -> Result<Self> {
         let mut command = Command::new(&binary);
         command.arg("run").arg("-c").arg(write(host, configuration)?);
         let process = host.spawn(command)?;
@@ -89,6 +92,23 @@ impl Xvip {
             bail!("{}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
         }
         Ok(())
+    }
+
+    /// Has another edition of the program take this one's place, which is started when this has ended, as a supervisor does it.
+    pub fn upgrade(self, edition: &Path, configuration: &str) -> Result<Self> {
+        let mut command = Command::new(edition);
+        command.arg("upgrade").arg("-c").arg(write(&self.host, configuration)?);
+        let order = self.host.spawn(command)?;
+        let over = || (self.process.exited().is_some() || order.exited().is_some()).then_some(());
+        wait::until("the daemon to end", STOP_LIMIT, over)?;
+        if self.process.exited().is_none_or(|status| !status.success()) {
+            bail!("xvip upgrade: {}{}\n{}", order.stdout(), order.stderr(), self.log());
+        }
+        let next = Self::launch_edition(edition.to_owned(), &self.host, &self.socket, configuration)?;
+        if !order.wait(STOP_LIMIT)?.success() {
+            bail!("xvip upgrade: {}{}", order.stdout(), order.stderr());
+        }
+        Ok(next)
     }
 
     pub fn status(&self) -> Result<Status> {

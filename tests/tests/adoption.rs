@@ -255,7 +255,7 @@ fn a_bpf_filesystem_that_is_read_only_is_told() {
     let output = Xvip::refuse(host, "run", &text).unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(
-        said(&output).contains("Read-only file system") && said(&output).contains("writable?"),
+        said(&output).contains("mounted read-only") && said(&output).contains("mount -o remount,rw"),
         "{}",
         said(&output)
     );

@@ -1,7 +1,6 @@
 //! Two daemons that hold the VIPs among themselves: who has them, when they move, and whether the status says the truth. Needs root.
 
 use std::{
-    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -9,10 +8,10 @@ use std::{
 };
 
 use lb_tests::{
-    apiserver::Apiserver,
-    client::{self, Load, Report},
-    site::quick,
-    topology::{Deployment, Topology},
+    client::Load,
+    lab::Host,
+    pair::{A, B, LIMIT, Pair, Setup},
+    topology::Topology,
     wait,
     xvip::Xvip,
 };
@@ -22,129 +21,50 @@ use lb_userspace::admin::{
 };
 use nix::sys::signal::Signal;
 
-const A: &str = "ha-lb-a";
-const B: &str = "ha-lb-b";
 const A_ADDRESS: [u8; 4] = [192, 168, 2, 10];
 const B_ADDRESS: [u8; 4] = [192, 168, 2, 20];
-/// A takeover takes less than half a second; a machine that is busy with other tests may take its time.
-const LIMIT: Duration = Duration::from_secs(20);
 
-/// Both appliances of deployment C: A with the higher priority, and a sync group over both families.
-struct Pair {
-    daemons: BTreeMap<&'static str, Xvip>,
-    _apiservers: Vec<Apiserver>,
-    deployment: Deployment,
+/// Both appliances, with programs that are told of changes.
+fn up(name: &str) -> Pair {
+    let instance = |host: &Host| format!("sync_group = \"both\"\nnotify = {:?}\n", notify(host));
+    Pair::up(name, Setup { instance, ..Setup::default() }).unwrap()
 }
 
-impl Pair {
-    /// The VIPs are at A when this returns.
-    fn up(name: &str) -> Self {
-        let deployment = Topology::C.build(name).unwrap();
-        let apiservers = deployment.start_apiservers().unwrap();
-        let mut pair = Self { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
-        pair.start(A);
-        pair.start(B);
-        pair.wait_for(A, State::Master);
-        pair.wait_for(B, State::Backup);
-        pair
+/// A program that writes down what it is told.
+fn notify(host: &Host) -> PathBuf {
+    let path = host.directory().join("notify.sh");
+    if !path.exists() {
+        let text = format!("#!/bin/sh\necho \"$*\" >> {}\n", told_path(host).display());
+        // By a shell: a file that this process has open for writing could not be executed by what it starts meanwhile.
+        let path = path.to_str().unwrap();
+        host.exec(&["sh", "-c", "printf %s \"$1\" > \"$0\"; chmod 755 \"$0\"", path, text.as_str()]).unwrap();
     }
+    path
+}
 
-    fn start(&mut self, node: &'static str) {
-        self.start_with(node, "");
-    }
+fn told_path(host: &Host) -> PathBuf {
+    host.directory().join("told")
+}
 
-    /// With something more in the last `[[vrrp]]` section.
-    fn start_with(&mut self, node: &'static str, more: &str) {
-        let configuration = quick(&self.deployment.xvip_config(node).unwrap()) + &self.vrrp(node) + more;
-        let xvip = Xvip::start_with(&self.deployment, node, &configuration).unwrap();
-        self.daemons.insert(node, xvip);
-    }
+fn mac(pair: &Pair, node: &str) -> String {
+    let host = pair.host(node);
+    word_after(&host.exec(&["ip", "-o", "link", "show", "dev", "eth0"]).unwrap(), "link/ether ")
+}
 
-    fn vrrp(&self, node: &str) -> String {
-        let priority = if node == A { 100 } else { 98 };
-        let section = |vrid, vip: &str| {
-            format!(
-                "\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\npriority = {priority}\naddresses = [\"{vip}\"]\n\
-                 sync_group = \"both\"\nnotify = {:?}\n",
-                self.notify(node)
-            )
-        };
-        section(51, "192.168.2.100") + &section(52, "fd00:2::100")
-    }
+/// Whose answer a client that has forgotten everything gets.
+fn claimant(pair: &Pair, vip: &str) -> String {
+    let client = pair.deployment.client_host();
+    client.exec(&["ip", "neighbour", "flush", "dev", "eth0"]).unwrap();
+    assert_eq!(pair.deployment.load(false, Load::sequential(1)).unwrap().good(), 1);
+    word_after(&client.exec(&["ip", "neighbour", "show", vip, "dev", "eth0"]).unwrap(), "lladdr ")
+}
 
-    /// A program that writes down what it is told.
-    fn notify(&self, node: &str) -> PathBuf {
-        let host = self.deployment.host(node).unwrap();
-        let path = host.directory().join("notify.sh");
-        if !path.exists() {
-            let text = format!("#!/bin/sh\necho \"$*\" >> {}\n", self.told_path(node).display());
-            // By a shell: a file that this process has open for writing could not be executed by what it starts meanwhile.
-            let path = path.to_str().unwrap();
-            host.exec(&["sh", "-c", "printf %s \"$1\" > \"$0\"; chmod 755 \"$0\"", path, text.as_str()]).unwrap();
-        }
-        path
-    }
-
-    fn told_path(&self, node: &str) -> PathBuf {
-        self.deployment.host(node).unwrap().directory().join("told")
-    }
-
-    fn xvip(&self, node: &str) -> &Xvip {
-        &self.daemons[node]
-    }
-
-    /// Waits until both instances of a node are in this state, and the addresses where that says.
-    fn wait_for(&self, node: &str, state: State) -> Status {
-        let all = |status: &Status| {
-            status.vrrp.len() == 2
-                && status.vrrp.iter().all(|instance| instance.state == state)
-                && status.virtual_servers.iter().all(|server| server.held == (state == State::Master))
-        };
-        self.xvip(node).wait_for(&format!("{node} to be {state:?}"), LIMIT, all).unwrap()
-    }
-
-    fn load(&self, v6: bool, requests: usize) -> Report {
-        let client = self.deployment.client(Topology::C.endpoint(v6)).unwrap();
-        self.deployment.client_host().run(|| client::run(&client, Load::sequential(requests))).unwrap()
-    }
-
-    fn assert_serves(&self) {
-        for v6 in [false, true] {
-            let report = self.load(v6, 10);
-            assert_eq!(report.good(), 10, "IPv6: {v6}: {report}");
-        }
-    }
-
-    /// Whether an address is on the host, whatever the daemon says.
-    fn has(&self, node: &str, vip: &str) -> bool {
-        let host = self.deployment.host(node).unwrap();
-        host.exec(&["ip", "-o", "address", "show", "dev", "eth0"]).unwrap().contains(&format!(" {vip}/"))
-    }
-
-    fn mac(&self, node: &str) -> String {
-        let host = self.deployment.host(node).unwrap();
-        word_after(&host.exec(&["ip", "-o", "link", "show", "dev", "eth0"]).unwrap(), "link/ether ")
-    }
-
-    /// Whose answer a client that has forgotten everything gets.
-    fn claimant(&self, vip: &str) -> String {
-        let client = self.deployment.client_host();
-        client.exec(&["ip", "neighbour", "flush", "dev", "eth0"]).unwrap();
-        assert_eq!(self.load(false, 1).good(), 1);
-        word_after(&client.exec(&["ip", "neighbour", "show", vip, "dev", "eth0"]).unwrap(), "lladdr ")
-    }
-
-    /// Makes all masters unreachable from one node, and from that alone.
-    fn cut_off(&self, node: &str, verb: &str) {
-        for master in self.deployment.nodes().iter().filter(|node| node.runs_apiserver) {
-            for address in master.addresses() {
-                let family = if address.is_ipv4() { "-4" } else { "-6" };
-                self.deployment
-                    .host(node)
-                    .unwrap()
-                    .exec(&["ip", family, "route", verb, "unreachable", &address.to_string()])
-                    .unwrap();
-            }
+/// Makes all masters unreachable from one node, and from that alone.
+fn cut_off(pair: &Pair, node: &str, verb: &str) {
+    for master in pair.deployment.nodes().iter().filter(|node| node.runs_apiserver) {
+        for address in master.addresses() {
+            let family = if address.is_ipv4() { "-4" } else { "-6" };
+            pair.host(node).exec(&["ip", family, "route", verb, "unreachable", &address.to_string()]).unwrap();
         }
     }
 }
@@ -159,21 +79,21 @@ fn instance(status: &Status, vrid: u8) -> &Instance {
 
 #[test]
 fn an_orderly_stop_hands_the_vips_over_before_the_daemon_ends() {
-    let mut pair = Pair::up("stop");
+    let mut pair = up("stop");
     pair.assert_serves();
     let knows = |status: &Status| instance(status, 51).master.is_some();
     let status = pair.xvip(B).wait_for("B to know its master", LIMIT, knows).unwrap();
     let master = instance(&status, 51).master.unwrap();
     assert_eq!((master.address, master.priority), (IpAddr::from(A_ADDRESS), 100));
-    assert!(!pair.has(B, "192.168.2.100") && !pair.has(B, "fd00:2::100"));
+    assert!(!pair.has(B, "192.168.2.100").unwrap() && !pair.has(B, "fd00:2::100").unwrap());
 
-    let first = pair.daemons.remove(A).unwrap();
+    let first = pair.take(A).unwrap();
     let begun = Instant::now();
     first.process().signal(Signal::SIGTERM).unwrap();
-    pair.wait_for(B, State::Master);
+    pair.wait_for(B, State::Master).unwrap();
     // It still carries what is on its way.
     assert!(first.process().exited().is_none(), "{}", first.log());
-    assert!(!pair.has(A, "192.168.2.100") && !pair.has(A, "fd00:2::100"));
+    assert!(!pair.has(A, "192.168.2.100").unwrap() && !pair.has(A, "fd00:2::100").unwrap());
     pair.assert_serves();
     assert!(first.process().wait(LIMIT).unwrap().success(), "{}", first.log());
     assert!(begun.elapsed() >= Duration::from_secs(2), "the drain was cut short");
@@ -183,10 +103,10 @@ fn an_orderly_stop_hands_the_vips_over_before_the_daemon_ends() {
 
 #[test]
 fn a_node_that_has_lost_its_backends_gives_the_vips_to_one_that_has_not() {
-    let pair = Pair::up("lost");
-    pair.cut_off(A, "add");
-    pair.wait_for(B, State::Master);
-    let status = pair.wait_for(A, State::Backup);
+    let pair = up("lost");
+    cut_off(&pair, A, "add");
+    pair.wait_for(B, State::Master).unwrap();
+    let status = pair.wait_for(A, State::Backup).unwrap();
     let backup = instance(&status, 51);
     assert_eq!((backup.priority, backup.configured_priority), (1, 100));
     let backends = backup.tracked.iter().find(|tracked| tracked.name == "backends").unwrap();
@@ -196,16 +116,16 @@ fn a_node_that_has_lost_its_backends_gives_the_vips_to_one_that_has_not() {
     assert!(shown.contains("vip51: backends: 0 of 3 healthy; this counts -253"), "{shown}");
     pair.assert_serves();
 
-    pair.cut_off(A, "delete");
-    pair.wait_for(A, State::Master);
-    pair.wait_for(B, State::Backup);
+    cut_off(&pair, A, "delete");
+    pair.wait_for(A, State::Master).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
     pair.assert_serves();
 }
 
 #[test]
 fn a_node_that_somebody_takes_a_program_from_gives_the_vips_away() {
-    let mut pair = Pair::up("stripped");
-    let host = pair.deployment.host(A).unwrap().clone();
+    let mut pair = up("stripped");
+    let host = pair.host(A).clone();
     let index = host.exec(&["cat", "/proc/net/dev_mcast"]).unwrap();
     let index =
         index.lines().find(|line| line.contains("eth0")).and_then(|line| line.split_whitespace().next()).unwrap();
@@ -217,30 +137,30 @@ fn a_node_that_somebody_takes_a_program_from_gives_the_vips_away() {
         } else {
             host.cut_program(&pin).unwrap();
         }
-        pair.wait_for(B, State::Master);
-        let status = pair.wait_for(A, State::Fault);
+        pair.wait_for(B, State::Master).unwrap();
+        let status = pair.wait_for(A, State::Fault).unwrap();
         let tracked = instance(&status, 51).tracked.iter().find(|tracked| tracked.name == "data plane").unwrap();
         let text = format!("eth0: program {program} is gone from it; a restart of xvip puts it back");
         assert_eq!((tracked.good, &*tracked.text), (false, &*text));
         pair.assert_serves();
 
-        let first = pair.daemons.remove(A).unwrap();
+        let first = pair.take(A).unwrap();
         first.process().kill();
-        pair.start(A);
-        pair.wait_for(A, State::Master);
-        pair.wait_for(B, State::Backup);
+        pair.start(A).unwrap();
+        pair.wait_for(A, State::Master).unwrap();
+        pair.wait_for(B, State::Backup).unwrap();
         pair.assert_serves();
     }
 }
 
 #[test]
 fn if_nobody_reaches_a_backend_the_vips_stay() {
-    let pair = Pair::up("nobody");
+    let pair = up("nobody");
     let before = pair.xvip(A).status().unwrap();
-    pair.cut_off(B, "add");
+    cut_off(&pair, B, "add");
     let low = |status: &Status| status.vrrp.iter().all(|instance| instance.priority == 1);
     pair.xvip(B).wait_for("B to have lost its backends", LIMIT, low).unwrap();
-    pair.cut_off(A, "add");
+    cut_off(&pair, A, "add");
     pair.xvip(A).wait_for("A to have lost them too", LIMIT, low).unwrap();
     // Equal now, and nobody preempts an equal: many advertisements later all is as it was.
     let sent = |status: &Status| instance(status, 51).advertisements.sent;
@@ -254,25 +174,26 @@ fn if_nobody_reaches_a_backend_the_vips_stay() {
 
 #[test]
 fn a_script_that_fails_lowers_the_priority_by_its_weight() {
-    let mut pair = Pair::up("script");
-    let (flag, first) = (pair.deployment.host(A).unwrap().directory().join("good"), pair.daemons.remove(A).unwrap());
+    let mut pair = up("script");
+    let (flag, first) = (pair.host(A).directory().join("good"), pair.take(A).unwrap());
     assert!(first.stop().unwrap().success());
     fs::write(&flag, "").unwrap();
     let script = format!(
         "[[vrrp.script]]\nname = \"uplink\"\ncommand = [\"/usr/bin/test\", \"-e\", {flag:?}]\ninterval = \"200ms\"\ntimeout = \"200ms\"\n\
          fall = 2\nweight = -10\n"
     );
-    pair.start_with(A, &script);
-    pair.wait_for(A, State::Master);
+    let configuration = pair.configuration(A).unwrap() + &script;
+    pair.start_as(A, &configuration).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
     fs::remove_file(&flag).unwrap();
-    pair.wait_for(B, State::Master);
-    let status = pair.wait_for(A, State::Backup);
+    pair.wait_for(B, State::Master).unwrap();
+    let status = pair.wait_for(A, State::Backup).unwrap();
     // One instance has the script, and it counts for the group.
     assert_eq!((instance(&status, 51).priority, instance(&status, 52).priority), (90, 90));
     let script = instance(&status, 52).tracked.iter().find(|tracked| tracked.name == "script uplink").unwrap();
     assert_eq!((script.good, script.weight, &*script.text), (false, -10, "exit code 1"));
     fs::write(&flag, "").unwrap();
-    pair.wait_for(A, State::Master);
+    pair.wait_for(A, State::Master).unwrap();
     pair.assert_serves();
 }
 
@@ -295,13 +216,13 @@ fn the_file_of_another_node_is_refused() {
 
 #[test]
 fn a_release_moves_the_vips_and_they_stay_there() {
-    let pair = Pair::up("release");
+    let pair = up("release");
     let output = pair.xvip(A).command(&["vrrp", "release"]).unwrap();
     let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}{errors}");
     assert!(said.contains("vip51: 192.168.2.20 holds the VIPs now (priority 98)\n"), "{said}");
-    pair.wait_for(B, State::Master);
-    let status = pair.wait_for(A, State::Backup);
+    pair.wait_for(B, State::Master).unwrap();
+    let status = pair.wait_for(A, State::Backup).unwrap();
     assert!(status.vrrp.iter().all(|instance| instance.released), "{status:#?}");
     // Though its priority is higher, it does not come back while B is there.
     let heard = |status: &Status| instance(status, 51).advertisements.received;
@@ -328,32 +249,32 @@ fn a_release_moves_the_vips_and_they_stay_there() {
         "{said}"
     );
     assert!(said.contains("vip52: "), "{said}");
-    pair.wait_for(A, State::Master);
-    pair.wait_for(B, State::Backup);
+    pair.wait_for(A, State::Master).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
     pair.assert_serves();
 }
 
 #[test]
 fn a_client_that_misses_every_broadcast_is_told_by_itself() {
-    let mut pair = Pair::up("told");
+    let mut pair = up("told");
     // B gets to know the client while it has the VIPs.
-    assert!(pair.daemons.remove(A).unwrap().stop().unwrap().success());
-    pair.wait_for(B, State::Master);
+    assert!(pair.take(A).unwrap().stop().unwrap().success());
+    pair.wait_for(B, State::Master).unwrap();
     pair.assert_serves();
     let swept = |status: &Status| status.connections.tracked > 0;
     pair.xvip(B).wait_for("a sweep that has seen the client", LIMIT, swept).unwrap();
-    pair.start(A);
-    pair.wait_for(A, State::Master);
-    pair.wait_for(B, State::Backup);
-    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+    pair.start(A).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
+    assert_eq!(claimant(&pair, "192.168.2.100"), mac(&pair, A));
 
-    let client = pair.deployment.client_host();
+    let client = pair.deployment.client_host().clone();
     client.hear_broadcasts(false).unwrap();
-    assert!(pair.daemons.remove(A).unwrap().stop().unwrap().success());
-    pair.wait_for(B, State::Master);
+    assert!(pair.take(A).unwrap().stop().unwrap().success());
+    pair.wait_for(B, State::Master).unwrap();
     // It sends nothing, and so asks nobody.
     let (theirs, show) =
-        (format!("lladdr {} ", pair.mac(B)), ["ip", "neighbour", "show", "192.168.2.100", "dev", "eth0"]);
+        (format!("lladdr {} ", mac(&pair, B)), ["ip", "neighbour", "show", "192.168.2.100", "dev", "eth0"]);
     let learnt = || client.exec(&show).unwrap().contains(&theirs).then_some(());
     wait::until("the client to learn of B", LIMIT, learnt).unwrap();
     pair.assert_serves();
@@ -361,15 +282,15 @@ fn a_client_that_misses_every_broadcast_is_told_by_itself() {
 
 #[test]
 fn a_daemon_that_hangs_does_not_claim_the_vips_and_listens_first_when_it_goes_on() {
-    let pair = Pair::up("hang");
+    let pair = up("hang");
     let before = instance(&pair.xvip(A).status().unwrap(), 51).transitions;
     pair.xvip(A).process().signal(Signal::SIGSTOP).unwrap();
-    pair.wait_for(B, State::Master);
+    pair.wait_for(B, State::Master).unwrap();
     // The address is still there, and nobody but B answers for it.
-    assert!(pair.has(A, "192.168.2.100"));
-    let theirs = pair.mac(B);
+    assert!(pair.has(A, "192.168.2.100").unwrap());
+    let theirs = mac(&pair, B);
     for _ in 0..10 {
-        assert_eq!(pair.claimant("192.168.2.100"), theirs);
+        assert_eq!(claimant(&pair, "192.168.2.100"), theirs);
     }
     pair.assert_serves();
 
@@ -380,38 +301,38 @@ fn a_daemon_that_hangs_does_not_claim_the_vips_and_listens_first_when_it_goes_on
         instance.state == State::Master && instance.transitions == before + 2
     };
     pair.xvip(A).wait_for("A to have given up and come back", LIMIT, back).unwrap();
-    pair.wait_for(B, State::Backup);
-    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+    pair.wait_for(B, State::Backup).unwrap();
+    assert_eq!(claimant(&pair, "192.168.2.100"), mac(&pair, A));
     pair.assert_serves();
 }
 
 #[test]
 fn a_daemon_that_was_killed_claims_nothing_and_the_next_one_comes_back_in_order() {
-    let mut pair = Pair::up("kill");
-    let first = pair.daemons.remove(A).unwrap();
+    let mut pair = up("kill");
+    let first = pair.take(A).unwrap();
     first.process().kill();
-    pair.wait_for(B, State::Master);
+    pair.wait_for(B, State::Master).unwrap();
     // The address and the programs stayed behind, and the lease has ended.
-    assert!(pair.has(A, "192.168.2.100"));
-    let theirs = pair.mac(B);
+    assert!(pair.has(A, "192.168.2.100").unwrap());
+    let theirs = mac(&pair, B);
     for _ in 0..10 {
-        assert_eq!(pair.claimant("192.168.2.100"), theirs);
+        assert_eq!(claimant(&pair, "192.168.2.100"), theirs);
     }
     pair.assert_serves();
 
-    pair.start(A);
-    pair.wait_for(A, State::Master);
-    pair.wait_for(B, State::Backup);
-    assert_eq!(pair.claimant("192.168.2.100"), pair.mac(A));
+    pair.start(A).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
+    assert_eq!(claimant(&pair, "192.168.2.100"), mac(&pair, A));
     pair.assert_serves();
 }
 
 #[test]
 fn programs_are_told_of_each_change() {
-    let mut pair = Pair::up("notify");
-    let daemon = pair.daemons.remove(A).unwrap();
+    let mut pair = up("notify");
+    let daemon = pair.take(A).unwrap();
     assert!(daemon.stop().unwrap().success());
-    let told = fs::read_to_string(pair.told_path(A)).unwrap();
+    let told = fs::read_to_string(told_path(pair.host(A))).unwrap();
     let of = |subject: &str| {
         told.lines().filter_map(|line| line.strip_prefix(subject)).map(str::to_owned).collect::<Vec<_>>()
     };
@@ -425,7 +346,7 @@ fn programs_are_told_of_each_change() {
 
 #[test]
 fn metrics_tell_the_state_and_what_was_refused() {
-    let pair = Pair::up("metrics");
+    let pair = up("metrics");
     let text = |node: &str| String::from_utf8(pair.xvip(node).command(&["metrics"]).unwrap().stdout).unwrap();
     let (a, b) = (text(A), text(B));
     assert!(
@@ -451,4 +372,52 @@ fn metrics_tell_the_state_and_what_was_refused() {
     let status = sent.unwrap();
     let reports = &instance(&status, 51).reports;
     assert!(reports.iter().any(|report| report.text.starts_with("192.168.2.21 ")), "{reports:#?}");
+}
+
+#[test]
+fn a_reload_changes_a_virtual_router_without_a_takeover() {
+    const MORE: &str = "192.168.2.101";
+    let pair = Pair::up("reloads", Setup { synced: true, ..Setup::default() }).unwrap();
+    let base = [A, B].map(|node| pair.configuration(node).unwrap());
+    let mastered = || pair.xvip(B).status().unwrap().vrrp.iter().map(|instance| instance.transitions).sum::<u64>();
+    let streams = pair.deployment.streams(20, Duration::from_millis(20)).unwrap();
+    streams.wait_for_lines(5, LIMIT).unwrap();
+
+    let with = |node: usize, priority: u8, vips: &str| {
+        let settings = format!("interval = \"200ms\"\npriority = {priority}");
+        let text = base[node].replace(["priority = 100", "priority = 98"][node], &settings);
+        text.replace("[\"192.168.2.100\"]", &format!("[{vips}]"))
+    };
+    let vip = "\"192.168.2.100\"";
+    // Nobody notices but by what is advertised: the master goes on as master.
+    pair.xvip(B).reload(&with(1, 150, vip)).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
+    let before = mastered();
+    pair.xvip(A).reload(&with(0, 200, &format!("{vip}, \"{MORE}\""))).unwrap();
+    let status = pair.wait_for(A, State::Master).unwrap();
+    assert_eq!(instance(&status, 51).priority, 200);
+    wait::until("the new VIP", LIMIT, || pair.has(A, MORE).unwrap().then_some(())).unwrap();
+    let follows =
+        |status: &Status| status.vrrp.iter().all(|one| one.master.is_some_and(|master| master.priority == 200));
+    pair.xvip(B).wait_for("the new priority to be heard", LIMIT, follows).unwrap();
+    pair.xvip(A).reload(&with(0, 200, vip)).unwrap();
+    wait::until("the VIP to go", LIMIT, || (!pair.has(A, MORE).unwrap()).then_some(())).unwrap();
+    assert!(pair.has(A, "192.168.2.100").unwrap() && pair.has(A, "fd00:2::100").unwrap());
+    assert_eq!(mastered(), before, "{}", pair.xvip(B).log());
+
+    // The lesser of two gives way, and takes back what is its again.
+    pair.xvip(A).reload(&with(0, 50, vip)).unwrap();
+    pair.wait_for(B, State::Master).unwrap();
+    pair.wait_for(A, State::Backup).unwrap();
+    pair.xvip(A).reload(&with(0, 200, vip)).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    // Another number is another virtual router: the one before is handed over in order.
+    pair.xvip(A)
+        .reload(&with(0, 200, vip).replace("vrid = 51", "vrid = 61").replace("vrid = 52", "vrid = 62"))
+        .unwrap();
+    pair.wait_for(B, State::Master).unwrap();
+    streams.wait_for_lines(5, LIMIT).unwrap();
+    for episode in streams.finish().unwrap() {
+        assert!(episode.end.is_none() && episode.echoed > 5, "{episode:?}\n{}", pair.xvip(A).log());
+    }
 }

@@ -1,7 +1,15 @@
 //! xvip shares VIPs with keepalived and with FRR's vrrpd: each hands over to the other, neither counts an error, and an independent
 //! dissector finds nothing wrong with any packet. Needs root.
 
-use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, path::Path, process::Command, thread, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Write as _,
+    net::IpAddr,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use lb_tests::{
     carrier::{By, Carrier, History, wait_for_holder},
@@ -293,6 +301,9 @@ fn frr_and_xvip_hand_over_to_each_other() {
 fn move_over(topology: Topology) {
     /// The client of a lost VIP notices by its own timeout.
     const TIMEOUT: Duration = Duration::from_secs(2);
+    /// keepalived's `garp_master_delay`. Where two keepalived of one priority become master at once, the loser's announcement may be
+    /// the last one heard, and the winner repeats its own only then.
+    const SECOND_BURST: Duration = Duration::from_secs(5);
     let deployment = topology.build("mixed").unwrap();
     let _servers = deployment.start_apiservers().unwrap();
     let nodes: Vec<String> = deployment.holders().iter().map(|node| node.name.clone()).collect();
@@ -308,6 +319,7 @@ fn move_over(topology: Topology) {
     let asks = || deployment.client_host().run(|| run(&client, Load::sequential(5))).unwrap();
     wait::until("the first requests to be served", LIMIT, || (asks().good() == 5).then_some(())).unwrap();
 
+    let mut replaced: HashMap<String, Instant> = HashMap::new();
     let (stop, stopped) = watch::channel(false);
     let load = Load { requests: 10_000, concurrency: 50, rate: Some(20.0), stop: Some(stopped), ..Load::default() };
     let (report, history) = thread::scope(|scope| {
@@ -320,6 +332,7 @@ fn move_over(topology: Topology) {
                 let place = carriers.iter().position(is_next).or_else(|| carriers.iter().position(written));
                 let (node, carrier) = carriers.remove(place.expect("one is left"));
                 carrier.stop()?;
+                replaced.insert(node.clone(), Instant::now());
                 carriers.push((node.clone(), Carrier::start(&deployment, &node, By::Xvip)?));
                 wait_for_holder(&deployment, steady, LIMIT)?;
             }
@@ -334,15 +347,24 @@ fn move_over(topology: Topology) {
         (traffic.join().unwrap(), history)
     });
 
-    let bad = history.unexcused(&report.outcomes, TIMEOUT);
+    let is_written = |at: Instant, node: &String| replaced.get(node).is_none_or(|since| at < *since);
+    let slack = |at, holders: &[String]| match holders.iter().any(|node| is_written(at, node)) {
+        true => SECOND_BURST + TIMEOUT,
+        false => TIMEOUT,
+    };
+    let bad = history.unexcused(&report.outcomes, slack);
     println!(
         "{topology:?}: {} of {} requests good, held by {:?}",
         report.good(),
         report.outcomes.len(),
         history.holders()
     );
-    assert!(bad.is_empty(), "{topology:?}: without a change of holder {bad:#?}\n{:?}", history.holders());
-    assert!(report.good() * 10 > report.outcomes.len() * 7, "{topology:?}: {report}");
+    assert!(
+        bad.is_empty() && report.good() * 10 > report.outcomes.len() * 7,
+        "{topology:?}: {} failed without a change of holder; {report}\n{}",
+        bad.len(),
+        history.told(&report.outcomes)
+    );
     // The VIP has moved, at least away from the first holder.
     assert!(history.holders().len() > 2, "{:?}", history.holders());
     for (node, carrier) in &carriers {

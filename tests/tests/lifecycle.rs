@@ -2,8 +2,10 @@
 //! Needs root.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{self, SocketAddr},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -14,6 +16,7 @@ use lb_tests::{
     site::{Site, quick},
     topology::{Deployment, Topology},
     traces::Traces,
+    wait,
     xvip::Xvip,
 };
 use lb_userspace::{admin::status::Mode, health::State};
@@ -125,7 +128,7 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
     let pins = host.bpffs().unwrap().display().to_string();
     let apart = elsewhere.replace(&pins, &format!("{pins}-second"));
     for (configuration, named) in [
-        (same, format!("answers on {socket}")),
+        (same, format!("process {} (", site.xvip.process().pid())),
         (elsewhere, format!("keeps its maps in {pins}: process {} (", site.xvip.process().pid())),
         (apart, "\"xdp_ingress\"".to_owned()),
     ] {
@@ -136,6 +139,33 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
         assert_eq!(traces(deployment).since(&before), [""; 0], "{said}");
     }
     assert_carries(&site);
+}
+
+#[test]
+fn of_two_daemons_that_start_at_once_one_runs() {
+    let deployment = Topology::C.build("atonce").unwrap();
+    let host = deployment.host(NODE).unwrap();
+    let before = traces(&deployment);
+    let text = host.directory().join("xvip.toml");
+    fs::write(&text, configuration(&deployment)).unwrap();
+    for round in 0..3 {
+        let start = |_| {
+            let mut command = Command::new(Xvip::program().unwrap());
+            command.arg("run").arg("-c").arg(&text);
+            host.spawn(command).unwrap()
+        };
+        let both = [0, 1].map(start);
+        let refused =
+            wait::until("one to be refused", END_LIMIT, || both.iter().position(|one| one.exited().is_some())).unwrap();
+        let (refused, running) = (&both[refused], &both[1 - refused]);
+        let said = refused.stderr();
+        assert_eq!(refused.exited().and_then(|status| status.code()), Some(1), "round {round}: {said}");
+        assert!(said.contains("another xvip"), "round {round}: {said}");
+        running.wait_for_output("carrying 2 virtual servers", END_LIMIT).unwrap();
+        running.signal(Signal::SIGTERM).unwrap();
+        assert!(running.wait(END_LIMIT).unwrap().success(), "round {round}: {}", running.stderr());
+        assert_eq!(traces(&deployment).since(&before), [""; 0], "round {round}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::MAX_SERVICES;
 use lb_tests::{
     client::{Load, run},
     site::quick,
@@ -242,6 +243,22 @@ fn without_a_bpf_filesystem_it_says_how_to_mount_one() {
     command.args(["--mount", "sh", "-c", script]).arg(Xvip::program().unwrap()).arg(configuration);
     let output = bench.host_output(&mut command);
     bench.judge("run", &output, 1, &["is on no BPF filesystem", "mount -t bpf bpf /sys/fs/bpf", "dataplane.bpffs"]);
+}
+
+#[test]
+fn more_virtual_servers_than_fit_are_told_and_nothing_is_half_done() {
+    let bench = Bench::new("many");
+    let mut many = bench.configuration();
+    for port in 0..=MAX_SERVICES {
+        many += &format!(
+            "\n[[virtual_server]]\nname = \"many-{port}\"\naddress = \"192.168.2.100\"\nport = {}\n\
+             check = {{ type = \"tcp\" }}\n\
+             [[virtual_server.backend]]\nname = \"one\"\naddress = \"192.168.2.11\"\nport = 6443\n",
+            20_000 + port
+        );
+    }
+    let words = ["259 virtual servers are configured, and 256 are the most", "several nodes"];
+    bench.refuse("run", &many, 1, &words);
 }
 
 #[test]

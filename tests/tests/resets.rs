@@ -3,198 +3,331 @@
 use std::{
     io::{ErrorKind, Read as _},
     net::{IpAddr, SocketAddr, TcpStream},
+    sync::mpsc::{self, Receiver, Sender},
     thread,
     time::{Duration, Instant},
 };
 
-use futures_util::future::try_join_all;
+use futures_util::{
+    future::try_join_all,
+    stream::{FuturesUnordered, StreamExt as _},
+};
 use lb_tests::{
-    lab::Cgroup,
-    site::{DETECTION, Site},
+    client::{Client, Failure, Stage, Watch},
+    lab::{Cgroup, Host},
+    site::{DETECTION, FALL, Site},
     topology::{APISERVER_PORT, Topology},
+    wait,
     xvip::backends,
 };
 use lb_userspace::health::State;
 use socket2::{Domain, Socket, Type};
+use tokio::sync::watch;
 
 const HOLDER: &str = "ha-lb-a";
 const DEAD: &str = "master-2";
-/// Clients of each family, which backends are shared out to by their addresses, and connections of each.
-const SOURCES: u32 = 30;
-const EACH: usize = 35;
-/// Connections of the holder's own processes, for each family.
-const OWN: usize = 80;
+/// Clients of each family, which backends are shared out to by their addresses, and watches of each.
+const SOURCES: u32 = 25;
+const EACH: usize = 19;
+/// Watches of the holder's own processes, for each family: 1,000 with the others, 50 of them these.
+const OWN: usize = 25;
 /// From the moment that the daemon knows. The promise is 200 ms, of a release build with a CPU to itself.
 const TOLD: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long connections are watched that nothing is to happen to.
+/// How long watches are looked at that nothing is to happen to.
 const QUIET: Duration = Duration::from_millis(500);
 /// What a client answers with whose reset was not exact.
 const CHALLENGES: &str = "TcpExtTCPChallengeACK";
 
-/// An idle connection, and whether it leads to the backend that is to die.
-struct Idle {
-    stream: TcpStream,
-    doomed: bool,
+/// The end of a watch.
+#[derive(Debug)]
+struct End {
+    backend: String,
+    at: Instant,
+    why: Result<(), Failure>,
 }
 
-impl Idle {
-    /// How it has ended, if it has. What the server had sent before is read first.
-    fn end(&mut self) -> Option<Option<ErrorKind>> {
-        loop {
-            match self.stream.read(&mut [0; 4096]) {
-                Ok(0) => return Some(None),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
-                Err(error) => return Some(Some(error.kind())),
-            }
-        }
+/// Opens watches and follows each to its end, or until told to stop. Who answers is told when all are open.
+async fn follow(
+    client: Client,
+    sources: Vec<SocketAddr>,
+    opened: Sender<Vec<String>>,
+    mut stop: watch::Receiver<bool>,
+) -> Vec<End> {
+    let mut watches = Vec::new();
+    // Not all at once: handshakes of a thousand would take each longer than it may.
+    for some in sources.chunks(20) {
+        watches.extend(try_join_all(some.iter().map(|source| client.watch(Some(*source)))).await.unwrap());
     }
-}
-
-/// Idle connections of remote clients, the half of them after a TLS handshake.
-fn remote(site: &Site, v6: bool) -> Vec<Idle> {
-    let sources = site.sources(v6, SOURCES).unwrap();
-    let answers = site.map(v6, &sources).unwrap();
-    let answers = answers.by_source();
-    let client = site.client(v6).unwrap();
-    let open = |source: IpAddr, encrypted: bool| {
-        let (client, doomed) = (client.clone(), answers[&source] == DEAD);
-        async move {
-            let stream = client.connect(Some(SocketAddr::new(source, 0))).await?;
-            let stream = match encrypted {
-                true => client.handshake(stream, client.tls(&["h2"])).await?.into_inner().0,
-                false => stream,
-            };
-            Ok::<_, lb_tests::client::Failure>(Idle { stream: stream.into_std().expect("a socket"), doomed })
-        }
-    };
-    let all = || try_join_all(sources.iter().flat_map(|source| (0..EACH).map(|n| open(*source, n % 2 == 0))));
-    site.deployment.client_host().run(all).unwrap().unwrap()
-}
-
-/// Connections of the holder's own processes.
-fn own(site: &Site, cgroup: &Cgroup, v6: bool) -> Vec<Idle> {
-    let node = site.deployment.node(DEAD).unwrap();
-    let dead = SocketAddr::new(node.addresses()[usize::from(v6)], APISERVER_PORT);
-    let host = site.host(HOLDER);
-    let connect = || {
-        cgroup.join().unwrap();
-        // Of its own choice, the kernel gives one port to connections to several backends, and then it does not tell them apart.
-        let connected = |port: u16| {
-            let (vip, any) = (Topology::C.endpoint(v6), if v6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) });
-            let socket = Socket::new(Domain::for_address(vip), Type::STREAM, None).unwrap();
-            if v6 {
-                socket.set_only_v6(true).unwrap();
+    opened.send(watches.iter().map(|watch| watch.backend.clone()).collect()).unwrap();
+    let end = async |mut watch: Watch| {
+        let why = loop {
+            match watch.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break Ok(()),
+                Err(failure) => break Err(failure),
             }
-            socket.bind(&SocketAddr::new(any, port).into()).unwrap();
-            socket.connect(&vip.into()).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            TcpStream::from(socket)
         };
-        (20_000..).take(OWN).map(connected).collect::<Vec<_>>()
+        End { backend: watch.backend, at: Instant::now(), why }
     };
-    let streams = host.enter(connect).unwrap();
-    let list = host.exec(&["ss", "-tnH", "dst", &dead.to_string()]).unwrap();
-    let leads = |stream: &TcpStream| list.contains(&format!("{} ", stream.local_addr().unwrap()));
-    streams.into_iter().map(|stream| Idle { doomed: leads(&stream), stream }).collect()
-}
-
-/// Waits until the log says something, or everything has ended that is to.
-fn follow(site: &Site, idle: &mut [Idle], vip: &str) -> (Instant, Instant, Vec<Option<ErrorKind>>) {
-    let line = format!("backend {vip}/{DEAD}: up -> down");
-    let start = Instant::now();
-    let mut waiting: Vec<&mut Idle> = idle.iter_mut().filter(|idle| idle.doomed).collect();
-    let (mut known, mut ends) = (None, Vec::new());
-    while known.is_none() || !waiting.is_empty() {
-        assert!(start.elapsed() < DETECTION + LIMIT, "{} of {vip} still wait, known {known:?}", waiting.len());
-        known = known.or_else(|| site.xvip.log().contains(&line).then(Instant::now));
-        waiting.retain_mut(|idle| idle.end().map(|end| ends.push(end)).is_none());
-        thread::yield_now();
+    let mut following: FuturesUnordered<_> = watches.into_iter().map(end).collect();
+    let mut ends = Vec::new();
+    loop {
+        tokio::select! {
+            Some(end) = following.next() => ends.push(end),
+            _ = stop.wait_for(|stop| *stop) => return ends,
+        }
     }
-    (known.expect("it was waited for"), Instant::now(), ends)
 }
 
-#[test]
-fn idle_clients_of_an_unplugged_backend_are_reset_at_once_and_no_others() {
-    let cgroup = Cgroup::new("resets").unwrap();
+/// Watches of one family, of remote clients or of the holder's own processes.
+struct Watching<'scope> {
+    opened: Receiver<Vec<String>>,
+    ends: thread::ScopedJoinHandle<'scope, Vec<End>>,
+}
+
+impl<'scope> Watching<'scope> {
+    fn start(
+        scope: &'scope thread::Scope<'scope, '_>,
+        host: Host,
+        (client, sources): (Client, Vec<SocketAddr>),
+        cgroup: Option<&'scope Cgroup>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let (sender, opened) = mpsc::channel();
+        let work = move || {
+            let following = || {
+                cgroup.map(Cgroup::join).transpose().unwrap();
+                follow(client, sources, sender, stop)
+            };
+            host.run(following).unwrap()
+        };
+        Self { opened, ends: scope.spawn(work) }
+    }
+
+    /// How many there are, and how many of them lead to the backend that is to die.
+    fn counts(&self) -> (usize, usize) {
+        let backends = self.opened.recv_timeout(LIMIT * 6).expect("the watches to be open");
+        (backends.len(), backends.iter().filter(|backend| *backend == DEAD).count())
+    }
+}
+
+/// What became of all watches while a backend died.
+struct Told {
+    /// When it did.
+    lost: Instant,
+    /// When the daemon knew, for each family.
+    known: [Instant; 2],
+    /// Ends of remote clients' watches and of the holder's own, for each family.
+    remote: [Vec<End>; 2],
+    own: [Vec<End>; 2],
+    /// How many were to end.
+    doomed: [(usize, usize); 2],
+}
+
+/// Opens a thousand watches, has `event` kill a backend, and waits until the daemon knows and quiet has returned.
+fn watched(site: &Site, cgroup: &Cgroup, event: impl FnOnce()) -> Told {
+    let (stop, stopped) = watch::channel(false);
+    thread::scope(|scope| {
+        let start = |v6: bool, own: bool| {
+            let any = if v6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
+            let sources = match own {
+                // Of its own choice, the kernel gives one port to connections to several backends, and then it does not tell them apart.
+                true => (20_000 + 100 * u16::from(v6)..).take(OWN).map(|port| SocketAddr::new(any, port)).collect(),
+                false => {
+                    let sources = site.sources(v6, SOURCES).unwrap();
+                    sources.iter().flat_map(|source| [SocketAddr::new(*source, 0); EACH]).collect()
+                }
+            };
+            let host = if own { site.host(HOLDER) } else { site.deployment.client_host() };
+            let cgroup = own.then_some(cgroup);
+            Watching::start(scope, host.clone(), (site.client(v6).unwrap(), sources), cgroup, stopped.clone())
+        };
+        let all = [(false, false), (true, false), (false, true), (true, true)].map(|(v6, own)| start(v6, own));
+        let counts = all.each_ref().map(Watching::counts);
+        assert_eq!(counts.map(|(all, _)| all).iter().sum::<usize>(), 1_000);
+
+        let downs = Downs::until_now(site);
+        let lost = Instant::now();
+        event();
+        let known = downs.next();
+        let quiet = Instant::now();
+        wait::until("quiet", LIMIT, || (quiet.elapsed() >= TOLD + QUIET).then_some(())).unwrap();
+        stop.send_replace(true);
+        let [remote4, remote6, own4, own6] = all.map(|watching| watching.ends.join().unwrap());
+        let doomed = [0, 1].map(|family| (counts[family].1, counts[family + 2].1));
+        Told { lost, known, remote: [remote4, remote6], own: [own4, own6], doomed }
+    })
+}
+
+/// How often the log says that the backend went down, for each family.
+struct Downs<'a> {
+    site: &'a Site,
+    lines: [String; 2],
+    counts: [usize; 2],
+}
+
+impl<'a> Downs<'a> {
+    fn until_now(site: &'a Site) -> Self {
+        let servers = site.xvip.status().unwrap().virtual_servers;
+        let lines = [0, 1].map(|family| format!("backend {}/{DEAD}: up -> down", servers[family].name));
+        let log = site.xvip.log();
+        Self { site, counts: lines.each_ref().map(|line| log.matches(line).count()), lines }
+    }
+
+    /// Waits until it says so of both once more, and tells when it did.
+    fn next(self) -> [Instant; 2] {
+        let mut known = [None; 2];
+        let seen = wait::until("the daemon to know", DETECTION + LIMIT, || {
+            let log = self.site.xvip.log();
+            for ((known, line), before) in known.iter_mut().zip(&self.lines).zip(self.counts) {
+                *known = known.or_else(|| (log.matches(line).count() > before).then(Instant::now));
+            }
+            known[0].zip(known[1])
+        });
+        seen.map(|(v4, v6)| [v4, v6]).unwrap()
+    }
+}
+
+/// A site whose holder's own clients are seen too.
+fn site_with(cgroup: &Cgroup, name: &str) -> Site {
     let off = "cgroup = \"off\"\n";
-    let site = Site::up_with(Topology::C, "resets", HOLDER, |text| {
+    Site::up_with(Topology::C, name, HOLDER, |text| {
         assert!(text.contains(off));
         text.replace(off, &format!("cgroup = {:?}\n", cgroup.path()))
     })
-    .unwrap();
-    let mut remote = [false, true].map(|v6| remote(&site, v6));
-    let mut own = [false, true].map(|v6| own(&site, &cgroup, v6));
+    .unwrap()
+}
+
+impl Told {
+    /// All who are to be told were, in time, and nobody else.
+    fn check(&self, remote: impl Fn(&Result<(), Failure>) -> bool, own: impl Fn(&Result<(), Failure>) -> bool) {
+        for family in [0, 1] {
+            let (remotes, owns) = (&self.remote[family], &self.own[family]);
+            let others: Vec<_> = remotes.iter().chain(owns).filter(|end| end.backend != DEAD).collect();
+            assert!(others.is_empty(), "{others:#?}");
+            assert_eq!((remotes.len(), owns.len()), self.doomed[family], "all of its clients");
+            assert!(remotes.iter().all(|end| remote(&end.why)), "{remotes:#?}");
+            assert!(owns.iter().all(|end| own(&end.why)), "{owns:#?}");
+            let last = |ends: &[End]| ends.iter().map(|end| end.at).max().expect("there are some");
+            let after = |ends: &[End]| last(ends).saturating_duration_since(self.known[family]);
+            println!(
+                "IPv{}: down after {:.2?}; {} watches of remote clients had ended {:.1?} after that, {} of local ones {:.1?}",
+                [4, 6][family],
+                self.known[family] - self.lost,
+                remotes.len(),
+                after(remotes),
+                owns.len(),
+                after(owns),
+            );
+            assert!(self.known[family] - self.lost < DETECTION + TOLD, "it is known in time");
+            assert!(after(remotes) < TOLD && after(owns) < TOLD);
+        }
+    }
+}
+
+const RESET: Result<(), Failure> = Err(Failure::Reset(Stage::Answer));
+const ABORTED: Result<(), Failure> = Err(Failure::Aborted(Stage::Answer));
+
+#[test]
+fn watches_on_an_unplugged_backend_are_reset_at_once_and_no_others() {
+    let cgroup = Cgroup::new("resets").unwrap();
+    let site = site_with(&cgroup, "resets");
     let direct = site.deployment.node(DEAD).unwrap().addresses().map(|address| {
         let to = SocketAddr::new(address, APISERVER_PORT);
         let stream = site.deployment.client_host().enter(|| TcpStream::connect(to).unwrap()).unwrap();
         stream.set_nonblocking(true).unwrap();
-        Idle { stream, doomed: false }
+        stream
     });
     let challenges = || site.deployment.client_host().netstat().unwrap().value(CHALLENGES);
     let challenged = challenges();
-    let doomed = |idle: &[Idle]| idle.iter().filter(|idle| idle.doomed).count();
-    let counts = [false, true].map(|v6| doomed(&remote[usize::from(v6)]));
-    assert!(counts.iter().all(|count| *count >= 100), "{counts:?} of {}", remote[0].len());
-    let owned: usize = own.iter().map(|own| doomed(own)).sum();
-    assert!(owned >= 20, "{owned}");
-
     // Nobody is left who could end them from the other side.
-    site.host(DEAD).unplug().unwrap();
-    let names: Vec<String> =
-        site.xvip.status().unwrap().virtual_servers.into_iter().map(|server| server.name).collect();
-    let told = thread::scope(|scope| {
-        let both = remote.iter_mut().zip(&names).map(|(idle, name)| scope.spawn(|| follow(&site, idle, name)));
-        both.collect::<Vec<_>>().into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
-    });
-    for ((known, last, ends), name) in told.iter().zip(&names) {
-        let after = last.saturating_duration_since(*known);
-        println!(
-            "{name}: {} remote clients were reset within {after:.1?} after the backend was known to be down",
-            ends.len()
-        );
-        assert!(after < TOLD, "{name}: {after:?}");
-        assert!(ends.iter().all(|end| *end == Some(ErrorKind::ConnectionReset)), "{ends:?}");
-    }
-    let mut left = Vec::new();
-    let closed = lb_tests::wait::until("the holder's own", LIMIT, || {
-        let doomed = own.iter_mut().flatten().filter(|idle| idle.doomed);
-        left = doomed.filter_map(|idle| idle.end().is_none().then(|| format!("{:?}", idle.stream))).collect();
-        left.is_empty().then_some(())
-    });
-    closed.unwrap_or_else(|late| panic!("{late}: {left:#?}\n{}", site.xvip.log()));
+    let told = watched(&site, &cgroup, || site.host(DEAD).unplug().unwrap());
+    assert!(told.doomed.iter().all(|(remote, own)| *remote >= 80 && *own >= 3), "{:?}", told.doomed);
+    told.check(|why| *why == RESET, |why| *why == ABORTED);
 
-    let total: u64 = counts.iter().sum::<usize>() as u64;
-    let counted = |status: &lb_userspace::admin::Status| status.connections.reset == total;
+    let total: usize = told.doomed.iter().map(|(remote, _)| remote).sum();
+    let counted = |status: &lb_userspace::admin::Status| status.connections.reset == total as u64;
     site.xvip.wait_for("the resets to be counted", LIMIT, counted).unwrap();
-    for (count, address) in counts.iter().zip(site.deployment.node(DEAD).unwrap().addresses()) {
+    for ((count, _), address) in told.doomed.iter().zip(site.deployment.node(DEAD).unwrap().addresses()) {
         let line = format!("reset {count} connections of backend {}", SocketAddr::new(address, APISERVER_PORT));
         assert!(site.xvip.log().contains(&line), "{line}\n{}", site.xvip.log());
     }
     assert_eq!(challenges(), challenged, "a reset was not exact");
-    // Everybody else goes on, and the data path was not asked for anything.
-    let quiet = Instant::now();
-    while quiet.elapsed() < QUIET {
-        for idle in remote.iter_mut().chain(&mut own).flatten().filter(|idle| !idle.doomed) {
-            assert_eq!(idle.end(), None, "{:?}", idle.stream);
-        }
-    }
-    assert!(direct.into_iter().all(|mut direct| direct.end().is_none()), "what does not go by the VIP is not ours");
+    let waits = |mut stream: &TcpStream| stream.read(&mut [0]).unwrap_err().kind() == ErrorKind::WouldBlock;
+    assert!(direct.iter().all(waits), "what does not go by the VIP is not ours");
     assert_eq!((site.event("backend_down").unwrap(), site.event("rebuilt").unwrap()), (0, 0));
     site.deployment.lab.assert_checksums_clean();
 }
 
 #[test]
-fn a_killed_apiserver_takes_only_its_own_clients_along() {
-    let site = Site::up(Topology::C, "killed", HOLDER).unwrap();
-    let mut remote = [false, true].map(|v6| remote(&site, v6));
-    site.apiserver(DEAD).unwrap().kill();
-    site.wait_for_state(DEAD, State::Down).unwrap();
-    let ended = |idle: &mut Idle| idle.end().is_some();
-    let all = || remote.iter_mut().flatten().filter(|idle| idle.doomed).all(ended).then_some(());
-    lb_tests::wait::until("its clients to be told", LIMIT, all).unwrap();
-    assert!(remote.iter_mut().flatten().filter(|idle| !idle.doomed).all(|idle| idle.end().is_none()));
+fn a_killed_apiserver_takes_only_its_own_watches_along() {
+    let cgroup = Cgroup::new("killed").unwrap();
+    let site = site_with(&cgroup, "killed");
+    let told = watched(&site, &cgroup, || site.apiserver(DEAD).unwrap().kill());
+    // Its host's kernel ends them: with a reset where something was unread.
+    let ended = |why: &Result<(), Failure>| matches!(why, Err(Failure::Closed(_) | Failure::Reset(_)) | Ok(()));
+    told.check(ended, ended);
+}
+
+/// How long clients took to be connected, and the daemon to know, with clients and without.
+#[derive(Debug)]
+struct Detected {
+    busy: Duration,
+    idle: Duration,
+    connected: Duration,
+}
+
+/// A backend dies; clients of one family, which were its own, come at once. Those of the other family stay away.
+fn detected(site: &Site, v6: bool, event: impl FnOnce()) -> Detected {
+    let sources = site.sources(v6, 12).unwrap();
+    let answers = site.map(v6, &sources).unwrap();
+    let own: Vec<IpAddr> = answers.by_source().iter().filter(|(_, name)| **name == DEAD).map(|(ip, _)| *ip).collect();
+    assert!(own.len() >= 2, "{answers}");
+    let vip = Topology::C.endpoint(v6);
+    let downs = Downs::until_now(site);
+    let lost = Instant::now();
+    event();
+    let (connected, known) = thread::scope(|scope| {
+        let connect = |source: IpAddr| {
+            let socket = Socket::new(Domain::for_address(vip), Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+            let outcome = socket.connect_timeout(&vip.into(), LIMIT);
+            outcome.unwrap_or_else(|error| panic!("{source} after {:?}: {error}", lost.elapsed()));
+        };
+        let all = move || {
+            thread::scope(|scope| own.iter().for_each(|source| drop(scope.spawn(move || connect(*source)))));
+        };
+        let all = scope.spawn(move || site.deployment.client_host().enter(all).map(|()| lost.elapsed()).unwrap());
+        let known = downs.next();
+        (all.join().unwrap(), known)
+    });
+    let [idle, busy] = if v6 { known } else { [known[1], known[0]] }.map(|known| known - lost);
+    Detected { busy, idle, connected }
+}
+
+/// The other family's clients stay away, so its checks tell what detection takes without news.
+#[test]
+fn clients_that_get_no_answer_shorten_detection_and_are_taken_elsewhere() {
+    let interval = Duration::from_secs(2);
+    let site = Site::up_with(Topology::C, "passive", HOLDER, |text| text.replace("\"500ms\"", "\"2s\"")).unwrap();
+    let unplugged = detected(&site, false, || site.host(DEAD).unplug().unwrap());
+    println!("unplugged: {unplugged:.2?}");
+    site.host(DEAD).plug().unwrap();
+    site.wait_for_state(DEAD, State::Up).unwrap();
+    assert!(site.event("unanswered").unwrap() >= 1 && site.xvip.status().unwrap().counters.drops["refused"] == 0);
+    let killed = detected(&site, true, || site.apiserver(DEAD).unwrap().kill());
+    println!("killed: {killed:.2?}");
+    assert!(site.xvip.status().unwrap().counters.drops["refused"] >= 1);
+    assert!(site.event("retried").unwrap() >= 1);
+    for (what, limit, Detected { busy, idle, connected }) in
+        [("unplugged", 1.0 + 0.6 * f64::from(FALL), unplugged), ("killed", 0.2 * f64::from(FALL), killed)]
+    {
+        let limit = Duration::from_secs_f64(limit) + TOLD;
+        assert!(busy < limit, "{what}: {busy:?} of {limit:?}");
+        assert!(idle > interval * (FALL - 1) && busy < idle, "{what}: {busy:?} and {idle:?} without news");
+        assert!(connected < LIMIT, "{what}: {connected:?}");
+    }
 }
 
 #[test]
@@ -209,7 +342,7 @@ fn connections_are_kept_over_a_loss_of_their_backend_if_asked_for() {
     assert!(theirs >= 1, "{answers}");
     let away = || {
         let streams = || site.apiserver(DEAD).unwrap().log().matches("/echo").count();
-        lb_tests::wait::until("the streams to have begun", LIMIT, || (streams() == theirs).then_some(()))?;
+        wait::until("the streams to have begun", LIMIT, || (streams() == theirs).then_some(()))?;
         site.host(DEAD).unplug()?;
         site.wait_for_state(DEAD, State::Down)?;
         let elsewhere = site.map(false, &sources)?;

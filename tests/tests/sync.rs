@@ -1,7 +1,6 @@
 //! Connections that both appliances know: what a failover leaves of them. Needs root.
 
 use std::{
-    fs,
     io::{ErrorKind, Read as _},
     net::{IpAddr, SocketAddr, TcpStream},
     thread,
@@ -10,8 +9,8 @@ use std::{
 
 use lb_tests::{
     client::{EchoReport, Failure},
-    site::{Site, quick},
-    topology::{Deployment, Topology},
+    pair::{A, B, LIMIT, NODES, Pair, Setup},
+    topology::Topology,
     wait,
     xvip::Xvip,
 };
@@ -21,59 +20,13 @@ use lb_userspace::{
 };
 use socket2::{Domain, Socket, Type};
 
-const A: &str = "ha-lb-a";
-const B: &str = "ha-lb-b";
 /// Gone while the streams begin: so their connections are not where hashing would put them after it is back.
 const ABSENT: &str = "master-2";
 const STREAMS: u32 = 30;
-const LIMIT: Duration = Duration::from_secs(20);
 /// What a stream waits at most for one answer: the takeover, and a retransmission or two.
 const LONGEST: Duration = Duration::from_secs(4);
 
-fn configuration(deployment: &Deployment, node: &str) -> String {
-    let (priority, own, other) = if node == A { (100, "10", "20") } else { (98, "20", "10") };
-    let key = deployment.host(node).unwrap().directory().join("sync.key");
-    fs::write(&key, "5a".repeat(32)).unwrap();
-    let section = |vrid, vip: &str| {
-        format!(
-            "\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\npriority = {priority}\naddresses = [\"{vip}\"]\n\
-             sync_group = \"both\"\n"
-        )
-    };
-    quick(&deployment.xvip_config(node).unwrap())
-        + &section(51, "192.168.2.100")
-        + &section(52, "fd00:2::100")
-        + &format!(
-            "\n[sync]\nlisten = \"192.168.2.{own}:9096\"\npeers = [\"192.168.2.{other}:9096\"]\nkey_file = {key:?}\n"
-        )
-}
-
-fn wait_for(xvip: &Xvip, role: Role) {
-    let all = |status: &Status| status.vrrp.len() == 2 && status.vrrp.iter().all(|instance| instance.state == role);
-    xvip.wait_for(&format!("it to be {role:?}"), LIMIT, all).unwrap();
-}
-
-fn wait_for_backend(xvip: &Xvip, name: &str, state: State) {
-    let backends =
-        |status: &Status| status.virtual_servers.iter().flat_map(|server| server.backends.clone()).collect::<Vec<_>>();
-    let all = |status: &Status| backends(status).iter().all(|backend| backend.name != name || backend.state == state);
-    xvip.wait_for(&format!("{name} to be {state:?}"), LIMIT, all).unwrap();
-}
-
-/// Both nodes, which hear each other; the VIPs are at A.
-fn pair(name: &str) -> (Site, Xvip) {
-    let deployment = Topology::C.build(name).unwrap();
-    let text = configuration(&deployment, A);
-    let site = Site::of(deployment, A, &text).unwrap();
-    let b = Xvip::start_with(&site.deployment, B, &configuration(&site.deployment, B)).unwrap();
-    wait_for(&site.xvip, Role::Master);
-    wait_for(&b, Role::Backup);
-    for xvip in [&site.xvip, &b] {
-        let connected = |status: &Status| status.sync.as_ref().is_some_and(|sync| sync.peers[0].connected);
-        xvip.wait_for("the peer to be there", LIMIT, connected).unwrap();
-    }
-    (site, b)
-}
+const SETUP: Setup = Setup { instance: |_| "sync_group = \"both\"\n".to_owned(), dataplane: "", synced: true };
 
 fn wait_for_taken(xvip: &Xvip, connections: u32) {
     let all = |status: &Status| status.sync.as_ref().is_some_and(|sync| sync.taken >= u64::from(connections));
@@ -81,32 +34,32 @@ fn wait_for_taken(xvip: &Xvip, connections: u32) {
 }
 
 /// Streams of both families, opened while a backend is away; then it returns, and `faults` come with the VIPs at A.
-fn survive(name: &str, faults: impl Fn(&Site, &Xvip) + Sync) {
-    let (site, b) = pair(name);
-    site.host(ABSENT).unplug().unwrap();
-    wait_for_backend(&site.xvip, ABSENT, State::Down);
-    wait_for_backend(&b, ABSENT, State::Down);
+fn survive(name: &str, faults: impl Fn(&Pair) + Sync) {
+    let pair = Pair::up(name, SETUP).unwrap();
+    pair.host(ABSENT).unplug().unwrap();
+    NODES.iter().for_each(|node| pair.wait_for_backend(node, ABSENT, State::Down).unwrap());
 
     let scene = || {
-        wait_for_taken(&b, 2 * STREAMS);
-        site.host(ABSENT).plug()?;
-        wait_for_backend(&site.xvip, ABSENT, State::Up);
-        wait_for_backend(&b, ABSENT, State::Up);
-        faults(&site, &b);
+        wait_for_taken(pair.xvip(B), 2 * STREAMS);
+        pair.host(ABSENT).plug()?;
+        NODES.iter().for_each(|node| pair.wait_for_backend(node, ABSENT, State::Up).unwrap());
+        faults(&pair);
         anyhow::Ok(())
     };
-    let sources = |v6| site.sources(v6, STREAMS).unwrap();
+    let sources = |v6| pair.deployment.sources(v6, STREAMS).unwrap();
     let (four, six) = thread::scope(|scope| {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let six =
-            scope.spawn(|| site.echo_during(true, &sources(true), move || Ok(stopped.recv().is_err())).unwrap().1);
-        let ((), four) = site.echo_during(false, &sources(false), scene).unwrap();
+        let six = scope.spawn(|| {
+            let stopped = move || Ok(stopped.recv().is_err());
+            pair.deployment.echo_during(true, &sources(true), stopped).unwrap().1
+        });
+        let ((), four) = pair.deployment.echo_during(false, &sources(false), scene).unwrap();
         drop(stop);
         (four, six.join().unwrap())
     });
-    assert_whole(&four, &b);
-    assert_whole(&six, &b);
-    site.deployment.lab.assert_checksums_clean();
+    assert_whole(&four, pair.xvip(B));
+    assert_whole(&six, pair.xvip(B));
+    pair.deployment.lab.assert_checksums_clean();
 }
 
 fn assert_whole(streams: &[Result<EchoReport, Failure>], xvip: &Xvip) {
@@ -139,33 +92,34 @@ fn let_run() {
 
 #[test]
 fn streams_outlive_the_loss_of_the_master_and_its_return() {
-    survive("loss", |site, b| {
-        site.host(A).unplug().unwrap();
-        wait_for(b, Role::Master);
+    survive("loss", |pair| {
+        pair.host(A).unplug().unwrap();
+        pair.wait_for(B, Role::Master).unwrap();
         let_run();
-        assert_carries_all(b);
-        site.host(A).plug().unwrap();
-        wait_for(&site.xvip, Role::Master);
+        assert_carries_all(pair.xvip(B));
+        pair.host(A).plug().unwrap();
+        pair.wait_for(A, Role::Master).unwrap();
         let_run();
-        assert_carries_all(&site.xvip);
+        assert_carries_all(pair.xvip(A));
     });
 }
 
 #[test]
 fn streams_outlive_a_killed_master() {
-    survive("killed", |site, b| {
-        site.xvip.process().kill();
-        wait_for(b, Role::Master);
+    survive("killed", |pair| {
+        pair.xvip(A).process().kill();
+        pair.wait_for(B, Role::Master).unwrap();
         let_run();
-        assert_carries_all(b);
+        assert_carries_all(pair.xvip(B));
     });
 }
 
 #[test]
 fn idle_clients_of_a_backend_that_the_new_master_does_not_reach_are_told() {
-    let (site, b) = pair("unreached");
-    let sources = site.sources(false, STREAMS).unwrap();
-    let answers = site.map(false, &sources).unwrap();
+    let pair = Pair::up("unreached", SETUP).unwrap();
+    let (deployment, b) = (&pair.deployment, pair.xvip(B));
+    let sources = deployment.sources(false, STREAMS).unwrap();
+    let answers = deployment.map(false, &sources).unwrap();
     let before = b.status().unwrap().sync.map_or(0, |sync| sync.taken);
     let open = |source: &IpAddr| {
         let vip = Topology::C.endpoint(false);
@@ -175,16 +129,16 @@ fn idle_clients_of_a_backend_that_the_new_master_does_not_reach_are_told() {
         socket.set_nonblocking(true).unwrap();
         (TcpStream::from(socket), answers.by_source()[source] == ABSENT)
     };
-    let clients = site.deployment.client_host().enter(|| sources.iter().map(open).collect::<Vec<_>>()).unwrap();
+    let clients = deployment.client_host().enter(|| sources.iter().map(open).collect::<Vec<_>>()).unwrap();
     assert!(clients.iter().filter(|(_, doomed)| *doomed).count() >= 3);
-    wait_for_taken(&b, before as u32 + STREAMS);
+    wait_for_taken(b, before as u32 + STREAMS);
 
-    let [absent, _] = site.deployment.node(ABSENT).unwrap().addresses();
-    site.host(B).exec(&["ip", "route", "add", "unreachable", &absent.to_string()]).unwrap();
+    let [absent, _] = deployment.node(ABSENT).unwrap().addresses();
+    pair.host(B).exec(&["ip", "route", "add", "unreachable", &absent.to_string()]).unwrap();
     let down = |status: &Status| status.virtual_servers[0].backends.iter().any(|backend| backend.state == State::Down);
     b.wait_for("B to miss it", LIMIT, down).unwrap();
-    site.host(A).unplug().unwrap();
-    wait_for(&b, Role::Master);
+    pair.host(A).unplug().unwrap();
+    pair.wait_for(B, Role::Master).unwrap();
     let end = |stream: &TcpStream| (&*stream).read(&mut [0; 1]).map_err(|error| error.kind());
     let mut waiting: Vec<&TcpStream> = clients.iter().filter(|(_, doomed)| *doomed).map(|(stream, _)| stream).collect();
     let told = || {

@@ -1,19 +1,17 @@
 //! VIPs at the MAC address of their virtual router: hosts and switches that believe no announcement follow them from node to node. Needs root.
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::Path,
     process::Command,
-    time::Duration,
 };
 
 use lb_tests::{
-    apiserver::Apiserver,
     client::{self, Load, Report},
     lab::Host,
+    pair::{A, B, LIMIT, Pair, Setup},
     peer::Keepalived,
-    site::{Site, quick},
+    site::Site,
     topology::{Deployment, Topology},
     traces::Traces,
     wait,
@@ -22,86 +20,28 @@ use lb_tests::{
 use lb_userspace::admin::{Status, vrrp::State};
 use nix::sys::signal::Signal;
 
-const A: &str = "ha-lb-a";
-const B: &str = "ha-lb-b";
-const LIMIT: Duration = Duration::from_secs(20);
 /// The VIPs of deployment C with the MAC addresses of virtual routers 51 and 52 (RFC 9568 §7.3).
 const VIPS: [(&str, &str); 2] = [("192.168.2.100", "00:00:5e:00:01:33"), ("fd00:2::100", "00:00:5e:00:02:34")];
 
-fn sections(priority: u8, more: &str) -> String {
-    let section = |vrid, vip| {
-        format!(
-            "\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\npriority = {priority}\naddresses = [\"{vip}\"]\n{more}"
-        )
-    };
-    section(51, VIPS[0].0) + &section(52, VIPS[1].0)
+const SETUP: Setup = Setup { instance: |_| "virtual_mac = true\n".to_owned(), dataplane: "", synced: false };
+
+fn of(name: &str) -> Pair {
+    Pair::of(Topology::C.build(name).unwrap(), SETUP).unwrap()
 }
 
-/// Both appliances of deployment C.
-struct Pair {
-    daemons: BTreeMap<&'static str, Xvip>,
-    _apiservers: Vec<Apiserver>,
-    deployment: Deployment,
+/// Sends from all hosts to the VIPs go to these MACs from now on, whatever anybody says.
+fn make_stubborn(pair: &Pair) {
+    for host in pair.deployment.lab.hosts() {
+        for (vip, mac) in VIPS.iter().filter(|_| ![A, B].contains(&host.name())) {
+            host.ip(&format!("neighbour replace {vip} lladdr {mac} dev eth0 nud permanent")).unwrap();
+        }
+    }
 }
 
-impl Pair {
-    /// The VIPs are at A when this returns.
-    fn up(name: &str) -> Self {
-        let deployment = Topology::C.build(name).unwrap();
-        let apiservers = deployment.start_apiservers().unwrap();
-        let mut pair = Self { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
-        pair.start(A, "virtual_mac = true\n");
-        pair.start(B, "virtual_mac = true\n");
-        pair.wait_for(A, State::Master);
-        pair.wait_for(B, State::Backup);
-        pair
-    }
-
-    fn start(&mut self, node: &'static str, more: &str) {
-        let priority = if node == A { 100 } else { 98 };
-        let configuration = quick(&self.deployment.xvip_config(node).unwrap()) + &sections(priority, more);
-        self.daemons.insert(node, Xvip::start_with(&self.deployment, node, &configuration).unwrap());
-    }
-
-    fn wait_for(&self, node: &str, state: State) {
-        let all = |status: &Status| status.vrrp.iter().all(|instance| instance.state == state);
-        self.daemons[node].wait_for(&format!("{node} to be {state:?}"), LIMIT, all).unwrap();
-    }
-
-    fn host(&self, node: &str) -> &Host {
-        self.deployment.host(node).unwrap()
-    }
-
-    fn load(&self, v6: bool) -> Report {
-        let client = self.deployment.client(Topology::C.endpoint(v6)).unwrap();
-        self.deployment.client_host().run(|| client::run(&client, Load::sequential(10))).unwrap()
-    }
-
-    fn assert_serves(&self) {
-        for v6 in [false, true] {
-            let report = self.load(v6);
-            assert_eq!(report.good(), 10, "IPv6: {v6}: {report}");
-        }
-    }
-
-    /// Sends from all hosts to the VIPs go to these MACs from now on, whatever anybody says.
-    fn make_stubborn(&self) {
-        for host in self.deployment.lab.hosts() {
-            for (vip, mac) in VIPS.iter().filter(|_| ![A, B].contains(&host.name())) {
-                host.ip(&format!("neighbour replace {vip} lladdr {mac} dev eth0 nud permanent")).unwrap();
-            }
-        }
-    }
-
-    /// Whether the switch sends what goes to the virtual MACs to this node.
-    fn learned(&self, node: &str) -> bool {
-        let all = self.host(node).learned().unwrap();
-        VIPS.iter().all(|(_, mac)| all.contains(&(*mac).to_owned()))
-    }
-
-    fn has(&self, node: &str, vip: &str) -> bool {
-        self.host(node).addresses().unwrap().contains(&vip.parse().unwrap())
-    }
+/// Whether the switch sends what goes to the virtual MACs to this node.
+fn learned(pair: &Pair, node: &str) -> bool {
+    let all = pair.host(node).learned().unwrap();
+    VIPS.iter().all(|(_, mac)| all.contains(&(*mac).to_owned()))
 }
 
 /// What a host has in its cache about a VIP.
@@ -142,8 +82,8 @@ fn dissect(file: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
 
 #[test]
 fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() {
-    let mut pair = Pair::up("vmac");
-    let client = pair.deployment.client_host();
+    let mut pair = Pair::up("vmac", SETUP).unwrap();
+    let client = &pair.deployment.client_host().clone();
     let capture = client.capture("said.pcap", is_of_interest).unwrap();
     pair.assert_serves();
     for (vip, mac) in VIPS {
@@ -157,9 +97,9 @@ fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() 
     }
     let link = pair.host(A).exec(&["ip", "-o", "link", "show", "dev", "eth0"]).unwrap();
     let own = link.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next()).unwrap();
-    let first = pair.daemons.remove(A).unwrap();
+    let first = pair.take(A).unwrap();
     first.stop().unwrap();
-    pair.wait_for(B, State::Master);
+    pair.wait_for(B, State::Master).unwrap();
     for (vip, mac) in VIPS {
         wait::until("B's answer", LIMIT, || client.ping(vip.parse().unwrap()).ok()).unwrap();
         assert_eq!(known(client, vip), mac);
@@ -191,33 +131,33 @@ fn who_asks_is_told_the_virtual_mac_and_every_frame_for_the_vip_comes_from_it() 
 
 #[test]
 fn hosts_that_ignore_announcements_follow_by_the_switch() {
-    let mut pair = Pair::up("stubborn");
-    pair.make_stubborn();
+    let mut pair = Pair::up("stubborn", SETUP).unwrap();
+    make_stubborn(&pair);
     pair.assert_serves();
-    assert!(pair.learned(A) && !pair.learned(B));
+    assert!(learned(&pair, A) && !learned(&pair, B));
 
     // Power off: nobody says a word, and what B says is not believed.
     pair.host(A).unplug().unwrap();
-    pair.wait_for(B, State::Master);
+    pair.wait_for(B, State::Master).unwrap();
     pair.assert_serves();
-    assert!(pair.learned(B) && !pair.learned(A));
+    assert!(learned(&pair, B) && !learned(&pair, A));
     for (vip, mac) in VIPS {
         assert_eq!(known(pair.deployment.client_host(), vip), mac);
         assert!(pair.deployment.client_host().ping(vip.parse().unwrap()).is_ok());
     }
     // Both are masters for a moment when the network heals.
     pair.host(A).plug().unwrap();
-    pair.wait_for(B, State::Backup);
-    pair.wait_for(A, State::Master);
-    wait::until("the switch to know", LIMIT, || (pair.learned(A) && !pair.learned(B)).then_some(())).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    wait::until("the switch to know", LIMIT, || (learned(&pair, A) && !learned(&pair, B)).then_some(())).unwrap();
     pair.assert_serves();
 
     // An orderly stop: the farewell must not draw the MAC back.
-    let first = pair.daemons.remove(A).unwrap();
+    let first = pair.take(A).unwrap();
     first.stop().unwrap();
-    pair.wait_for(B, State::Master);
+    pair.wait_for(B, State::Master).unwrap();
     pair.assert_serves();
-    assert!(pair.learned(B));
+    assert!(learned(&pair, B));
     pair.deployment.lab.assert_checksums_clean();
 }
 
@@ -228,51 +168,50 @@ fn traces(pair: &Pair, node: &str) -> Traces {
 
 #[test]
 fn nothing_is_left_behind() {
-    let deployment = Topology::C.build("vmacleft").unwrap();
-    let apiservers = deployment.start_apiservers().unwrap();
-    let mut pair = Pair { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
+    let mut pair = of("vmacleft");
     // A killed daemon cannot put it back, and the next one takes it for the administrator's.
     for family in ["ipv4", "ipv6"] {
         pair.host(A).sysctl(&format!("net/{family}/conf/eth0/forwarding"), "1").unwrap();
     }
     let before = traces(&pair, A);
-    pair.start(A, "virtual_mac = true\n");
-    pair.wait_for(A, State::Master);
-    pair.start(B, "virtual_mac = true\n");
-    pair.wait_for(B, State::Backup);
+    pair.start(A).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    pair.start(B).unwrap();
+    pair.wait_for(B, State::Backup).unwrap();
     assert_eq!(listens(pair.host(A)).len(), 2);
     assert_eq!(listens(pair.host(B)), [""; 0], "it has never been master");
 
     // Killed: what came to the virtual MAC is carried on, until another node is there.
-    pair.daemons.remove(A).unwrap().process().kill();
+    pair.take(A).unwrap().process().kill();
     assert_eq!(listens(pair.host(A)).len(), 2);
-    pair.wait_for(B, State::Master);
-    assert!(pair.has(A, VIPS[0].0));
+    pair.wait_for(B, State::Master).unwrap();
+    assert!(pair.has(A, VIPS[0].0).unwrap());
     pair.assert_serves();
 
     // The next one, that is not to have a virtual MAC.
-    pair.start(A, "");
-    pair.wait_for(A, State::Master);
+    let without = pair.configuration(A).unwrap().replace("virtual_mac = true\n", "");
+    pair.start_as(A, &without).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
     assert_eq!(listens(pair.host(A)), [""; 0]);
-    let first = pair.daemons.remove(A).unwrap();
+    let first = pair.take(A).unwrap();
     assert!(first.stop().unwrap().success());
     assert_eq!(traces(&pair, A).since(&before), [""; 0]);
 
     // The next one, that is.
-    pair.start(A, "virtual_mac = true\n");
-    pair.wait_for(A, State::Master);
-    pair.daemons.remove(A).unwrap().process().kill();
-    pair.start(A, "virtual_mac = true\n");
-    pair.wait_for(A, State::Master);
+    pair.start(A).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    pair.take(A).unwrap().process().kill();
+    pair.start(A).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
     pair.assert_serves();
-    let first = pair.daemons.remove(A).unwrap();
+    let first = pair.take(A).unwrap();
     assert!(first.stop().unwrap().success());
     assert_eq!(traces(&pair, A).since(&before), [""; 0]);
 }
 
 #[test]
 fn one_that_somebody_takes_off_is_put_back() {
-    let pair = Pair::up("vmacoff");
+    let pair = Pair::up("vmacoff", SETUP).unwrap();
     for (_, mac) in VIPS {
         pair.host(A).exec(&["bridge", "fdb", "del", mac, "dev", "eth0", "self"]).unwrap();
     }
@@ -311,9 +250,7 @@ fn a_stacked_master_reaches_its_own_apiserver() {
 /// A bridge keeps the addresses that it takes frames for among those that it has learned, and has no native XDP.
 #[test]
 fn a_bridge_listens_too() {
-    let deployment = Topology::C.build("vmacbr").unwrap();
-    let apiservers = deployment.start_apiservers().unwrap();
-    let mut pair = Pair { daemons: BTreeMap::new(), _apiservers: apiservers, deployment };
+    let mut pair = of("vmacbr");
     let host = pair.host(A);
     for line in ["link add br0 type bridge", "address flush dev eth0", "link set eth0 master br0", "link set br0 up"] {
         host.ip(line).unwrap();
@@ -321,11 +258,10 @@ fn a_bridge_listens_too() {
     for network in pair.deployment.node(A).unwrap().networks() {
         host.add_address("br0", network).unwrap();
     }
-    let configuration = quick(&pair.deployment.xvip_config(A).unwrap()) + &sections(100, "virtual_mac = true\n");
-    let xvip = Xvip::start_with(&pair.deployment, A, &configuration.replace("eth0", "br0")).unwrap();
-    pair.daemons.insert(A, xvip);
-    pair.wait_for(A, State::Master);
-    pair.make_stubborn();
+    let configuration = pair.configuration(A).unwrap();
+    pair.start_as(A, &configuration.replace("eth0", "br0")).unwrap();
+    pair.wait_for(A, State::Master).unwrap();
+    make_stubborn(&pair);
     pair.assert_serves();
     for (vip, _) in VIPS {
         assert!(pair.deployment.client_host().ping(vip.parse().unwrap()).is_ok());
@@ -340,11 +276,7 @@ fn a_bridge_listens_too() {
 /// keepalived makes an interface for the virtual MAC, xvip none; for everybody else it is one router.
 #[test]
 fn keepalived_with_use_vmac_and_xvip_share_one_mac() {
-    let mut pair = {
-        let deployment = Topology::C.build("vmacpeer").unwrap();
-        let apiservers = deployment.start_apiservers().unwrap();
-        Pair { daemons: BTreeMap::new(), _apiservers: apiservers, deployment }
-    };
+    let mut pair = of("vmacpeer");
     let instance = |vrid: u8, vip: &str| {
         format!(
             "vrrp_instance VI_{vrid} {{\n state BACKUP\n interface eth0\n virtual_router_id {vrid}\n priority 99\n advert_int 0.2\n use_vmac vrrp.{vrid}\n \
@@ -365,7 +297,7 @@ fn keepalived_with_use_vmac_and_xvip_share_one_mac() {
         answered(B, vip);
     }
     let configuration =
-        quick(&pair.deployment.xvip_config(A).unwrap()) + &sections(100, "interval = \"200ms\"\nvirtual_mac = true\n");
+        (pair.configuration(A).unwrap()).replace("virtual_mac = true\n", "interval = \"200ms\"\nvirtual_mac = true\n");
     let xvip = Xvip::start_with(&pair.deployment, A, &configuration).unwrap();
     VIPS.iter().for_each(|(vip, _)| answered(A, vip));
     xvip.wait_for("the VIPs", LIMIT, |status| status.vrrp.iter().all(|instance| instance.state == State::Master))

@@ -27,6 +27,24 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// What long-lived streams notice of restarts, upgrades, reloads and failovers; about ten minutes
+    Continuity {
+        /// Passed on to the benchmark; `--json` prints one object a line, `-- --help` tells the rest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Time and memory that it takes to go on with a million connections of a daemon that was killed; some minutes
+    Adoption {
+        /// Passed on to the benchmark; `--json` prints one object a line
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// How far a peer is behind while connections are made, and what telling it costs
+    Sync {
+        /// Passed on to the benchmark; `--json` prints one object a line, `-- --help` tells the rest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 pub(crate) fn run(arguments: &Bench) -> Result<()> {
@@ -37,13 +55,19 @@ pub(crate) fn run(arguments: &Bench) -> Result<()> {
             build::release(&["--package", "lb-tests", "--bin", "lab-bench"])?;
             ("datapath", rest)
         }
-        Bench::Failover { rest } => {
-            setup::ensure(&[Need::Compile, Need::Lab, Need::Peers])?;
-            build::release(&["--package", "lb-userspace"])?;
-            build::release(&["--package", "lb-tests", "--bin", "lab-bench", "--bin", "lab-apiserver"])?;
-            ("failover", rest)
-        }
+        Bench::Adoption { rest } => (daemons(&[Need::Compile, Need::Lab], "adoption")?, rest),
+        Bench::Sync { rest } => (daemons(&[Need::Compile, Need::Lab], "sync")?, rest),
+        Bench::Continuity { rest } => (daemons(&[Need::Compile, Need::Lab], "continuity")?, rest),
+        Bench::Failover { rest } => (daemons(&[Need::Compile, Need::Lab, Need::Peers], "failover")?, rest),
     };
     let arguments: Vec<String> = iter::once(what.to_owned()).chain(rest.iter().cloned()).collect();
     run_lab("lab-bench", &arguments)
+}
+
+/// Builds what a measurement of whole daemons takes.
+fn daemons(needs: &[Need], what: &'static str) -> Result<&'static str> {
+    setup::ensure(needs)?;
+    build::release(&["--package", "lb-userspace"])?;
+    build::release(&["--package", "lb-tests", "--bin", "lab-bench", "--bin", "lab-apiserver"])?;
+    Ok(what)
 }

@@ -35,6 +35,14 @@ pub(crate) fn target_dir() -> PathBuf {
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root_dir()).env("PATH", path());
+    // `cargo run` describes xtask to its child. Build scripts that look at these variables, as ring's does, would be run again by
+    // each cargo that comes with other ones, and with them all that stands on them.
+    for (name, _) in env::vars_os() {
+        let described = name.to_string_lossy();
+        if described.starts_with("CARGO_PKG_") || described.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

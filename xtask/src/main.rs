@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod chaos;
 mod clean;
 mod demo;
 mod exec;
+mod frames;
 mod fuzz;
 mod setup;
 mod test;
@@ -38,6 +40,12 @@ enum Verb {
     /// Measure the data plane, or failovers
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Play faults on a pair of appliances under traffic, as a seed has them, and judge what became of it
+    Chaos(chaos::Chaos),
+    /// Run the fuzz targets for as long as one likes
+    Fuzz(fuzz::Fuzz),
+    /// Run millions of random frames through the kernel's programs and compare; minutes
+    Frames(frames::Frames),
     /// Load every program and run the packet table on older kernels, in virtual machines
     VmTest(vm_test::VmTest),
 }
@@ -58,6 +66,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments)?,
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments)?,
+        Verb::Chaos(arguments) => chaos::run(&arguments)?,
+        Verb::Frames(arguments) => frames::run(&arguments)?,
+        Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
         Verb::VmTest(arguments) => {
             setup::ensure(&[setup::Need::Compile, setup::Need::Vm])?;
             vm_test::run(&arguments)?;

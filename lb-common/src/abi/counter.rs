@@ -78,6 +78,12 @@ counters! {
     Circling = "circling",
     /// Packets of sources that the virtual server's lists deny, dropped.
     Denied = "denied",
+    /// SYNs that a client had to repeat because its backend did not answer.
+    Unanswered = "unanswered",
+    /// Resets by which backends refused connections, dropped where another backend takes them: the client's next SYN goes there.
+    Refused = "refused",
+    /// Repeated SYNs given to another backend than the one that refused them or did not answer.
+    Retried = "retried",
 }
 
 impl Counter {

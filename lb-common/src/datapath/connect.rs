@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use super::{Draft, Family, Refused, Stop, fence};
+use super::{Draft, Family, Refused, Stop, fence, passive};
 use crate::{
     abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
     address::Address,
@@ -43,7 +43,9 @@ where
         reply.start(arrives, key, kept.opposite(), *chosen, phase, arrival.now);
         reserve(tables, key, arrives, reply).map_err(Stop::drop)?;
         // Read back rather than remembered: the verifier followed the search above for each case, and forgets them here.
+        let sent = if forward.is_unanswered() { forward.packets() } else { 0 };
         forward.start(key, arrives, reply.role.opposite(), reply.backend(), reply.phase(), arrival.now);
+        forward.count_from(sent);
     }
     tables.count(if forward.is_half_open() { Counter::Connected } else { Counter::Rebuilt });
     tables.connected(forward.backend());
@@ -57,7 +59,7 @@ where
     A: Address,
     T: Family<A>,
 {
-    let Draft { arrival, arrives, sender, chosen, kept, .. } = draft;
+    let Draft { arrival, half, arrives, sender, chosen, kept, .. } = draft;
     let key = &arrival.segment.key;
     let asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
     let Some(service) = tables.service(&asked) else {
@@ -75,7 +77,8 @@ where
         return Err(Stop::drop(Counter::Denied));
     }
     if turns == 0 {
-        *chosen = tables.slot(service, maglev::slot(source_hash(&key.source))).unwrap_or(BackendId::NONE);
+        let wanted = tables.slot(service, maglev::slot(source_hash(&key.source))).unwrap_or(BackendId::NONE);
+        *chosen = passive::choose(tables, service, arrival, half, wanted);
     }
     let resets = arrival.segment.flags.any(Flags::RST);
     let none = if resets { Stop::drop(Counter::Stray) } else { Stop::reset(Counter::NoBackend) };

@@ -15,6 +15,7 @@ mod direct;
 mod fence;
 mod icmp;
 pub mod local;
+mod passive;
 mod renew;
 mod reset;
 mod send;
@@ -25,6 +26,7 @@ use core::ops::DerefMut;
 pub use direct::turned;
 pub use fence::overdue;
 pub use icmp::icmp;
+pub use passive::another;
 pub use virtual_mac::accepts;
 
 use crate::{
@@ -93,6 +95,13 @@ pub trait Tables {
     fn fence(&self) -> Fence;
     /// The lease of a VIP, IPv4 as `::ffff:a.b.c.d`.
     fn lease(&self, vip: &[u8; 16]) -> Option<Lease>;
+    /// Tells the daemon that a backend has left a SYN unanswered or refused it, unless it was told so a moment ago.
+    fn suspect(&self, id: BackendId, now: u64);
+    /// See [`another`]; [`BackendId::NONE`] if there is none.
+    #[inline(always)]
+    fn another(&self, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
+        another(self, service, than, seed)
+    }
     /// Nanoseconds of `CLOCK_BOOTTIME`. Dear: for the few packets that depend on a lease.
     fn uptime(&self) -> u64;
 
@@ -377,13 +386,20 @@ where
     T: Family<A>,
 {
     let Draft { arrival, half, sender, .. } = &mut *draft;
-    match tables.flow(&arrival.segment.key).filter(|flow| !restarts(tables, &arrival.segment, *sender, flow)) {
+    let known = tables.flow(&arrival.segment.key);
+    // The entry may be given to another connection by any insertion: from then on, a copy. A SYN finds there what became of the one before.
+    match known {
+        Some(flow) => shared::copy(flow, half),
+        None => half.set_phase(Phase::Closed),
+    }
+    match known.filter(|flow| !restarts(tables, &arrival.segment, *sender, flow)) {
         Some(flow) => {
             if !flow.role.is_turned() {
                 fence::carries(tables, arrival)?;
             }
-            // The entry may be given to another connection by any insertion: from here on, a copy.
-            shared::copy(flow, half);
+            if passive::is_withheld(tables, &arrival.segment, flow, arrival.now) {
+                return Err(Stop::drop(Counter::Refused));
+            }
             if current(flow, arrival) {
                 note(tables, flow, arrival);
                 return Ok(Next::Send);
@@ -450,27 +466,45 @@ where
     tables.traffic(flow.backend(), flow.sender(), arrival.bytes);
 }
 
-/// Turns a segment that a backend on this host sends to a client back into one from the VIP; `true` if it was one.
+/// What became of a frame on its way out of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// It goes as it was, or as it could be rewritten.
+    Goes,
+    /// It says that the host has the VIP, or comes from the VIP now.
+    Turned,
+    /// It is to be dropped.
+    Withheld,
+}
+
+impl From<bool> for Leaving {
+    #[inline(always)]
+    fn from(turned: bool) -> Self {
+        if turned { Self::Turned } else { Self::Goes }
+    }
+}
+
+/// Turns a segment that a backend on this host sends to a client back into one from the VIP.
 #[inline(always)]
-pub fn egress<F, T>(frame: &mut F, tables: &T, now: u64) -> bool
+pub fn egress<F, T>(frame: &mut F, tables: &T, now: u64) -> Leaving
 where
     F: Outgoing + ?Sized,
     T: Family<V4> + Family<V6>,
 {
     let (Some(settings), Ok(link)) = (tables.settings(), wire::link(frame)) else {
-        return false;
+        return Leaving::Goes;
     };
     match link.ether_type {
         wire::IPV4 => turn_back::<V4, _, _>(frame, tables, settings, link, now),
-        wire::IPV6 if virtual_mac::is_icmp(frame, link.at) => virtual_mac::neighbour(frame, tables, link.at),
+        wire::IPV6 if virtual_mac::is_icmp(frame, link.at) => virtual_mac::neighbour(frame, tables, link.at).into(),
         wire::IPV6 => turn_back::<V6, _, _>(frame, tables, settings, link, now),
-        wire::ARP => virtual_mac::arp(frame, tables, link.at),
-        _ => false,
+        wire::ARP => virtual_mac::arp(frame, tables, link.at).into(),
+        _ => Leaving::Goes,
     }
 }
 
 #[inline(always)]
-fn turn_back<A, F, T>(frame: &mut F, tables: &T, settings: &Settings, link: Link, now: u64) -> bool
+fn turn_back<A, F, T>(frame: &mut F, tables: &T, settings: &Settings, link: Link, now: u64) -> Leaving
 where
     A: Address,
     F: Outgoing + ?Sized,
@@ -478,18 +512,22 @@ where
 {
     match frame.get::<A::Header>(link.at) {
         Ok(header) if settings.locals.may_hold(A::source(header)) => {}
-        _ => return false,
+        _ => return Leaving::Goes,
     }
     let Ok(segment) = wire::segment::<A, F>(frame, link.at) else {
-        return false;
+        return Leaving::Goes;
     };
     match tables.flow(&segment.key) {
         Some(flow) if flow.role.leaves() => {
+            if passive::is_withheld(tables, &segment, flow, now) {
+                tables.count(Counter::Refused);
+                return Leaving::Withheld;
+            }
             let arrival = Arrival { segment, bytes: frame.len(), now, ..Arrival::default() };
             note(tables, flow, &arrival);
-            frame.turn(&segment, flow)
+            frame.turn(&segment, flow).into()
         }
-        _ => false,
+        _ => Leaving::Goes,
     }
 }
 

@@ -30,6 +30,8 @@ pub enum ClientError {
     Forbidden { socket: PathBuf },
     #[error("the daemon on {} did not answer within {} s. Look at its log (journalctl -u xvip).", socket.display(), DEADLINE.as_secs())]
     Silent { socket: PathBuf },
+    #[error("the daemon on {} ended before it had answered. Look at its log (journalctl -u xvip).", socket.display())]
+    Ended { socket: PathBuf },
     #[error("{0}")]
     Refused(String),
     #[error("asking the daemon on {}: {reason}. It may be of another version than this command.", socket.display())]
@@ -57,6 +59,15 @@ pub async fn order(socket: &Path, order: &crate::reconcile::Request) -> Result<S
     let body = serde_json::to_string(order).map_err(talk)?;
     let said = ask(socket, Request::post("/v1/backends"), body).await?;
     Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Asks it to end and to leave the data plane to the next daemon. It begins to when this returns.
+pub async fn hand_over(socket: &Path) -> Result<(), ClientError> {
+    match ask(socket, Request::post("/v1/handover"), String::new()).await {
+        // It does not wait until everybody has read its answers.
+        Ok(_) | Err(ClientError::Ended { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Asks it to hand VIPs over: those of one instance and its sync group, or all. It begins to when this returns.
@@ -87,7 +98,10 @@ async fn exchange(socket: &Path, request: request::Builder, body: String) -> Res
     let request = request.map_err(|e| talk(e.to_string()))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| talk(e.to_string()))?;
     let answer = async {
-        let response = sender.send_request(request).await.map_err(|e| talk(e.to_string()))?;
+        let response = sender.send_request(request).await.map_err(|error| match error.is_incomplete_message() {
+            true => ClientError::Ended { socket: socket.to_owned() },
+            false => talk(error.to_string()),
+        })?;
         let status = response.status();
         let body = Limited::new(response.into_body(), LARGEST_STATUS).collect().await;
         let body = body.map_err(|e| talk(e.to_string()))?.to_bytes();

@@ -16,7 +16,10 @@ use std::{
 use log::{debug, info, warn};
 use nix::{
     fcntl::{Flock, FlockArg},
-    sys::stat::{Mode, fchmod},
+    sys::{
+        socket::{getsockopt, sockopt::PeerCredentials},
+        stat::{Mode, fchmod},
+    },
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
@@ -29,7 +32,7 @@ use super::{
     http::{self, Answer, Peer, READ_ONLY, Reply, Verb},
     reload::Outcome,
 };
-use crate::reconcile::Request;
+use crate::{host::process, reconcile::Request};
 
 /// For the owner and the group.
 const MODE: u32 = 0o660;
@@ -41,10 +44,10 @@ const LARGEST_CONFIGURATION: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error(
-        "another xvip already runs on this node: it answers on {}. Stop it first (systemctl stop xvip), or give this one its own \
+        "another xvip already runs on this node: {holder} answers on {}. Stop it first (systemctl stop xvip), or give this one its own \
          admin.control_socket and dataplane.bpffs.", path.display()
     )]
-    Running { path: PathBuf },
+    Running { path: PathBuf, holder: String },
     #[error("another xvip is starting: it holds the lock of {}. Try again when it is done.", directory.display())]
     Starting { directory: PathBuf },
     #[error("{} exists and is not a socket. Move it away, or set admin.control_socket to another path.", path.display())]
@@ -66,6 +69,8 @@ pub enum Command {
     Compare { text: String, judgement: Judgement },
     /// Drain backends, weigh them otherwise, or take that back.
     Order { request: Request, judgement: Judgement },
+    /// End, and leave the data plane to the next daemon.
+    HandOver(Judgement),
 }
 
 /// Where the outcome is waited for. Dropped, it says that the daemon ends.
@@ -126,12 +131,16 @@ impl ControlSocket {
                 }
                 (Verb::Post, "/v1/compare") => compare(&commands, request.body()),
                 (Verb::Post, "/v1/backends") => order(peer, &commands, request.body()),
+                (Verb::Post, "/v1/handover") => {
+                    info!("asked by {peer:?} to end and leave the data plane to another daemon");
+                    judge(&commands, Command::HandOver)
+                }
                 (_, "/v1/status") => Answer::not_allowed(READ_ONLY).into(),
-                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare" | "/v1/backends") => {
+                (_, "/v1/vrrp/release" | "/v1/reload" | "/v1/compare" | "/v1/backends" | "/v1/handover") => {
                     Answer::not_allowed("POST").into()
                 }
                 _ => Answer::not_found(
-                    "GET /v1/status, POST /v1/reload, /v1/compare, /v1/backends and /v1/vrrp/release are served here\n",
+                    "GET /v1/status, POST /v1/reload, /v1/compare, /v1/backends, /v1/handover and /v1/vrrp/release are served here\n",
                 )
                 .into(),
             }
@@ -233,12 +242,20 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         Ok(_) => {}
     }
     match StdStream::connect(path) {
-        Ok(_) => Err(BindError::Running { path: path.to_owned() }),
+        Ok(there) => Err(BindError::Running { path: path.to_owned(), holder: listener(&there) }),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
             info!("removing {}, left by a daemon that ended without cleaning up", path.display());
             fs::remove_file(path).map_err(failed)
         }
         Err(e) => Err(failed(e)),
+    }
+}
+
+/// Who listens at the other end, in words.
+fn listener(there: &StdStream) -> String {
+    match getsockopt(there, PeerCredentials) {
+        Ok(credentials) if credentials.pid() > 0 => process::named(credentials.pid().cast_unsigned()),
+        _ => "a process outside of this container".to_owned(),
     }
 }
 
@@ -297,8 +314,9 @@ mod tests {
         let (_directory, path) = directory();
         let _first = ControlSocket::bind(&path).unwrap();
         let message = ControlSocket::bind(&path).unwrap_err().to_string();
-        let expected = format!("another xvip already runs on this node: it answers on {}. ", path.display());
+        let expected = format!("another xvip already runs on this node: process {} (", std::process::id());
         assert!(message.starts_with(&expected), "{message}");
+        assert!(message.contains(&format!(") answers on {}. ", path.display())), "{message}");
         assert!(path.exists());
     }
 

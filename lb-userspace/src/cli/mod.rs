@@ -5,6 +5,7 @@ mod check;
 mod detach;
 mod logging;
 mod reload;
+mod upgrade;
 mod vrrp;
 
 use std::{
@@ -54,6 +55,8 @@ enum Verb {
     /// Drain backends, weigh them otherwise, or take that back
     #[command(subcommand)]
     Backends(backends::Verb),
+    /// Have the daemon end and leave its connections to this program, which is started in its place by whatever runs it
+    Upgrade(upgrade::Arguments),
     /// Remove what a daemon that runs no more has left: programs, maps and VIPs
     Detach(detach::Arguments),
     /// Print the daemon's metrics, as OpenMetrics
@@ -132,6 +135,7 @@ fn execute(verb: Verb) -> Result<(), Failure> {
         }
         Verb::Reload(arguments) => reload::run(&arguments),
         Verb::Backends(verb) => backends::run(verb),
+        Verb::Upgrade(arguments) => upgrade::run(&arguments),
         Verb::Detach(arguments) => detach::run(&arguments),
         Verb::Metrics(daemon) => print(&exposition::render(&ask(&daemon)?)),
         Verb::Vrrp(verb) => vrrp::run(&verb),

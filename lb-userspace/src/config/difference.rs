@@ -34,6 +34,8 @@ pub enum Effect {
     CheckedAnew,
     /// No new connections; those that are there may go on for the drain time.
     Drains,
+    /// The VIPs of a virtual router are handed over to another node first, if there is one.
+    HandsOver,
     /// The daemon must be started again, and refuses to reload.
     Restart,
 }
@@ -46,6 +48,7 @@ impl Effect {
             Self::AfterCheck => "takes connections when its check succeeds",
             Self::CheckedAnew => "checked anew, from the state it has",
             Self::Drains => "no new connections, its own go on for `drain`",
+            Self::HandsOver => "at once, with its VIPs handed over first",
             Self::Restart => "needs a restart",
         }
     }
@@ -85,6 +88,10 @@ impl Found {
 
     fn restart<T: PartialEq + Debug>(&mut self, setting: &str, both: [&T; 2]) {
         self.compare(setting, both, shown, Effect::Restart);
+    }
+
+    fn at_once<T: PartialEq + Debug>(&mut self, setting: &str, both: [&T; 2]) {
+        self.compare(setting, both, shown, Effect::AtOnce);
     }
 
     fn dataplane(&mut self, now: &Dataplane, then: &Dataplane) {
@@ -193,14 +200,19 @@ impl Found {
         }
     }
 
+    /// By name.
     fn vrrp(&mut self, now: &[Vrrp], then: &[Vrrp]) {
-        let names = |instances: &[Vrrp]| instances.iter().map(|instance| instance.name.clone()).collect::<Vec<_>>();
-        if names(now) != names(then) {
-            self.add("vrrp".to_owned(), Some(list(&names(now))), Some(list(&names(then))), Effect::Restart);
-            return;
+        let (of, vips) =
+            (|instance: &Vrrp| format!("vrrp \"{}\"", instance.name), |instance: &Vrrp| list(&instance.addresses));
+        let in_other = |instance: &Vrrp, all: &[Vrrp]| all.iter().any(|other| other.name == instance.name);
+        for now in now {
+            match then.iter().find(|then| then.name == now.name) {
+                Some(then) => self.instance(now, then),
+                None => self.add(of(now), Some(vips(now)), None, Effect::HandsOver),
+            }
         }
-        for (now, then) in now.iter().zip(then) {
-            self.instance(now, then);
+        for then in then.iter().filter(|then| !in_other(then, now)) {
+            self.add(of(then), None, Some(vips(then)), Effect::AtOnce);
         }
     }
 
@@ -243,30 +255,32 @@ impl Found {
             scripts,
         } = now;
         let of = |key: &str| format!("vrrp \"{name}\" {key}");
-        self.restart(&of("interface"), [interface, &then.interface]);
-        self.restart(&of("vrid"), [vrid, &then.vrid]);
-        self.restart(&of("virtual_mac"), [virtual_mac, &then.virtual_mac]);
-        self.restart(&of("version"), [version, &then.version]);
-        self.restart(&of("priority"), [priority, &then.priority]);
-        self.compare(&of("interval"), [interval, &then.interval], time, Effect::Restart);
-        self.restart(&of("down_factor"), [down_factor, &then.down_factor]);
-        self.restart(&of("preempt"), [preempt, &then.preempt]);
-        self.compare(&of("preempt_delay"), [preempt_delay, &then.preempt_delay], time, Effect::Restart);
-        self.compare(&of("addresses"), [addresses, &then.addresses], |all| list(all), Effect::Restart);
-        self.compare(&of("peers"), [peers, &then.peers], |all| list(all), Effect::Restart);
-        self.restart(&of("min_ttl"), [min_ttl, &then.min_ttl]);
-        self.restart(&of("source"), [source, &then.source]);
+        self.compare(&of("interface"), [interface, &then.interface], shown, Effect::HandsOver);
+        self.compare(&of("vrid"), [vrid, &then.vrid], shown, Effect::HandsOver);
+        self.compare(&of("virtual_mac"), [virtual_mac, &then.virtual_mac], shown, Effect::HandsOver);
+        self.compare(&of("version"), [version, &then.version], shown, Effect::HandsOver);
+        self.at_once(&of("priority"), [priority, &then.priority]);
+        self.compare(&of("interval"), [interval, &then.interval], time, Effect::AtOnce);
+        self.at_once(&of("down_factor"), [down_factor, &then.down_factor]);
+        self.at_once(&of("preempt"), [preempt, &then.preempt]);
+        self.compare(&of("preempt_delay"), [preempt_delay, &then.preempt_delay], time, Effect::AtOnce);
+        // The first is what adverts are told apart by.
+        let moved = if addresses.first() == then.addresses.first() { Effect::AtOnce } else { Effect::HandsOver };
+        self.compare(&of("addresses"), [addresses, &then.addresses], |all| list(all), moved);
+        self.compare(&of("peers"), [peers, &then.peers], |all| list(all), Effect::AtOnce);
+        self.at_once(&of("min_ttl"), [min_ttl, &then.min_ttl]);
+        self.at_once(&of("source"), [source, &then.source]);
         // Never shown.
         let secret = [authentication, &then.authentication];
-        self.compare(&of("authentication"), secret, |_| "(not shown)".to_owned(), Effect::Restart);
-        self.restart(&of("checksum"), [checksum, &then.checksum]);
-        self.restart(&of("label"), [label, &then.label]);
-        self.restart(&of("sync_group"), [sync_group, &then.sync_group]);
-        self.restart(&of("notify"), [notify, &then.notify]);
-        self.restart(&of("backends_weight"), [backends_weight, &then.backends_weight]);
-        self.restart(&of("dataplane_weight"), [dataplane_weight, &then.dataplane_weight]);
+        self.compare(&of("authentication"), secret, |_| "(not shown)".to_owned(), Effect::AtOnce);
+        self.at_once(&of("checksum"), [checksum, &then.checksum]);
+        self.at_once(&of("label"), [label, &then.label]);
+        self.at_once(&of("sync_group"), [sync_group, &then.sync_group]);
+        self.at_once(&of("notify"), [notify, &then.notify]);
+        self.at_once(&of("backends_weight"), [backends_weight, &then.backends_weight]);
+        self.at_once(&of("dataplane_weight"), [dataplane_weight, &then.dataplane_weight]);
         let names = |scripts: &Vec<Script>| list(&scripts.iter().map(|script| &script.name).collect::<Vec<_>>());
-        self.compare(&of("script"), [scripts, &then.scripts], names, Effect::Restart);
+        self.compare(&of("script"), [scripts, &then.scripts], names, Effect::AtOnce);
     }
 }
 
@@ -364,7 +378,7 @@ mod tests {
 
     #[test]
     fn each_difference_is_told_with_what_it_does() {
-        let table: [(&str, &str, &[&str]); 16] = [
+        let table: [(&str, &str, &[&str]); 19] = [
             ("vrid = 51", "vrid = 51\npriority = 100", &[]),
             (r#"name = "api""#, r#"name = "new""#, &[r#"virtual_server "new" name: api -> new: AtOnce"#]),
             (r#"name = "m1""#, r#"name = "x""#, &[r#"virtual_server "api" backend "x" name: m1 -> x: AtOnce"#]),
@@ -425,9 +439,24 @@ mod tests {
                 "[admin]\nmetrics = \"off\"\n[dataplane]",
                 &["admin.metrics: 127.0.0.1:9095 -> off: Restart"],
             ),
-            ("secret", "other", &[r#"vrrp "one" authentication: (not shown) -> (not shown): Restart"#]),
-            ("vrid = 51", "vrid = 51\npriority = 90", &[r#"vrrp "one" priority: 100 -> 90: Restart"#]),
-            ("name = \"one\"", "name = \"two\"", &["vrrp: one -> two: Restart"]),
+            ("secret", "other", &[r#"vrrp "one" authentication: (not shown) -> (not shown): AtOnce"#]),
+            ("vrid = 51", "vrid = 51\npriority = 90", &[r#"vrrp "one" priority: 100 -> 90: AtOnce"#]),
+            ("vrid = 51", "vrid = 52", &[r#"vrrp "one" vrid: 51 -> 52: HandsOver"#]),
+            (
+                r#"addresses = ["192.168.2.100"]"#,
+                r#"addresses = ["192.168.2.100", "192.168.2.101"]"#,
+                &[r#"vrrp "one" addresses: 192.168.2.100/32 -> 192.168.2.100/32, 192.168.2.101/32: AtOnce"#],
+            ),
+            (
+                r#"addresses = ["192.168.2.100"]"#,
+                r#"addresses = ["192.168.2.101", "192.168.2.100"]"#,
+                &[r#"vrrp "one" addresses: 192.168.2.100/32 -> 192.168.2.101/32, 192.168.2.100/32: HandsOver"#],
+            ),
+            (
+                "name = \"one\"",
+                "name = \"two\"",
+                &[r#"vrrp "one": 192.168.2.100/32 -> -: HandsOver"#, r#"vrrp "two": - -> 192.168.2.100/32: AtOnce"#],
+            ),
         ];
         for (from, to, expected) in table {
             assert_eq!(lines(BASE, &BASE.replacen(from, to, 1)), expected, "{from} -> {to}");

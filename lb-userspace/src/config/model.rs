@@ -256,6 +256,12 @@ impl Vrrp {
         let family = self.addresses.first().map(|net| Family::of(net.addr()))?;
         self.virtual_mac.then(|| family.virtual_mac(Vrid(self.vrid)))
     }
+
+    /// Whether the other nodes, and who speaks to the VIPs, see the same virtual router in both.
+    pub fn is_the_same_as(&self, other: &Self) -> bool {
+        let seen = |vrrp: &Self| (vrrp.vrid, vrrp.version, vrrp.virtual_mac, vrrp.addresses.first().copied());
+        self.interface == other.interface && seen(self) == seen(other)
+    }
 }
 
 /// How advertisements show that they come from a member.

@@ -10,7 +10,7 @@ use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 use aya_obj::Object;
 use lb_common::abi::{Backend, BackendId, LAYOUT, MAX_BACKENDS, Settings, names};
 
-use super::{LoadError, OBJECT, pins::Pins};
+use super::{LoadError, OBJECT, Options, pins::Pins};
 
 /// What is known of the daemon before this one.
 #[derive(Debug, Default)]
@@ -28,34 +28,83 @@ impl Former {
     /// Looks at what is pinned. `sizes` are the entries of the maps whose sizes are configured.
     pub(super) fn find(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<Self, LoadError> {
         if let Some(other) = pins.other_layouts().first() {
-            log::warn!(
-                "{} was left by an xvip with another layout of maps than this one's, which is {LAYOUT}: its connections are forgotten. \
-                 Each is found again at its client's next packet if the same backend and port come out for it, and reset if not.",
-                other.display()
-            );
+            log::warn!("{}", foreign(other));
         }
-        let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
-        let mut kept = Vec::new();
-        for group in names::KEPT {
-            if group.iter().any(|name| !pins.map(name).exists()) {
-                continue;
-            }
-            let differs = group.iter().find_map(|name| difference(&object, sizes, name, &pins.map(name)));
-            match differs {
-                None => kept.extend(group),
-                Some(difference) if group == names::FLOWS => log::warn!(
-                    "the table of connections does not fit any more ({difference}): all connections are forgotten. Each is found again at its \
-                     client's next packet if the same backend and port come out for it, and reset if not."
-                ),
-                Some(difference) => log::warn!("what {} held is lost: {difference}", group.join(" and ")),
-            }
-        }
+        let Fit { kept, losses } = Fit::of(pins, sizes)?;
+        losses.iter().for_each(|loss| log::warn!("{}", loss.text));
         let generation = array::<Settings>(&pins.map(names::SETTINGS))
             .and_then(|settings| Ok(settings.get(&0, 0)?.generation()))
             .unwrap_or_default();
         let backends = array::<Backend>(&pins.map(names::BACKENDS)).map(|table| present(&table)).unwrap_or_default();
         let programs = MapData::from_pin(pins.map(names::PROGRAMS)).ok();
         Ok(Self { generation, backends, kept, _programs: programs })
+    }
+}
+
+/// Something of a former data plane that a new daemon cannot go on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Whether open connections are among it.
+    pub connections: bool,
+    /// What, and why, as a sentence.
+    pub text: String,
+}
+
+/// What this program would lose of the data plane that is there, which may be in use; `None` if there is none.
+pub fn losses(options: &Options) -> Result<Option<Vec<Loss>>, LoadError> {
+    let Some(root) = options.bpffs.as_deref().filter(|root| root.exists()) else { return Ok(None) };
+    let pins = Pins::look(root);
+    let others = pins.other_layouts();
+    if others.is_empty() && !pins.map(names::SETTINGS).exists() {
+        return Ok(None);
+    }
+    let other = others.first().map(|other| Loss { connections: true, text: foreign(other) });
+    let Fit { losses, .. } = Fit::of(&pins, &options.sizes())?;
+    Ok(Some(other.into_iter().chain(losses).collect()))
+}
+
+fn foreign(layout: &Path) -> String {
+    format!(
+        "{} was left by an xvip with another layout of maps than this one's, which is {LAYOUT}: its connections are forgotten. \
+         Each is found again at its client's next packet if the same backend and port come out for it, and reset if not.",
+        layout.display()
+    )
+}
+
+/// Which of the maps that are pinned fit these programs.
+struct Fit {
+    kept: Vec<&'static str>,
+    losses: Vec<Loss>,
+}
+
+impl Fit {
+    fn of(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<Self, LoadError> {
+        let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
+        let mut fit = Self { kept: Vec::new(), losses: Vec::new() };
+        for group in names::KEPT {
+            if group.iter().any(|name| !pins.map(name).exists()) {
+                continue;
+            }
+            match group.iter().find_map(|name| difference(&object, sizes, name, &pins.map(name))) {
+                None => fit.kept.extend(group),
+                Some(difference) => fit.losses.push(Loss::of(group, &difference)),
+            }
+        }
+        Ok(fit)
+    }
+}
+
+impl Loss {
+    fn of(group: &[&str], difference: &str) -> Self {
+        let connections = group == names::FLOWS;
+        let text = match connections {
+            true => format!(
+                "the table of connections does not fit any more ({difference}): all connections are forgotten. Each is found again at its \
+                 client's next packet if the same backend and port come out for it, and reset if not."
+            ),
+            false => format!("what {} held is lost: {difference}", group.join(" and ")),
+        };
+        Self { connections, text }
     }
 }
 

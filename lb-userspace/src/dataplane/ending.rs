@@ -71,14 +71,16 @@ impl Ender {
     }
 
     fn walk<A: Address>(&self, flows: &Flows<A>, lost: &Lost<'_>, ended: &mut Vec<(BackendId, Reset)>) {
-        for set in flows.all() {
-            for (way, slot) in set.entries().filter(|(_, slot)| lost.includes(slot)) {
-                if let Some((key, flow)) = self.close(set, way, slot, lost) {
-                    advance(flows, &flow.other, &key, &flow);
-                    ended.push((flow.backend(), reset(&key, &flow)));
+        flows.walk(0..flows.len(), |sets| {
+            for set in sets {
+                for (way, slot) in set.entries().filter(|(_, slot)| lost.includes(slot)) {
+                    if let Some((key, flow)) = self.close(set, way, slot, lost) {
+                        advance(&flows.near(), &flow.other, &key, &flow);
+                        ended.push((flow.backend(), reset(&key, &flow)));
+                    }
                 }
             }
-        }
+        });
     }
 
     /// Marks an entry as closed if it is lost still, with nobody writing beside it. What it was.

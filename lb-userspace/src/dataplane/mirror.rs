@@ -17,10 +17,14 @@ use lb_common::{
     address::{Address, V4, V6},
     conntrack::Phase,
     flow::{Flow, Key, News, Role},
-    table::{Existing, Inserted, Set, Sets as _, advance, find},
+    table::{Existing, Inserted, Set, Sets as _, advance},
 };
 
 use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
+
+/// A copy that is told again sooner after it was written is not written again. It is told about every 70 s, and written before it counts as
+/// quiet, see `lb_common::table`.
+const FRESH: Duration = Duration::from_secs(100);
 
 /// A connection that a node carries, in nobody's numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +97,10 @@ impl Mirror {
     /// to go on; `None` at the end.
     pub fn walk(&self, from: usize, sets: usize, mut each: impl FnMut(Connection)) -> Option<usize> {
         let to = from + sets;
-        let (first, second) = (self.flows4.all(), self.flows6.all());
-        let part =
-            |length: usize, start: usize| from.saturating_sub(start).min(length)..to.saturating_sub(start).min(length);
-        self.tell(&first[part(first.len(), 0)], &mut each);
-        self.tell(&second[part(second.len(), first.len())], &mut each);
-        (to < first.len() + second.len()).then_some(to)
+        let (first, second) = (self.flows4.len(), self.flows6.len());
+        self.flows4.walk(from..to, |sets| self.tell(sets, &mut each));
+        self.flows6.walk(from.saturating_sub(first)..to.saturating_sub(first), |sets| self.tell(sets, &mut each));
+        (to < first + second).then_some(to)
     }
 
     /// Takes in what another node has told, for the backend with that number.
@@ -131,26 +133,34 @@ impl Mirror {
         let key: Key<A> = key(*client, *vip);
         let other = self::key(*server, *seen);
         let now = self.ticker.now();
-        let known = find(flows, &key);
-        if *is_direct && *phase != Phase::Established && known.is_some_and(|flow| flow.role.is_direct()) {
+        let known = flows.peek(&key);
+        if *is_direct && *phase != Phase::Established && known.as_ref().is_some_and(|flow| flow.role.is_direct()) {
             // What the client sends yet goes there as before; made anew by that, it would count as open.
             let mut leader = Flow::default();
             leader.start(&key, &other, Role::DIRECT, backend, Phase::Closed, now);
-            advance(flows, &key, &other, &leader);
+            advance(&flows.near(), &key, &other, &leader);
             return Taken::Out;
         }
-        if let Some(flow) = known
-            && !flow.is_copy()
-            && u64::from(flow.idle(now as u32)) <= self.ticker.count(*idle)
-        {
+        let seen_here = |flow: &Flow<A>| u64::from(flow.idle(now as u32));
+        if known.as_ref().is_some_and(|flow| !flow.is_copy() && seen_here(flow) <= self.ticker.count(*idle)) {
             return Taken::Known;
         }
+        let near = flows.near();
         if *phase != Phase::Established {
             let Some(flow) = known else { return Taken::Known };
-            let former = flow.other;
-            flows.remove_at(&former, now as u32);
-            flows.remove_at(&key, now as u32);
+            near.remove_at(&flow.other, now as u32);
+            near.remove_at(&key, now as u32);
             return Taken::Out;
+        }
+        let is_told_again = |flow: &Flow<A>| {
+            flow.is_copy()
+                && flow.other == other
+                && flow.backend() == backend
+                && flow.acknowledged() == *acknowledged
+                && seen_here(flow) < self.ticker.count(FRESH)
+        };
+        if known.as_ref().is_some_and(is_told_again) {
+            return Taken::Known;
         }
         let half = |key: &Key<A>, other: &Key<A>, role| {
             let mut flow = Flow::default();
@@ -158,7 +168,7 @@ impl Mirror {
             flow.set_acknowledged(*acknowledged);
             flow
         };
-        let insert = |key, flow: &Flow<A>, existing| match Inserted::from_raw(flows.insert_as(key, flow, existing)) {
+        let insert = |key, flow: &Flow<A>, existing| match Inserted::from_raw(near.insert_as(key, flow, existing)) {
             Inserted::Exists | Inserted::Full => false,
             Inserted::Free | Inserted::HalfOpen | Inserted::Closing | Inserted::Idle => true,
         };
@@ -177,12 +187,14 @@ impl Mirror {
 
     fn own_as<A: Address>(&self, flows: &Flows<A>, vips: &BTreeSet<IpAddr>) {
         let now = self.ticker.now();
-        for (_, slot) in flows.all().iter().flat_map(Set::entries) {
-            let (key, flow) = (slot.key(), slot.flow());
-            if flow.role.from_client() && flow.is_copy() && vips.contains(&canonical(key.destination)) {
-                flow.touch(now, 0, flow.acknowledged());
+        flows.walk(0..flows.len(), |sets| {
+            for (_, slot) in sets.iter().flat_map(Set::entries) {
+                let (key, flow) = (slot.key(), slot.flow());
+                if flow.role.from_client() && flow.is_copy() && vips.contains(&canonical(key.destination)) {
+                    flow.touch(now, 0, flow.acknowledged());
+                }
             }
-        }
+        });
     }
 }
 

@@ -13,6 +13,7 @@ mod mirror;
 mod pins;
 mod records;
 mod run;
+mod suspicions;
 mod sweep;
 
 use std::{
@@ -40,6 +41,7 @@ use lb_common::{
 
 use crate::host::namespace;
 
+pub use adopt::{Loss, losses};
 pub use attach::{AttachError, Mode};
 pub use detach::Left;
 pub use ending::Ender;
@@ -49,6 +51,7 @@ pub use mirror::{Connection, Mirror, Taken};
 pub use pins::PinError;
 pub use records::Log;
 pub use run::{Run, ticks_per_second};
+pub use suspicions::Suspicions;
 pub use sweep::{Sweeper, Swept, Timeouts};
 
 /// The kernel side, as built by this package's build script.
@@ -151,12 +154,19 @@ impl fmt::Debug for Dataplane {
     }
 }
 
+impl Options {
+    /// Entries of the maps whose sizes depend on these.
+    fn sizes(&self) -> [(&'static str, u32); 3] {
+        let sets = table::sets_for(self.max_connections);
+        let tables = self.virtual_servers.max(1).saturating_mul(BANKS * SLOTS);
+        [(names::FLOWS4, sets), (names::FLOWS6, sets), (names::TABLES, tables)]
+    }
+}
+
 impl Dataplane {
     /// Loads the programs, with the connections of a former daemon if it has left any; nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let sets = table::sets_for(options.max_connections);
-        let tables = options.virtual_servers.max(1).saturating_mul(BANKS * SLOTS);
-        let sizes = [(names::FLOWS4, sets), (names::FLOWS6, sets), (names::TABLES, tables)];
+        let sizes = options.sizes();
         let pins = options.bpffs.as_deref().map(pins::Pins::claim).transpose()?;
         let former = pins.as_ref().map(|pins| adopt::Former::find(pins, &sizes)).transpose()?.unwrap_or_default();
         let home = namespace::cookie().map_err(LoadError::Home)?;
@@ -186,7 +196,7 @@ impl Dataplane {
             pins.stage(&ebpf, &former.kept)?;
         }
         let mut maps = maps::Maps::take(&mut ebpf)?;
-        let hashing = maps.hash(secret(sets).map_err(LoadError::Secret)?)?;
+        let hashing = maps.hash(secret(sizes[0].1).map_err(LoadError::Secret)?)?;
         let handed_on = hand_on(&mut ebpf)?;
         let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0));
         Ok(Self {

@@ -18,6 +18,7 @@ use lb_common::abi::{LAYOUT, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::links::Links;
+use crate::host::process;
 
 /// Pins could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -40,12 +41,12 @@ impl PinError {
     }
 }
 
-/// The directory, which is this process's for as long as this lives.
+/// The directory, which is this process's for as long as this lives, unless it is only looked at.
 #[derive(Debug)]
 pub(super) struct Pins {
     root: PathBuf,
-    /// The kernel lets go of it even when the daemon is killed.
-    _lock: Flock<File>,
+    /// The kernel lets go of it even when the daemon is killed. `None` where it is only looked at.
+    _lock: Option<Flock<File>>,
 }
 
 /// Ends the names of maps that are not in use yet.
@@ -72,6 +73,11 @@ impl Pins {
         }
     }
 
+    /// Leaves the directory to whoever has it.
+    pub(super) fn look(root: &Path) -> Self {
+        Self { root: root.to_owned(), _lock: None }
+    }
+
     fn lock(root: &Path) -> Result<Option<Self>, PinError> {
         let failed = |error| PinError::new(root, error);
         let directory = File::open(root).map_err(failed)?;
@@ -79,7 +85,7 @@ impl Pins {
         let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
             .map_err(|_| PinError::Taken { path: root.to_owned(), holder: holder(inode) })?;
         let still = fs::metadata(root).is_ok_and(|now| now.ino() == inode);
-        Ok(still.then(|| Self { root: root.to_owned(), _lock: lock }))
+        Ok(still.then(|| Self { root: root.to_owned(), _lock: Some(lock) }))
     }
 
     pub(super) fn links(&self) -> Links {
@@ -164,9 +170,7 @@ fn holder(inode: u64) -> String {
     let Some(id) = fs::read_to_string("/proc/locks").ok().and_then(|locks| locker(&locks, inode)) else {
         return "a process outside of this container".to_owned();
     };
-    let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-    let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-    format!("process {id} ({})", words.join(" ").trim_end())
+    process::named(id)
 }
 
 /// Reads /proc/locks: `1: FLOCK  ADVISORY  WRITE 1234 00:1f:5678 0 EOF`.

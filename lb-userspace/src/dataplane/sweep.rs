@@ -12,7 +12,7 @@ use lb_common::{
     address::{Address, V4, V6},
     conntrack::Patience,
     flow::Flow,
-    table::{Set, Slot, WAYS, find},
+    table::{Set, Slot, WAYS},
 };
 
 use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
@@ -104,26 +104,28 @@ impl Clock<'_> {
 }
 
 fn sweep<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, neighbours: &HashSet<IpAddr>, swept: &mut Swept) {
-    for set in flows.all() {
-        let mut left = 0;
-        for (way, slot) in set.entries() {
-            if !remove_idle(flows, clock, set, way, slot) {
-                left += 1;
-                count(slot.flow(), swept);
-                note_caller(slot, clock, neighbours, swept);
+    flows.walk(0..flows.len(), |sets| {
+        for set in sets {
+            let mut left = 0;
+            for (way, slot) in set.entries() {
+                if !remove_idle(flows, clock, set, way, slot) {
+                    left += 1;
+                    count(slot.flow(), swept);
+                    note_caller(slot, clock, neighbours, swept);
+                }
             }
+            swept.entries += left;
+            swept.room += WAYS as u64;
+            swept.full_sets += u64::from(left == WAYS as u64);
         }
-        swept.entries += left;
-        swept.room += WAYS as u64;
-        swept.full_sets += u64::from(left == WAYS as u64);
-    }
+    });
 }
 
 /// Removes an entry if it and its other half are idle. Whether that was so.
 fn remove_idle<A: Address>(flows: &Flows<A>, clock: &Clock<'_>, set: &Set<A>, way: u32, slot: &Slot<A>) -> bool {
     let (key, flow) = (*slot.key(), slot.flow());
     clock.idle(flow)
-        && find(flows, &flow.other).is_none_or(|other| clock.idle(other))
+        && flows.peek(&flow.other).is_none_or(|other| clock.idle(&other))
         // The slot may be another connection's by now, or this one has just woken up.
         && set.clear_if(way, clock.now, |slot| *slot.key() == key && clock.idle(slot.flow()))
 }

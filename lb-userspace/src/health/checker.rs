@@ -14,7 +14,8 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    select,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
@@ -100,6 +101,7 @@ pub struct Checkers {
 struct Running {
     vip: SocketAddr,
     check: Check,
+    suspicion: Arc<Notify>,
     /// `None` where the check cannot be made.
     task: Option<AbortHandle>,
 }
@@ -144,16 +146,32 @@ impl Checkers {
         });
         for (key, server, backend, report) in fresh {
             let vip = SocketAddr::new(server.address, server.port);
-            let task = self.begin(key.clone(), &server.check, backend, report);
-            self.running.insert(key, Running { vip, check: server.check.clone(), task });
+            let suspicion = Arc::new(Notify::new());
+            let task = self.begin(key.clone(), &server.check, backend, report, Arc::clone(&suspicion));
+            self.running.insert(key, Running { vip, check: server.check.clone(), suspicion, task });
         }
         former.into_values().filter_map(|running| running.task).for_each(|task| task.abort());
     }
 
-    fn begin(&mut self, key: BackendKey, check: &Check, backend: &Backend, report: Report) -> Option<AbortHandle> {
+    /// A backend has left clients without an answer, or refused them: it is checked at once, and quickly until that has decided. Without
+    /// a failed check nothing else comes of it.
+    pub fn suspect(&self, key: &BackendKey) {
+        if let Some(running) = self.running.get(key) {
+            running.suspicion.notify_one();
+        }
+    }
+
+    fn begin(
+        &mut self,
+        key: BackendKey,
+        check: &Check,
+        backend: &Backend,
+        report: Report,
+        suspicion: Arc<Notify>,
+    ) -> Option<AbortHandle> {
         let mut board = Board { key, report, reports: self.board.clone() };
         match Probe::new(check, backend) {
-            Ok(probe) => Some(self.tasks.spawn(run(probe, check.clone(), board))),
+            Ok(probe) => Some(self.tasks.spawn(run(probe, check.clone(), board, suspicion))),
             Err(error) => {
                 log::error!("backend {} cannot be checked: {error}", board.key);
                 let last = LastCheck { text: error.to_string(), latency: Duration::ZERO };
@@ -221,16 +239,44 @@ impl Board {
 /// Checks one backend until it is dropped.
 ///
 /// Cancel-safe: everything between two awaits is complete in itself, and a check that is dropped closes its connection.
-async fn run(mut probe: impl Checks, check: Check, mut board: Board) -> Infallible {
+async fn run(mut probe: impl Checks, check: Check, mut board: Board, suspicion: Arc<Notify>) -> Infallible {
     let mut counter = Counter::resume(check.rise, check.fall, board.report.state);
     let mut due = Instant::now() + SPREAD.mul_f64(fastrand::f64());
+    // No check may be made before.
+    let mut soonest = due;
     loop {
-        sleep_until(due).await;
+        select! {
+            () = sleep_until(due) => {}
+            () = suspected(&suspicion, &mut counter) => {
+                log::debug!("backend {}: clients get no answer, checking at once", board.key);
+                due = due.min(soonest);
+                continue;
+            }
+        }
         let start = Instant::now();
-        let result = probe.check(schedule::silence(&check, counter.next_dead_decides())).await;
+        soonest = start + schedule::hurry(&check);
+        let silence = schedule::silence(&check, counter.next_dead_decides() || counter.is_hurried());
+        let result = select! {
+            result = probe.check(silence) => result,
+            // It may have been silent for long, and be so for longer.
+            () = suspected(&suspicion, &mut counter) => continue,
+        };
         record(&mut counter, &mut board, result, start.elapsed());
         let roll = fastrand::f64() * 2.0 - 1.0;
-        due = start + schedule::wait(&check, counter.is_failing(), roll);
+        let usual = start + schedule::wait(&check, counter.is_failing(), roll);
+        due = if counter.is_hurried() { soonest } else { usual };
+    }
+}
+
+/// Resolves when the backend becomes suspected that was not.
+///
+/// Cancel-safe.
+async fn suspected(suspicion: &Notify, counter: &mut Counter) {
+    loop {
+        suspicion.notified().await;
+        if counter.suspect() {
+            return;
+        }
     }
 }
 

@@ -20,6 +20,9 @@
 //! has no connections left and a draining one gets none, so one answer is enough; a port that opens and closes in turn
 //! then rests in `Draining` instead of flapping.
 //!
+//! What is suspected, because clients get no answer from it, is checked in a hurry until the checks have decided: it is the checks that
+//! count, and no fewer of them.
+//!
 //! A backend is `Down` until something is known of it. Its first `Healthy` brings it `Up` at once: a daemon that
 //! restarts must not leave the VIP without backends for `rise` intervals.
 
@@ -45,6 +48,7 @@ pub struct Counter {
     fall: u32,
     state: State,
     ever_healthy: bool,
+    hurried: bool,
     /// Lengths of the runs that end with the latest outcome; a run of `Dead` is also one of failures.
     healthy: u32,
     failed: u32,
@@ -58,6 +62,7 @@ impl Counter {
             fall: fall.get(),
             state: State::Down,
             ever_healthy: false,
+            hurried: false,
             healthy: 0,
             failed: 0,
             dead: 0,
@@ -81,6 +86,18 @@ impl Counter {
     /// The latest check failed.
     pub fn is_failing(&self) -> bool {
         self.failed > 0
+    }
+
+    /// Clients get no answer from a backend that is up. Whether that is news.
+    pub fn suspect(&mut self) -> bool {
+        let news = self.state == State::Up && !self.hurried;
+        self.hurried |= news;
+        news
+    }
+
+    /// It is suspected, and its checks have not decided yet.
+    pub fn is_hurried(&self) -> bool {
+        self.hurried
     }
 
     /// One more `Dead` would take the backend down.
@@ -114,6 +131,7 @@ impl Counter {
             (State::Down, Outcome::Refused) => State::Draining,
             (State::Down, Outcome::Dead) => State::Down,
         };
+        self.hurried &= self.state == State::Up && outcome != Outcome::Healthy;
         self.state
     }
 
@@ -224,6 +242,38 @@ mod tests {
                 counter.count(outcome);
             }
             assert_eq!(counter.record(outcome), expected, "{state} after {run_before} × {outcome:?}, and one more");
+        }
+    }
+
+    #[test]
+    fn a_suspicion_lasts_until_the_checks_have_decided() {
+        for (why, outcomes, news, hurried, state) in [
+            ("it is up", "h", true, "", Up),
+            ("one good check ends it", "hh", true, "", Up),
+            ("one bad check does not", "hd", true, "d", Up),
+            ("nor the second, and it is up still", "hdd", true, "dd", Up),
+            ("the third decides", "hddd", true, "dd", Down),
+            ("so does a third refusal", "hrrr", true, "rr", Draining),
+            ("a good one in between", "hdh", true, "d", Up),
+            ("nothing is known yet", "", false, "", Down),
+        ] {
+            let mut counter = counter(2, 3);
+            let mut outcomes = outcomes.chars();
+            let of = |c| match c {
+                'h' => Healthy,
+                'r' => Refused,
+                _ => Dead,
+            };
+            outcomes.next().map(|first| counter.record(of(first)));
+            assert_eq!((counter.suspect(), counter.is_hurried()), (news, news), "{why}");
+            assert!(!counter.suspect(), "{why}: once is enough");
+            let mut lasted = String::new();
+            for outcome in outcomes {
+                counter.record(of(outcome));
+                lasted.extend(counter.is_hurried().then_some(outcome));
+            }
+            assert_eq!((lasted.as_str(), counter.state()), (hurried, state), "{why}");
+            assert!(state == Up || !counter.suspect(), "{why}: who gets no clients is not suspected");
         }
     }
 

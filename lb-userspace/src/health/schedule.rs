@@ -13,6 +13,9 @@
 //! the kernel's timers; where TCP is refused, as after the death of a process, the 0.6 s are spared. A backend that accepts and
 //! then hangs is another matter: each of its checks takes the whole timeout, so it drains after
 //! *I* + `fall` × max(*I*, timeout) at the latest.
+//!
+//! Where clients get no answer from a backend that is up, it is checked at once, and then every [`HURRY`], each check with the silence of a
+//! deciding one, until the checks have decided: `fall` × 0.2 s after a client was refused, `fall` × 0.6 s after one was left unanswered.
 
 use std::time::Duration;
 
@@ -24,6 +27,14 @@ const LATE: Duration = Duration::from_millis(200);
 /// How long a host may be silent in the check that would take its backend down.
 const DECIDING: Duration = Duration::from_millis(600);
 
+/// From the start of a check to the start of the next of a backend that is suspected.
+pub(super) const HURRY: Duration = Duration::from_millis(200);
+
+/// From the start of a check to the start of the next where the backend is suspected.
+pub(super) fn hurry(check: &Check) -> Duration {
+    check.interval.min(HURRY)
+}
+
 /// From the start of a check to the start of the next. `roll` is random in −1..=1.
 pub(super) fn wait(check: &Check, failing: bool, roll: f64) -> Duration {
     let share = check.interval.mul_f64(f64::from(check.jitter_percent) / 100.0);
@@ -31,10 +42,10 @@ pub(super) fn wait(check: &Check, failing: bool, roll: f64) -> Duration {
     if failing || roll < 0.0 { check.interval - shift } else { check.interval + shift.min(LATE) }
 }
 
-/// How long a host may say nothing at all before the check ends as dead.
-pub(super) fn silence(check: &Check, decides: bool) -> Duration {
+/// How long a host may say nothing at all before the check ends as dead; `short` if that decides, or the backend is suspected.
+pub(super) fn silence(check: &Check, short: bool) -> Duration {
     let usual = check.timeout.min(check.interval);
-    if decides { usual.min(DECIDING) } else { usual }
+    if short { usual.min(DECIDING) } else { usual }
 }
 
 #[cfg(test)]

@@ -43,6 +43,13 @@ pub struct Vlan {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interfaces(Vec<Interface>);
 
+#[cfg(test)]
+impl FromIterator<Interface> for Interfaces {
+    fn from_iter<I: IntoIterator<Item = Interface>>(all: I) -> Self {
+        Self(all.into_iter().collect())
+    }
+}
+
 /// The configuration names what this host does not have.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {

@@ -13,6 +13,7 @@ pub mod interface;
 pub mod namespace;
 mod news;
 pub mod preflight;
+pub mod process;
 pub mod qdisc;
 pub mod reset;
 pub mod sockets;

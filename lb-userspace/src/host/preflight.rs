@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::{
+    statfs::{BPF_FS_MAGIC, statfs},
+    statvfs::{FsFlags, statvfs},
+};
 
 /// The first kernel that has everything the programs use.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -29,6 +32,12 @@ pub enum PreflightError {
         path.display(), mount.display()
     )]
     Bpffs { path: PathBuf, mount: PathBuf },
+    #[error(
+        "{} is on a BPF filesystem that is mounted read-only, so nothing can be pinned there. Remount it with: \
+         mount -o remount,rw {} (in a container, mount the host's without readOnly), or set dataplane.bpffs to a directory on another one.",
+        path.display(), mount.display()
+    )]
+    ReadOnly { path: PathBuf, mount: PathBuf },
     #[error(
         "kernel {release} is too old: xvip needs Linux {}.{} or newer. Boot a newer kernel; Debian 12, Ubuntu 22.04 and RHEL 9 \
          have one.", OLDEST_KERNEL.0, OLDEST_KERNEL.1
@@ -62,13 +71,17 @@ pub fn capabilities() -> Result<(), PreflightError> {
     if missing.is_empty() { Ok(()) } else { Err(PreflightError::Capabilities { missing: missing.join(", ") }) }
 }
 
-/// Refuses a directory that is not on a BPF filesystem. It need not exist yet: then its nearest existing parent counts.
+/// Refuses a directory that is not on a BPF filesystem, or on one that cannot be written. It need not exist yet: then its nearest existing parent counts.
 pub fn bpffs(path: &Path) -> Result<(), PreflightError> {
     let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    if statfs(existing).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
-        return Ok(());
+    let (path, mount) = (path.to_owned(), mount_point(path));
+    if !statfs(existing).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        return Err(PreflightError::Bpffs { path, mount });
     }
-    Err(PreflightError::Bpffs { path: path.to_owned(), mount: mount_point(path) })
+    if statvfs(existing).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY)) {
+        return Err(PreflightError::ReadOnly { path, mount });
+    }
+    Ok(())
 }
 
 /// Where a filesystem for `path` belongs: the kernel's own place if `path` is below it.

@@ -27,6 +27,9 @@ pub fn plan(desired: &Desired, applied: &Applied, moved: bool) -> (Vec<Change>, 
     changes.extend(withdrawn.map(|key| Change::Withdraw(*key)));
     changes.extend(news(&desired.backends, &before.backends).map(|(id, backend)| Change::Backend(*id, *backend)));
     changes.extend(news(&desired.tables, &before.tables).map(|(id, table)| Change::Table(*id, table.clone())));
+    // First, so that others have room: until they are there the kernel sends.
+    let forgotten = before.ports.keys().filter(|port| !desired.ports.contains_key(port));
+    changes.extend(forgotten.map(|port| Change::Forget(*port)));
     changes.extend(news(&desired.ports, &before.ports).map(|(from, to)| Change::Port(*from, *to)));
     // Who is allowed comes before those who are denied, among whom it would be in between.
     let mut rules: Vec<_> = news(&desired.ranges, &before.ranges).map(|(range, access)| (*range, *access)).collect();
@@ -35,8 +38,6 @@ pub fn plan(desired: &Desired, applied: &Applied, moved: bool) -> (Vec<Change>, 
     let unruled = before.ranges.keys().filter(|range| !desired.ranges.contains_key(range));
     changes.extend(unruled.map(|range| Change::Unrule(*range)));
     changes.extend(news(&desired.services, &before.services).map(|(key, id)| Change::Serve(*key, *id)));
-    let forgotten = before.ports.keys().filter(|port| !desired.ports.contains_key(port));
-    changes.extend(forgotten.map(|port| Change::Forget(*port)));
     let absent = before.backends.keys().filter(|id| !desired.backends.contains_key(id));
     changes.extend(absent.map(|id| Change::Backend(*id, Backend::absent())));
 

@@ -11,7 +11,7 @@ use crate::{
     host::{Forwarding, cgroup, forwarding::Families},
 };
 
-impl Node<'_> {
+impl Node {
     pub(super) fn attach(&mut self) -> anyhow::Result<()> {
         self.program = Some(self.dataplane.ingress_id()?);
         for name in &self.config.dataplane.interfaces {

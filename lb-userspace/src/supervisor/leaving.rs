@@ -10,7 +10,7 @@ use crate::{
     host::{Forwarding, qdisc, unicast, vip},
 };
 
-impl Node<'_> {
+impl Node {
     /// Gives the VIPs that move to another node and, unless everything is kept, the others away too; then carries what is still on its way
     /// for as long as configured, or until `enough`.
     pub(super) async fn resign(&mut self, enough: impl Future<Output = ()>) {
@@ -41,7 +41,7 @@ impl Node<'_> {
     /// Whether the data plane is to go on without this daemon. A start that came to nothing has nothing to leave, and a former daemon's
     /// programs go on by themselves.
     fn keeps(&self) -> bool {
-        self.dataplane.is_carrying() && self.config.dataplane.on_stop == OnStop::Keep
+        self.dataplane.is_carrying() && (self.hands_over || self.config.dataplane.on_stop == OnStop::Keep)
     }
 
     /// Ends. What is kept goes on as it is; otherwise the VIPs are given back first, so that nobody is drawn to a node that no
@@ -55,7 +55,8 @@ impl Node<'_> {
         self.servers.shutdown().await;
         self.checkers.stop().await;
         if keeps {
-            log::info!("the data plane goes on without a daemon, as dataplane.on_stop asks; `xvip detach` ends it");
+            let why = if self.hands_over { "for the next one" } else { "as dataplane.on_stop asks" };
+            log::info!("the data plane goes on without a daemon, {why}; `xvip detach` ends it");
             self.forwarding.into_iter().for_each(Forwarding::keep);
             self.dataplane.keep();
             return;

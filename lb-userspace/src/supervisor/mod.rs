@@ -39,6 +39,7 @@ pub(crate) use self::{
     attaching::hooked,
     leaving::{macs, vips},
     placement::carriers,
+    starting::options,
 };
 use self::{
     callers::Caller,
@@ -50,10 +51,10 @@ use self::{
 use crate::{
     admin::{Status, socket::Command, status},
     config::model::{self, Config},
-    dataplane::{Dataplane, Mode, Swept},
-    health::{Checkers, Reports},
+    dataplane::{Dataplane, Mode, Suspicions, Swept},
+    health::{BackendKey, Checkers, Reports},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces},
-    reconcile::{Applied, Numbers, Orders, Part},
+    reconcile::{Applied, Endpoint, Numbers, Orders, Part},
     sync::{Backends, Sync},
 };
 
@@ -76,10 +77,10 @@ pub async fn run(config: &Config, file: &Path) -> anyhow::Result<()> {
     let ended = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
-        error = node.serve() => Err(error),
+        served = node.serve() => served.map(|()| "asked to hand over"),
     };
     match &ended {
-        Ok(signal) => log::info!("{signal}: leaving"),
+        Ok(why) => log::info!("{why}: leaving"),
         Err(error) => log::error!("{error:#}: leaving"),
     }
     let again = async {
@@ -94,7 +95,7 @@ pub async fn run(config: &Config, file: &Path) -> anyhow::Result<()> {
 }
 
 /// What the daemon holds. The order of the fields is the order in which they end.
-struct Node<'a> {
+struct Node {
     file: PathBuf,
     config: Arc<Config>,
     /// When that was read.
@@ -105,7 +106,7 @@ struct Node<'a> {
     handle: Handle,
     /// Those that do not move.
     vips: Vips,
-    vrrp: Vrrp<'a>,
+    vrrp: Vrrp,
     /// `None` where connections stay on this node.
     sync: Option<Sync>,
     commands: mpsc::Receiver<Command>,
@@ -114,6 +115,7 @@ struct Node<'a> {
     reports: watch::Receiver<Reports>,
     /// The reports that the tables follow: what is shown must not be ahead of what packets meet.
     followed: Reports,
+    suspicions: Suspicions,
     changes: Changes,
     dataplane: Dataplane,
     attached: BTreeMap<String, Mode>,
@@ -128,6 +130,8 @@ struct Node<'a> {
     orders: Orders,
     /// Virtual servers that there is room for.
     room: usize,
+    /// The data plane is left to another daemon, whatever the configuration says.
+    hands_over: bool,
     /// Packets of backends that are gone.
     forwarded_before: u64,
     timeouts: watch::Sender<model::Timeouts>,
@@ -152,9 +156,10 @@ struct Node<'a> {
     forwarding: Vec<Forwarding>,
 }
 
-impl<'a> Node<'a> {
-    /// Keeps the tables true until something fails. Cancel-safe between changes: each is applied without awaiting.
-    async fn serve(&mut self) -> anyhow::Error {
+impl Node {
+    /// Keeps the tables true until something fails, or the data plane is to be handed over. Cancel-safe between changes: each is applied
+    /// without awaiting.
+    async fn serve(&mut self) -> anyhow::Result<()> {
         let mut refresh = interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -164,6 +169,7 @@ impl<'a> Node<'a> {
                     Err(_) => Err(anyhow::anyhow!("the health checks have ended unexpectedly")),
                 },
                 error = self.checkers.died() => Err(anyhow::Error::from(error).context("a health check has ended unexpectedly")),
+                told = self.suspicions.next() => told.context("reading suspicions").map(|told| self.suspect(&told)),
                 batch = self.changes.next() => self.host_changed(batch.is_none()).await,
                 Ok(()) = self.callers.changed() => {
                     let callers = Arc::clone(&self.callers.borrow_and_update());
@@ -179,8 +185,9 @@ impl<'a> Node<'a> {
                     failed => failed,
                 },
             };
-            if let Err(error) = done {
-                return error;
+            done?;
+            if self.hands_over {
+                return Ok(());
             }
         }
     }
@@ -197,6 +204,17 @@ impl<'a> Node<'a> {
         self.vrrp.warn(&Seen { servers: &self.config.virtual_servers, states: &now.0, broken: &broken });
         self.reconcile(false)?;
         self.follow()
+    }
+
+    /// Has backends checked at once that clients get no answer from.
+    fn suspect(&self, told: &BTreeSet<BackendId>) {
+        for server in &self.config.virtual_servers {
+            for backend in &server.backends {
+                if self.numbers.backend(&Endpoint::of(server, backend)).is_some_and(|id| told.contains(&id)) {
+                    self.checkers.suspect(&BackendKey::of(server, backend));
+                }
+            }
+        }
     }
 
     /// Tells VRRP what its conditions depend on, and everybody what it says.

@@ -40,7 +40,7 @@ pub(super) fn lasting(config: &Config) -> Orders {
     }
 }
 
-impl Node<'_> {
+impl Node {
     pub(super) fn order(&mut self, request: &Request, judgement: Judgement) -> anyhow::Result<()> {
         let mut orders = self.orders.clone();
         let names = match orders.follow(request, &self.config.virtual_servers) {

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
-use lb_common::{abi::Port, wire::Tags};
+use lb_common::{
+    abi::{MAX_PORTS, Port},
+    wire::Tags,
+};
 
 use crate::{
     config::model::{Config, VirtualServer, Vrrp},
@@ -38,22 +41,26 @@ pub(super) fn carried<'a>(config: &'a Config, host: &'a Interfaces) -> impl Iter
     })
 }
 
-/// The interfaces that the data plane may send from, and the VLANs on them.
+/// The interfaces that the data plane may send from, and the VLANs on them: as many as the table takes, those with addresses first. What
+/// belongs to another one is sent by the kernel.
 pub(super) fn ports(attached: &BTreeMap<String, Mode>, host: &Interfaces) -> BTreeMap<Port, Port> {
     let mut ports = BTreeMap::new();
     let plain = |interface: u32| Port { interface, tags: Tags(0) };
     // A driver cannot be sent to from another driver's receive path unless it has native XDP itself: the kernel sends there.
     let mixed = attached.values().any(|mode| *mode == Mode::Native);
     let reachable = attached.iter().filter(|(_, mode)| !mixed || **mode == Mode::Native);
-    for interface in reachable.filter_map(|(name, _)| host.named(name).ok()) {
+    let mut vlans = Vec::new();
+    for interface in reachable.filter_map(|(name, _)| host.named(name).ok()).take(MAX_PORTS) {
         ports.insert(plain(interface.index), plain(interface.index));
-        for vlan in host.vlans_on(interface.index) {
-            if let Some(tag) = &vlan.vlan {
-                let tagged = Port { interface: interface.index, tags: Tags::single(tag.id) };
-                ports.insert(tagged, plain(vlan.index));
-                ports.insert(plain(vlan.index), tagged);
-            }
-        }
+        vlans.extend(host.vlans_on(interface.index));
+    }
+    vlans.sort_by_key(|vlan| vlan.addresses.is_empty());
+    for (interface, vlan) in
+        vlans.iter().filter_map(|vlan| Some((vlan, vlan.vlan?))).take((MAX_PORTS - ports.len()) / 2)
+    {
+        let tagged = Port { interface: vlan.parent, tags: Tags::single(vlan.id) };
+        ports.insert(tagged, plain(interface.index));
+        ports.insert(plain(interface.index), tagged);
     }
     ports
 }
@@ -114,4 +121,38 @@ fn refuse_own_peers(instance: &Vrrp, host: &Interfaces) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Interface, interface::Vlan};
+
+    #[test]
+    fn vlans_that_there_is_no_room_for_are_left_to_the_kernel() {
+        let interface = |index: u32, vlan: Option<Vlan>| Interface {
+            index,
+            name: format!("i{index}"),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            addresses: Vec::new(),
+            up: true,
+            vlan,
+            xdp: None,
+        };
+        let vlan = |id: u16| interface(1000 + u32::from(id), Some(Vlan { parent: 2, id }));
+        let mut all: Vec<_> = (1..=MAX_PORTS as u16).map(vlan).collect();
+        all.push(interface(2, None));
+        // The last of them has an address, and so comes first.
+        all[MAX_PORTS - 1].addresses.push("192.168.9.1/24".parse().expect("a network"));
+        let last = all[MAX_PORTS - 1].clone();
+        let host: Interfaces = all.into_iter().collect();
+        let attached = BTreeMap::from([("i2".to_owned(), Mode::Native)]);
+        let ports = ports(&attached, &host);
+        let plain = |interface| Port { interface, tags: Tags(0) };
+        assert_eq!(ports.len(), MAX_PORTS - 1, "pairs, and the interface itself");
+        assert_eq!(ports[&plain(2)], plain(2));
+        assert_eq!(ports[&plain(last.index)], Port { interface: 2, tags: Tags::single(MAX_PORTS as u16) });
+        assert!(ports.contains_key(&plain(1001)) && !ports.contains_key(&plain(last.index - 1)));
+    }
 }

@@ -8,7 +8,9 @@ use tokio::task::spawn_blocking;
 use super::{
     Node,
     attaching::families,
+    leaving::macs,
     placement::{carried, carriers, stays},
+    vrrp::Seen,
 };
 use crate::{
     admin::{
@@ -17,7 +19,7 @@ use crate::{
         status,
     },
     config::{self, Difference, Effect, hints, model::Config},
-    host::Forwarding,
+    host::{Forwarding, unicast},
     reconcile::TooMany,
 };
 
@@ -49,7 +51,7 @@ enum Refusal {
     Host(anyhow::Error),
 }
 
-impl Node<'_> {
+impl Node {
     /// Does what was asked for. An error is of the daemon, not of a configuration.
     pub(super) async fn obey(&mut self, command: Command) -> anyhow::Result<()> {
         match command {
@@ -63,6 +65,10 @@ impl Node<'_> {
                 judgement.tell(&outcome);
             }
             Command::Order { request, judgement } => self.order(&request, judgement)?,
+            Command::HandOver(judgement) => {
+                judgement.done("the data plane goes on for the next daemon\n".to_owned());
+                self.hands_over = true;
+            }
         }
         Ok(())
     }
@@ -152,9 +158,14 @@ impl Node<'_> {
         self.check_all();
         self.meet().await;
         self.reconcile(false)?;
-        self.hold().await?;
+        // A VIP that moves from now on is no longer held, and one that does not is off the virtual router before it is.
         self.give_back().await;
-        Ok(())
+        let (broken, config) = (self.broken(), Arc::clone(&self.config));
+        let (states, _) = self.health(&self.followed);
+        let seen = Seen { servers: &config.virtual_servers, states: &states, broken: &broken };
+        self.vrrp.replace(&config.vrrp, &seen, &mut self.dataplane).await?;
+        unicast::remove(&self.handle, &(&macs(&before) - &macs(&config))).await?;
+        self.hold().await
     }
 
     /// Has the backends checked that are configured, and those that drain: one that dies meanwhile must not keep its clients waiting.

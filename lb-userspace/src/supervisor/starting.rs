@@ -40,9 +40,9 @@ use crate::{
     reconcile::{Applied, Numbers, Part},
 };
 
-impl<'a> Node<'a> {
+impl Node {
     /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
-    pub(super) async fn start(config: &'a Config, file: &Path, hangup: Signal) -> anyhow::Result<Self> {
+    pub(super) async fn start(config: &Config, file: &Path, hangup: Signal) -> anyhow::Result<Self> {
         hints(config).iter().for_each(|hint| log::warn!("{hint}"));
         let parent = config.dataplane.bpffs.parent().unwrap_or(&config.dataplane.bpffs);
         preflight::check(parent)?;
@@ -61,12 +61,7 @@ impl<'a> Node<'a> {
         let host = host::interfaces(&handle).await?;
         let carriers = carriers(config, &host)?;
 
-        let room = (config.virtual_servers.len() + reload::SPARE).min(MAX_SERVICES);
-        let mut dataplane = Dataplane::load(&Options {
-            max_connections: tracked(config),
-            virtual_servers: u32::try_from(room).unwrap_or(u32::MAX),
-            bpffs: Some(config.dataplane.bpffs.clone()),
-        })?;
+        let mut dataplane = Dataplane::load(&options(config))?;
         let counts = watch::Sender::new(Swept::default());
         let sweeper = dataplane.sweeper()?;
         let (told, callers) = watch::channel(Arc::default());
@@ -76,6 +71,7 @@ impl<'a> Node<'a> {
         let resets = watch::Sender::new(0);
         let reset = resets.subscribe();
         let resetter = Resetter::start(dataplane.ender()?, resets).context("starting a thread")?;
+        let suspicions = dataplane.suspicions()?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
         let forwarding = Forwarding::enable(carried(config, &host), families(config))?;
@@ -85,7 +81,7 @@ impl<'a> Node<'a> {
         let mut numbers = Numbers::of_former(dataplane.former_backends(), Duration::ZERO);
         numbers.follow(&[], &config.virtual_servers, Duration::ZERO)?;
         let timeouts = watch::Sender::new(config.dataplane.timeouts);
-        let told = (!config.vrrp.is_empty()).then(|| (handle.clone(), told));
+        let told = (!config.dataplane.interfaces.is_empty()).then(|| (handle.clone(), told));
         let sweeping = sweeping::run(sweeper, timeouts.subscribe(), counts.clone(), told);
         let started = SystemTime::now();
         let (ask, commands) = mpsc::channel(COMMANDS);
@@ -98,13 +94,14 @@ impl<'a> Node<'a> {
             started,
             vips: Vips::new(handle.clone()),
             handle,
-            vrrp: Vrrp::new(&config.vrrp),
+            vrrp: Vrrp::new(config.vrrp.clone()),
             sync: None,
             commands,
             servers: JoinSet::new(),
             checkers,
             reports,
             followed: Reports::default(),
+            suspicions,
             changes,
             dataplane,
             attached: BTreeMap::new(),
@@ -115,7 +112,8 @@ impl<'a> Node<'a> {
             numbers,
             begun: Instant::now(),
             orders: ordering::lasting(config),
-            room,
+            room: room(config),
+            hands_over: false,
             forwarded_before: 0,
             timeouts,
             swept: counts.subscribe(),
@@ -202,6 +200,20 @@ impl<'a> Node<'a> {
         self.host = host::interfaces(&self.handle).await?;
         Ok(())
     }
+}
+
+/// What the data plane of a configuration is like.
+pub(crate) fn options(config: &Config) -> Options {
+    Options {
+        max_connections: tracked(config),
+        virtual_servers: u32::try_from(room(config)).unwrap_or(u32::MAX),
+        bpffs: Some(config.dataplane.bpffs.clone()),
+    }
+}
+
+/// Virtual servers that there is room for.
+fn room(config: &Config) -> usize {
+    (config.virtual_servers.len() + reload::SPARE).min(MAX_SERVICES)
 }
 
 /// Connections to keep track of: none of packets where no packet is seen.

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::abi::{Backend, BackendId};
+use lb_common::abi::{Backend, BackendId, MAX_PORTS};
 
 use super::{Node, leaving::macs, placement::ports};
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 /// What the checks say: of configured backends in the order of the configuration, and of removed ones by number.
 pub(super) type Health = (Vec<Vec<State>>, BTreeMap<BackendId, State>);
 
-impl Node<'_> {
+impl Node {
     /// Brings the tables to what configuration, health and host ask for.
     pub(super) fn reconcile(&mut self, moved: bool) -> anyhow::Result<()> {
         let servers = &self.orders.weighted(&self.config.virtual_servers);
@@ -45,6 +45,14 @@ impl Node<'_> {
         });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
+        let moved = changes.iter().any(|change| matches!(change, Change::Port(..)));
+        if moved && ports.len() + 1 >= MAX_PORTS {
+            log::warn!(
+                "there are more VLANs than the {} that the data path sends by itself: packets to the others, and first to those without \
+                 addresses, are sent by the kernel, which takes longer",
+                MAX_PORTS / 2
+            );
+        }
         let lost: BTreeSet<BackendId> = changes.iter().filter_map(lost).collect();
         if !lost.is_empty() {
             self.closer.close(lost);

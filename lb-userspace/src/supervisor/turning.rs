@@ -10,7 +10,7 @@ use crate::{
     reconcile::{Part, Surroundings, Turned, forwarders, turned, way},
 };
 
-impl Node<'_> {
+impl Node {
     /// The other nodes' part, as things stand.
     pub(super) fn part(&self, servers: &[VirtualServer], states: &[Vec<State>]) -> Part {
         let local = self.host_addresses();

@@ -187,6 +187,8 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::LocalRefused
             | Counter::Unresolved
             | Counter::IcmpError
+            | Counter::Unanswered
+            | Counter::Retried
             | Counter::EvictedHalfOpen
             | Counter::EvictedClosing
             | Counter::EvictedIdle => sorted.events.insert(label, *count),
@@ -208,7 +210,8 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::Fenced
             | Counter::Overdue
             | Counter::Circling
-            | Counter::Denied => {
+            | Counter::Denied
+            | Counter::Refused => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
                 sorted.drops.insert(label, *count)
             }
@@ -227,6 +230,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 11), ("forward", 100), ("pass", 4), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 12), ("forward", 100), ("pass", 4), ("reset", 2)]);
     }
 }

@@ -48,11 +48,15 @@ impl fmt::Debug for Key {
 
 /// One run of one node's daemon, by a number that nobody can foresee.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Session(pub(super) [u8; 16]);
+pub struct Session(pub(super) [u8; 16]);
 
 impl Session {
     /// Nobody's: the sender does not know the receiver yet.
     pub(super) const UNKNOWN: Self = Self([0; 16]);
+
+    pub const fn new(number: [u8; 16]) -> Self {
+        Self(number)
+    }
 }
 
 impl fmt::Debug for Session {

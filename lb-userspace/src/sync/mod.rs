@@ -7,10 +7,10 @@
 
 mod datagram;
 mod greeting;
-mod peer;
-mod record;
+pub mod peer;
+pub mod record;
 mod thread;
 
-pub use datagram::Key;
+pub use datagram::{Key, Session};
 pub use peer::Refused;
 pub use thread::{Backends, Options, PeerView, StartError, Sync, View};

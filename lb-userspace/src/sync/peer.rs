@@ -7,10 +7,11 @@
 //!    |-- hello, to there's session ------------>|     and so is here
 //!    |<=============== records ================>|     numbered; whoever misses one asks for all connections
 //! ```
-//! A datagram is heard once: its number is above all before it, and a session that another one has followed never comes back.
+//! A datagram is heard once: its number is above all that were heard of its session before. One of a former run that was late on its way is
+//! heard, too, and the present run again when it speaks next.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -46,17 +47,17 @@ pub enum Refused {
 
 /// What is known of a peer.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub struct Peer {
     key: Key,
     here: IpAddr,
     there: IpAddr,
     mine: Session,
     /// The run that has shown to be alive.
     theirs: Option<Session>,
-    /// The run that said hello last, to which hellos are addressed; it may be somebody's recording.
+    /// The run that said hello last, to which the next hello is addressed; it may be somebody's recording.
     claimed: Session,
-    /// Runs that another has followed.
-    former: HashSet<Session>,
+    /// Runs that another has followed, each with the number of the last datagram that was heard of it.
+    former: HashMap<Session, u64>,
     heard: Option<Instant>,
     /// The number of the last datagram that was sent, and of the last that was heard.
     sent: u64,
@@ -76,7 +77,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(key: Key, here: IpAddr, there: IpAddr, mine: Session, now: Instant) -> Self {
+    pub fn new(key: Key, here: IpAddr, there: IpAddr, mine: Session, now: Instant) -> Self {
         Self {
             key,
             here,
@@ -84,7 +85,7 @@ impl Peer {
             mine,
             theirs: None,
             claimed: Session::UNKNOWN,
-            former: HashSet::new(),
+            former: HashMap::new(),
             heard: None,
             sent: 0,
             highest: 0,
@@ -99,17 +100,17 @@ impl Peer {
     }
 
     /// Whether it is there and hears what it is sent.
-    pub(super) fn is_connected(&self, now: Instant) -> bool {
+    pub fn is_connected(&self, now: Instant) -> bool {
         self.theirs.is_some() && self.heard.is_some_and(|heard| now.duration_since(heard) < LOST)
     }
 
     /// When it was heard last.
-    pub(super) fn heard(&self) -> Option<Instant> {
+    pub fn heard(&self) -> Option<Instant> {
         self.heard
     }
 
     /// Whether it wants all connections; asked once.
-    pub(super) fn take_wish(&mut self) -> bool {
+    pub fn take_wish(&mut self) -> bool {
         std::mem::take(&mut self.wants_all)
     }
 
@@ -127,10 +128,10 @@ impl Peer {
     }
 
     /// Hears a datagram that came from its address. Gives the records in it.
-    pub(super) fn hear(&mut self, now: Instant, bytes: &[u8]) -> Result<Vec<Connection>, Refused> {
+    pub fn hear(&mut self, now: Instant, bytes: &[u8]) -> Result<Vec<Connection>, Refused> {
         let route = Route { from: self.there, to: self.here };
         let opened = datagram::open(&self.key, route, bytes).ok_or(Refused::Unproven)?;
-        if self.former.contains(&opened.sender) {
+        if self.former.get(&opened.sender).is_some_and(|highest| opened.number <= *highest) {
             return Err(Refused::Old);
         }
         if opened.receiver != self.mine {
@@ -158,7 +159,7 @@ impl Peer {
     }
 
     /// A hello, if one is due.
-    pub(super) fn greet(&mut self, now: Instant) -> Option<Vec<u8>> {
+    pub fn greet(&mut self, now: Instant) -> Option<Vec<u8>> {
         if now < self.hello {
             return None;
         }
@@ -166,18 +167,24 @@ impl Peer {
         self.greeted = Some(now);
         let mut body = self.asked.to_be_bytes().to_vec();
         greeting::write(&self.told, &mut body);
-        Some(self.seal(Kind::Hello, &body))
+        let hello = self.seal(Kind::Hello, self.claimed, &body);
+        // Whoever was greeted answers, or was a recording: who is known to be alive is not to miss more than this.
+        if let Some(theirs) = self.theirs.filter(|theirs| *theirs != self.claimed && self.is_connected(now)) {
+            self.claimed = theirs;
+            self.hello = now + PAUSE;
+        }
+        Some(hello)
     }
 
     /// A datagram of records for it.
-    pub(super) fn tell(&mut self, records: &[u8]) -> Vec<u8> {
-        self.seal(Kind::Records, records)
+    pub fn tell(&mut self, records: &[u8]) -> Vec<u8> {
+        self.seal(Kind::Records, self.theirs.unwrap_or(self.claimed), records)
     }
 
-    fn seal(&mut self, kind: Kind, body: &[u8]) -> Vec<u8> {
+    fn seal(&mut self, kind: Kind, receiver: Session, body: &[u8]) -> Vec<u8> {
         self.sent += 1;
         let route = Route { from: self.here, to: self.there };
-        let head = Opened { kind, sender: self.mine, receiver: self.claimed, number: self.sent, body };
+        let head = Opened { kind, sender: self.mine, receiver, number: self.sent, body };
         datagram::seal(&self.key, route, &head)
     }
 
@@ -197,7 +204,9 @@ impl Peer {
 
     /// A new run of the peer, which has just answered this one.
     fn welcome(&mut self, now: Instant, opened: &Opened<'_>) {
-        self.former.extend(self.theirs.replace(opened.sender));
+        let former = self.theirs.replace(opened.sender);
+        self.former.extend(former.map(|session| (session, self.highest)));
+        self.former.remove(&opened.sender);
         self.claimed = opened.sender;
         self.highest = opened.number;
         (self.asked, self.answered) = (1, 0);
@@ -288,6 +297,12 @@ mod tests {
             wire
         }
 
+        fn tell_a(&mut self, number: u16) -> Vec<u8> {
+            let mut body = Vec::new();
+            record::write(&connection(number), &mut body);
+            self.b.tell(&body)
+        }
+
         fn tell_b(&mut self, number: u16) -> Vec<u8> {
             let mut body = Vec::new();
             record::write(&connection(number), &mut body);
@@ -372,6 +387,38 @@ mod tests {
         assert!(!wire.b.is_connected(wire.now));
         wire.pass(LOST + HELLO * 2);
         assert!(wire.b.is_connected(wire.now), "but the peer itself does");
+    }
+
+    /// What a former run has sent comes when B has not heard of that run before, and knows the next one already.
+    #[test]
+    fn a_late_word_of_a_former_run_does_not_silence_the_present_one() {
+        let mut wire = Wire::new();
+        let hello = wire.b.greet(wire.now).expect("a hello");
+        assert_eq!(wire.a.hear(wire.now, &hello), Ok(vec![]));
+        let late = wire.tell_b(1);
+        wire.a = Peer::new(key(), A, B, session(3), wire.now);
+        wire.pass(Duration::from_secs(2));
+        assert_eq!(wire.b.hear(wire.now, &late), Ok(vec![connection(1)]));
+        wire.pass(Duration::from_secs(2));
+        assert!(wire.a.is_connected(wire.now) && wire.b.is_connected(wire.now));
+        let told = wire.tell_b(2);
+        assert_eq!(wire.b.hear(wire.now, &told), Ok(vec![connection(2)]));
+        assert_eq!(wire.b.hear(wire.now, &late), Err(Refused::Old));
+    }
+
+    /// Somebody replays the hello of a run that B has never spoken with.
+    #[test]
+    fn a_recording_of_a_run_that_nobody_met_does_not_part_two_that_are_connected() {
+        let mut wire = Wire::new();
+        let recorded = Peer::new(key(), A, B, session(9), wire.now).greet(wire.now).expect("a hello");
+        wire.pass(Duration::from_millis(500));
+        for _ in 0..20 {
+            let _ = wire.b.hear(wire.now, &recorded);
+            let told = wire.tell_a(7);
+            assert_eq!(wire.a.hear(wire.now, &told), Ok(vec![connection(7)]));
+            wire.pass(Duration::from_millis(500));
+            assert!(wire.a.is_connected(wire.now) && wire.b.is_connected(wire.now));
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub enum Malformed {
 }
 
 /// Appends a record. The addresses are of one family, and the backend sees the client by the VIP's or by its own.
-pub(super) fn write(connection: &Connection, to: &mut Vec<u8>) {
+pub fn write(connection: &Connection, to: &mut Vec<u8>) {
     let Connection { client, vip, backend, seen, is_direct, phase, idle, acknowledged } = connection;
     let form = match seen.ip() == client.ip() {
         _ if *is_direct => DIRECT,
@@ -69,7 +69,7 @@ pub(super) fn write(connection: &Connection, to: &mut Vec<u8>) {
 }
 
 /// All records of a datagram's body.
-pub(super) fn read(mut body: &[u8]) -> Result<Vec<Connection>, Malformed> {
+pub fn read(mut body: &[u8]) -> Result<Vec<Connection>, Malformed> {
     let mut connections = Vec::new();
     while !body.is_empty() {
         connections.push(next(&mut body)?);

@@ -4,18 +4,7 @@
 use std::time::Duration;
 
 use super::Moment;
-
-/// From the beginning of a burst.
-const BURST: [Duration; 8] = [
-    Duration::ZERO,
-    Duration::from_millis(10),
-    Duration::from_millis(50),
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-];
+use crate::host::announce::BURST;
 
 /// After the burst.
 const SLOW: Duration = Duration::from_secs(10);

@@ -107,6 +107,14 @@ impl Router {
         self.tell_all(Event::Shutdown, now);
     }
 
+    /// The same of some instances, and so of the groups that they are in.
+    pub fn on_shutdown_of(&mut self, ids: &[InstanceId], now: Moment) {
+        for id in ids {
+            self.machines[id.0].on(Event::Shutdown, now, &mut self.actions);
+        }
+        self.settle(now);
+    }
+
     /// Every advertisement that had arrived has been handed in.
     pub fn on_timeout(&mut self, now: Moment) {
         self.drained = now;

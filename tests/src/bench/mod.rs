@@ -9,11 +9,15 @@
 //! so that a case's figure is what a test run of the program alone would take. A round measures every case once; ratios are
 //! taken within a round, where the machine's mood is the same for both.
 
+pub mod adoption;
 mod case;
+pub mod continuity;
 pub mod failover;
 mod harness;
+mod inside;
 mod report;
 mod scene;
+pub mod sync;
 
 use std::time::{Duration, Instant};
 
@@ -103,4 +107,9 @@ fn pin() -> anyhow::Result<()> {
     let mut one = CpuSet::new();
     one.set(last.context("no CPU to run on")?)?;
     sched_setaffinity(this, &one).context("staying on one CPU")
+}
+/// The time that this many of a hundred did not exceed (nearest rank), in milliseconds to a hundredth.
+fn rank(sorted: &[Duration], percent: usize) -> Option<f64> {
+    let place = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted.get(place).map(|time| (time.as_secs_f64() * 1e5).round() / 1e2)
 }

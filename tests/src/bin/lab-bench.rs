@@ -1,12 +1,13 @@
-//! Measures the data path and the failover: `cargo xtask bench`.
+//! Measures the data path, failovers, and what streams notice of them: `cargo xtask bench`.
 
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser};
 use lb_tests::bench::{
-    self,
+    self, adoption, continuity,
     failover::{Event, Options, Profile, System},
+    sync,
 };
 
 #[derive(Debug, Parser)]
@@ -23,6 +24,47 @@ enum Arguments {
     },
     /// Milliseconds until a VIP is served by another node, for xvip and for keepalived
     Failover(Failover),
+    /// What long-lived streams notice of restarts, upgrades, reloads and failovers
+    Continuity(Continuity),
+    /// What it costs to take over a million connections from a daemon that was killed: time and memory
+    Adoption {
+        /// Print one object a line
+        #[arg(long)]
+        json: bool,
+        /// Restarts
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
+    /// How far a peer is behind, and what both spend, while connections are made
+    Sync {
+        /// Print one object a line
+        #[arg(long)]
+        json: bool,
+        /// New connections a second
+        #[arg(long, default_value_t = 10_000)]
+        rate: u32,
+        /// For how long, in seconds
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+        /// Connections that there is room for
+        #[arg(long)]
+        room: Option<u32>,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Continuity {
+    /// Print one object a line
+    #[arg(long)]
+    json: bool,
+    #[arg(long, default_value_t = 500)]
+    streams: u32,
+    /// Restarts; twice as many upgrades and reloads
+    #[arg(long, default_value_t = 10)]
+    restarts: usize,
+    /// By kill and by link loss each
+    #[arg(long, default_value_t = 20)]
+    failovers: usize,
 }
 
 #[derive(Args, Debug)]
@@ -59,6 +101,22 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Arguments::Failover(arguments) => failover(arguments),
+        Arguments::Continuity(Continuity { json, streams, restarts, failovers }) => {
+            let options = continuity::Options { streams, pace: Duration::from_millis(100), restarts, failovers };
+            let report = continuity::continuity(&options)?;
+            print(json, &report, report.json()?);
+            Ok(if report.is_reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Arguments::Adoption { json, runs } => {
+            let report = adoption::adoption(runs)?;
+            print(json, &report, report.json()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Arguments::Sync { json, rate, seconds, room } => {
+            let report = sync::sync(&sync::Options { rate, seconds, room })?;
+            print(json, &report, report.json()?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

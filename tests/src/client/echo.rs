@@ -74,7 +74,7 @@ pub async fn echo(client: &Client, plan: EchoPlan) -> Result<EchoReport, Failure
 }
 
 /// Reads exactly `line`, in however many pieces.
-async fn come_back(body: &mut Incoming, line: &[u8]) -> Result<(), Failure> {
+pub(super) async fn come_back(body: &mut Incoming, line: &[u8]) -> Result<(), Failure> {
     let mut read = Vec::with_capacity(line.len());
     while read.len() < line.len() {
         let frame = body.frame().await.ok_or(Failure::Closed(Stage::Answer))?.map_err(Failure::answer)?;
@@ -86,5 +86,5 @@ async fn come_back(body: &mut Incoming, line: &[u8]) -> Result<(), Failure> {
         return Ok(());
     }
     let (sent, read) = (String::from_utf8_lossy(line), String::from_utf8_lossy(&read));
-    Err(Failure::Other(format!("sent {sent:?}, {read:?} came back")))
+    Err(Failure::Foreign(format!("sent {sent:?}, {read:?} came back")))
 }

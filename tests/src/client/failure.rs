@@ -16,12 +16,16 @@ pub enum Stage {
 pub enum Failure {
     Refused(Stage),
     Reset(Stage),
+    /// This host has closed it (`ECONNABORTED`).
+    Aborted(Stage),
     /// The peer closed the connection without having answered.
     Closed(Stage),
     Timeout(Stage),
     Unreachable(Stage),
     /// An answer that is not 200.
     Status(u16),
+    /// Bytes that are not this connection's.
+    Foreign(String),
     Other(String),
 }
 
@@ -30,9 +34,12 @@ impl Failure {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused(stage),
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset(stage),
+            io::ErrorKind::ConnectionAborted => Self::Aborted(stage),
             io::ErrorKind::UnexpectedEof => Self::Closed(stage),
             io::ErrorKind::TimedOut => Self::Timeout(stage),
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Self::Unreachable(stage),
+            // What TLS cannot decrypt.
+            io::ErrorKind::InvalidData if stage == Stage::Answer => Self::Foreign(error.to_string()),
             _ => Self::Other(error.to_string()),
         }
     }
@@ -42,6 +49,10 @@ impl Failure {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(current) = cause {
             if let Some(io) = current.downcast_ref::<io::Error>() {
+                return Self::io(Stage::Answer, io);
+            }
+            // It does not tell as a cause what ended it.
+            if let Some(io) = current.downcast_ref::<h2::Error>().and_then(h2::Error::get_io) {
                 return Self::io(Stage::Answer, io);
             }
             cause = current.source();
@@ -72,10 +83,12 @@ impl fmt::Display for Failure {
         match self {
             Self::Refused(stage) => write!(f, "{stage}: refused"),
             Self::Reset(stage) => write!(f, "{stage}: reset"),
+            Self::Aborted(stage) => write!(f, "{stage}: closed by this host"),
             Self::Closed(stage) => write!(f, "{stage}: closed early"),
             Self::Timeout(stage) => write!(f, "{stage}: timed out"),
             Self::Unreachable(stage) => write!(f, "{stage}: unreachable"),
             Self::Status(code) => write!(f, "answered {code}"),
+            Self::Foreign(what) => write!(f, "foreign bytes: {what}"),
             Self::Other(what) => f.write_str(what),
         }
     }

@@ -15,6 +15,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Client, Failure};
 
+/// Outcomes that room is made for at once.
+const LARGE: usize = 100_000;
+
 /// A bounded amount of requests. The default is one.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -75,7 +78,7 @@ pub struct Report {
 pub async fn run(client: &Client, load: Load) -> Report {
     raise_limit();
     let start = Instant::now();
-    let outcomes = RefCell::new(Vec::with_capacity(load.requests));
+    let outcomes = RefCell::new(Vec::with_capacity(load.requests.min(LARGE)));
     let stopped = || load.stop.as_ref().is_some_and(|stop| *stop.borrow());
     let late = || load.time.is_some_and(|time| start.elapsed() >= time);
     stream::iter(0..load.requests)
@@ -97,7 +100,7 @@ pub async fn run(client: &Client, load: Load) -> Report {
 
 /// One descriptor a connection: the usual soft limit of 1024 is less than a load may need. Where it cannot be raised,
 /// requests fail and say why.
-fn raise_limit() {
+pub(super) fn raise_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }

@@ -5,7 +5,9 @@
 mod echo;
 mod failure;
 mod load;
+mod streams;
 mod transfer;
+mod watch;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -36,7 +38,9 @@ pub use self::{
     echo::{EchoPlan, EchoReport, echo},
     failure::{Failure, Stage},
     load::{Load, Outcome, Report, run},
+    streams::{End, Episode, Streams},
     transfer::transfer,
+    watch::Watch,
 };
 use crate::apiserver::{BACKEND_HEADER, KeyFiles, tls};
 

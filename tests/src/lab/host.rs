@@ -254,6 +254,12 @@ impl Host {
         self.on_ports(|port| format!("link set {} type bridge_slave bcast_flood {flood}", port.device))
     }
 
+    /// Whether other hosts that are isolated hear this one, and it them; the rest hears everybody.
+    pub fn isolate(&self, on: bool) -> Result<(), Error> {
+        let isolated = if on { "on" } else { "off" };
+        self.on_ports(|port| format!("link set {} type bridge_slave isolated {isolated}", port.device))
+    }
+
     /// Pulls the cables: the host sees its carrier go.
     pub fn carrier_down(&self) -> Result<(), Error> {
         self.on_ports(|port| format!("link set {} down", port.device))

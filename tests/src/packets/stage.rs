@@ -15,9 +15,9 @@ use std::{
 use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
 use lb_common::{
-    abi::{Backend, BackendId, Filter, Port, Range, ServiceId, ServiceKey, Settings},
+    abi::{Backend, BackendId, Filter, Port, Range, ServiceId, ServiceKey, Settings, source_hash},
     address::{Address as _, V4, V6},
-    maglev::SLOTS,
+    maglev::{self, SLOTS},
     wire::Tags,
 };
 use lb_userspace::{
@@ -61,7 +61,10 @@ pub const TRUNKED: Service = Service { port: 6446, backend: 14, flags: Backend::
 pub const HERE: Service = Service { port: 6447, backend: 10, flags: Backend::LOCAL };
 /// Its table has no backend in any slot.
 pub const EMPTY: Service = Service { port: 6448, backend: 0, flags: 0 };
-pub const SERVICES: [Service; 6] = [REMOTE, UNRESOLVED, UNROUTED, TRUNKED, HERE, EMPTY];
+/// Its table is shared with [`SPARE`]'s backend; the slots of all clients are its own backend's.
+pub const PAIR: Service = Service { port: 6449, backend: 15, flags: Backend::PRESENT };
+pub const SPARE: Service = Service { port: 6450, backend: 16, flags: Backend::PRESENT };
+pub const SERVICES: [Service; 8] = [REMOTE, UNRESOLVED, UNROUTED, TRUNKED, HERE, EMPTY, PAIR, SPARE];
 
 /// The port of every backend, which is that of the first virtual server too.
 pub const BACKEND_PORT: u16 = 6443;
@@ -136,6 +139,26 @@ impl Service {
             IpAddr::V4(address) => Range::new(self.service(family), V4(address.octets()), 32 - free),
             IpAddr::V6(address) => Range::new(self.service(family), V6(address.octets()), 128 - free),
         }
+    }
+
+    /// Its selection table where its own backend has all of it.
+    pub fn alone(self, family: Family) -> Change {
+        let backend = if self.flags == 0 { BackendId::NONE } else { self.id(family) };
+        Change::Table(self.service(family), vec![backend; SLOTS as usize])
+    }
+
+    /// Its selection table where [`SPARE`]'s backend has every other slot, but none that a client has.
+    pub fn shared(self, family: Family) -> Change {
+        let (own, spare) = (self.id(family), SPARE.id(family));
+        let mut slots: Vec<BackendId> = [own, spare].into_iter().cycle().take(SLOTS as usize).collect();
+        for client in CLIENTS.into_iter().chain([STRANGER]) {
+            let hash = match family.address(client) {
+                IpAddr::V4(address) => source_hash(&V4(address.octets())),
+                IpAddr::V6(address) => source_hash(&V6(address.octets())),
+            };
+            slots[maglev::slot(hash) as usize] = own;
+        }
+        Change::Table(self.service(family), slots)
     }
 
     /// The backend with further flags.
@@ -267,8 +290,7 @@ impl Stage {
         let mut changes = self.reset(1);
         for family in Family::ALL {
             for service in SERVICES {
-                let backend = if service.flags == 0 { BackendId::NONE } else { service.id(family) };
-                changes.push(Change::Table(service.service(family), vec![backend; SLOTS as usize]));
+                changes.push(if service.port == PAIR.port { PAIR.shared(family) } else { service.alone(family) });
                 changes.push(Change::Serve(service.key(family), service.service(family)));
             }
         }
@@ -283,6 +305,8 @@ impl Stage {
             (REMOTE.backend, self.near, true),
             (UNRESOLVED.backend, self.near, false),
             (TRUNKED.backend, self.trunk, true),
+            (PAIR.backend, self.near, true),
+            (SPARE.backend, self.near, true),
         ];
         clients.into_iter().chain(backends)
     }

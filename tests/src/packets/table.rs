@@ -3,6 +3,7 @@
 mod access;
 mod direct;
 mod icmp;
+mod passive;
 mod virtual_mac;
 
 use lb_common::{
@@ -26,6 +27,8 @@ const TRANSMIT: u32 = 3;
 const REDIRECT: u32 = 4;
 /// What a classifier returns for a packet that goes on.
 const OK: u32 = 0;
+/// For one that does not.
+const SHOT: u32 = 2;
 
 const CLIENT: Host = CLIENTS[0];
 
@@ -105,6 +108,10 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("a router before the client", icmp::too_big_for_the_client),
     ("a reply of a backend on this host is too big", icmp::too_big_from_here),
     ("an error about nobody's connection", icmp::stranger),
+    ("a backend refuses, and another takes the connection", passive::refused),
+    ("the only backend refuses", passive::refused_by_all),
+    ("a backend leaves a SYN unanswered", passive::unanswered),
+    ("a backend on this host refuses", passive::refused_here),
     ("the last hop", expired),
     ("a fragment", fragment),
     ("lengths that contradict each other", malformed),
@@ -452,7 +459,7 @@ fn expired(scene: &Scene) -> Script {
         enough.bytes(),
         REDIRECT,
         out,
-        &[Counter::Connected],
+        &[Counter::Connected, Counter::Unanswered],
     )
 }
 

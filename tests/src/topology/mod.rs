@@ -11,6 +11,7 @@
 //! Where a write-up leaves an address out (the masters of A, B and D, the VIP of B, the workers of E) one is chosen.
 //! Every address has an IPv6 twin with the same last number, and each deployment has a client on the same segment.
 
+mod clients;
 mod deployment;
 mod written;
 

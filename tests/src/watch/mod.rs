@@ -7,5 +7,5 @@ mod prober;
 pub use self::{
     echo::Echo,
     pace::{PERIOD, between},
-    prober::{Claim, Prober, mac},
+    prober::{Claim, Prober, at_once, mac},
 };

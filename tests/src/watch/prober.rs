@@ -73,7 +73,7 @@ impl Prober {
     /// The most nodes that answered at the same time in a window, hand-overs aside.
     pub fn at_once(&self, from: SystemTime, length: Duration) -> usize {
         let answers = self.since(from).into_iter().filter(|claim| !claim.announced && claim.at <= from + length);
-        at_once(&answers.map(|claim| (claim.mac, claim.at)).collect::<Vec<_>>())
+        at_once(&answers.map(|claim| (claim.mac, claim.at)).collect::<Vec<_>>(), HANDOVER)
     }
 
     /// Who answered in a window.
@@ -92,9 +92,9 @@ fn lock(claims: &Mutex<Vec<Claim>>) -> MutexGuard<'_, Vec<Claim>> {
     claims.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A node reigns from an answer on, as long as the next one is less than [`SILENCE`] away, but for the last [`HANDOVER`]: who is
+/// A node reigns from an answer on, as long as the next one is less than [`SILENCE`] away, but for the last `handover`: who is
 /// told that another one has come goes when he hears of it, and may have answered until then.
-fn at_once(answers: &[(Mac, SystemTime)]) -> usize {
+pub fn at_once(answers: &[(Mac, SystemTime)], handover: Duration) -> usize {
     let mut reigns: Vec<(Mac, SystemTime, SystemTime)> = Vec::new();
     for &(mac, at) in answers {
         match reigns.iter_mut().rev().find(|(own, ..)| *own == mac) {
@@ -103,8 +103,8 @@ fn at_once(answers: &[(Mac, SystemTime)]) -> usize {
         }
     }
     let lasting: Vec<_> = (reigns.iter())
-        .filter(|(_, from, until)| between(*from, *until) > HANDOVER)
-        .map(|(_, from, until)| (*from, *until - HANDOVER))
+        .filter(|(_, from, until)| between(*from, *until) > handover)
+        .map(|(_, from, until)| (*from, *until - handover))
         .collect();
     let during = |moment: SystemTime| lasting.iter().filter(|(from, until)| (*from..=*until).contains(&moment)).count();
     let most = lasting.iter().map(|(from, _)| during(*from)).max().unwrap_or_default();
@@ -165,7 +165,7 @@ mod tests {
         ] {
             let mut answers = runs.concat();
             answers.sort_by_key(|(_, at)| *at);
-            assert_eq!(at_once(&answers), expected, "{runs:?}");
+            assert_eq!(at_once(&answers, HANDOVER), expected, "{runs:?}");
         }
     }
 }

@@ -29,7 +29,6 @@ pub(crate) fn look(needs: &[Need]) -> Result<Machine> {
         rustup,
         absent: absent.collect(),
         linker,
-        cargo_fuzz: find("cargo-fuzz").is_some(),
         bpffs: bpffs_is_mounted()?,
         bpf,
     })

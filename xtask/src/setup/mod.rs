@@ -48,7 +48,6 @@ pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 const MOUNTS: &str = "/proc/self/mounts";
 /// Between the first release with usable BTF names and the first that wants another LLVM.
 const LINKER: &str = "0.10.4";
-const CARGO_FUZZ: &str = "0.13.2";
 const MOUNT_NOTE: &str = "bpffs-mounted-in-boot";
 
 pub(crate) fn run(arguments: &Setup) -> Result<()> {
@@ -70,7 +69,6 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
             Step::Packages(packages) => install(&packages)?,
             Step::Linker => cargo_install("bpf-linker", LINKER, "it links BPF programs; some minutes")?,
             Step::Toolchain(candidates) => toolchain::settle(&candidates)?,
-            Step::CargoFuzz => cargo_install("cargo-fuzz", CARGO_FUZZ, "it runs the fuzz targets; a minute")?,
             Step::BpfFs => mount_bpffs()?,
         }
     }

@@ -12,7 +12,6 @@ pub(crate) struct Machine {
     /// Packages that are needed and whose proof is absent.
     pub(crate) absent: Vec<&'static Package>,
     pub(crate) linker: Option<Version>,
-    pub(crate) cargo_fuzz: bool,
     pub(crate) bpffs: bool,
     pub(crate) bpf: Bpf,
 }
@@ -53,7 +52,6 @@ pub(crate) enum Step {
     Linker,
     /// Try in order until one has built a BPF program.
     Toolchain(Vec<Candidate>),
-    CargoFuzz,
     BpfFs,
 }
 
@@ -105,9 +103,6 @@ pub(crate) fn plan(machine: &Machine, needs: &[Need]) -> Result<Vec<Step>, Block
         if let Bpf::Unproven(toolchains) = &machine.bpf {
             steps.push(Step::Toolchain(candidates(toolchains, machine.apt)));
         }
-    }
-    if needs.contains(&Need::Fuzz) && !machine.cargo_fuzz {
-        steps.push(Step::CargoFuzz);
     }
     if needs.contains(&Need::Lab) && !machine.bpffs {
         steps.push(Step::BpfFs);
@@ -168,7 +163,6 @@ mod tests {
             rustup: true,
             absent: Vec::new(),
             linker: Some(Version(0, 10, 4)),
-            cargo_fuzz: true,
             bpffs: true,
             bpf: Bpf::Proven,
         }
@@ -185,15 +179,14 @@ mod tests {
         let absent: Vec<_> = PACKAGES.iter().collect();
         let machine = Machine { apt: true, rustup: true, absent: absent.clone(), ..Machine::default() };
         let toolchain = Step::Toolchain(vec![Candidate::Nightly, Candidate::Distribution]);
-        let steps = vec![Step::Packages(absent), Step::Linker, toolchain, Step::CargoFuzz, Step::BpfFs];
+        let steps = vec![Step::Packages(absent), Step::Linker, toolchain, Step::BpfFs];
         assert_eq!(plan(&machine, ALL), Ok(steps));
     }
 
     #[test]
-    fn a_build_alone_needs_neither_fuzzer_nor_filesystem() {
-        let machine = Machine { cargo_fuzz: false, bpffs: false, ..ready() };
+    fn a_build_alone_needs_no_filesystem() {
+        let machine = Machine { bpffs: false, ..ready() };
         assert_eq!(plan(&machine, &[Need::Compile]), Ok(vec![]));
-        assert_eq!(plan(&machine, &[Need::Fuzz]), Ok(vec![Step::CargoFuzz]));
         assert_eq!(plan(&machine, &[Need::Lab]), Ok(vec![Step::BpfFs]));
     }
 

@@ -1,7 +1,7 @@
 //! `test`: every layer in turn, cheapest first, and one closing line that adds them all up.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -44,13 +44,22 @@ struct Row {
     took: Duration,
 }
 
-/// A test binary of the lab.
+/// A test binary.
 #[derive(Debug, PartialEq, Eq)]
-struct Binary {
-    name: String,
-    file: PathBuf,
-    /// Integration tests share the host's namespaces and BPF filesystem, so they go one at a time.
-    shares_host: bool,
+pub(crate) struct Binary {
+    pub(crate) name: String,
+    pub(crate) file: PathBuf,
+    /// Of its package: where cargo would start it.
+    directory: PathBuf,
+    /// Integration tests of the lab share the host's namespaces and BPF filesystem, so they go one at a time.
+    alone: bool,
+}
+
+impl Binary {
+    /// Those of the lab need root.
+    fn is_lab(&self) -> bool {
+        self.directory == root_dir().join("tests")
+    }
 }
 
 pub(crate) fn run(arguments: &Test) -> Result<ExitCode> {
@@ -78,15 +87,25 @@ fn layers(arguments: &Test, rows: &mut Vec<Row>) {
     if !prepared {
         return;
     }
-    measure(rows, "host", host);
+    let mut binaries = Vec::new();
+    let built = measure(rows, "build", || {
+        binaries = build()?;
+        Ok(Tally::default())
+    });
+    if !built {
+        return;
+    }
+    let (lab, host): (Vec<_>, Vec<_>) = binaries.iter().partition(|binary| binary.is_lab());
+    for binary in host {
+        measure(rows, &format!("host: {}", binary.name), || {
+            counted(Command::new(&binary.file).current_dir(&binary.directory))
+        });
+    }
     if all {
-        lab(rows);
-        match fuzz::targets() {
-            Ok(targets) => targets.iter().for_each(|target| {
-                measure(rows, &format!("fuzz {target}"), || Ok(Tally::single(fuzz::smoke(target)?.success())));
-            }),
-            Err(error) => drop(measure(rows, "fuzz", || Err(error))),
+        for binary in lab {
+            measure(rows, &format!("lab: {}", binary.name), || run_as_root(binary));
         }
+        fuzz(rows);
     }
     if vm {
         measure(rows, "vm", vm_test);
@@ -107,9 +126,19 @@ fn measure(rows: &mut Vec<Row>, name: &str, layer: impl FnOnce() -> Result<Tally
     fine
 }
 
-fn host() -> Result<Tally> {
-    let arguments = ["test", "--locked", "--workspace", "--exclude", "lb-tests", "--no-fail-fast"];
-    counted(command("cargo").args(arguments))
+/// Builds all fuzz targets and runs each for a while.
+fn fuzz(rows: &mut Vec<Row>) {
+    let mut built = None;
+    measure(rows, "fuzz: build", || {
+        built = Some((fuzz::build(fuzz::Profile::Dev)?, fuzz::targets()?));
+        Ok(Tally::default())
+    });
+    if let Some((built, targets)) = built {
+        for target in &targets {
+            let run = || Ok(Tally::single(fuzz::smoke(&built, target, fuzz::SMOKE)?.success()));
+            measure(rows, &format!("fuzz: {target}"), run);
+        }
+    }
 }
 
 fn vm_test() -> Result<Tally> {
@@ -117,31 +146,22 @@ fn vm_test() -> Result<Tally> {
     counted(command("cargo").arg("xtask").args(VM))
 }
 
-/// Builds the lab's tests as the user and runs each binary as root.
-fn lab(rows: &mut Vec<Row>) {
-    let mut binaries = Vec::new();
-    let built = measure(rows, "lab: build", || {
-        binaries = build_lab()?;
-        Ok(Tally::default())
-    });
-    if built {
-        for binary in &binaries {
-            measure(rows, &format!("lab: {}", binary.name), || run_as_root(binary));
-        }
-    }
-}
-
-fn build_lab() -> Result<Vec<Binary>> {
-    // The programs that the tests start: the daemon, and the lab's own.
-    exec(command("cargo").args(["build", "--locked", "--package", "lb-userspace", "--package", "lb-tests", "--bins"]))?;
-    let arguments =
-        ["test", "--locked", "--package", "lb-tests", "--no-run", "--message-format=json-render-diagnostics"];
-    let messages = capture(command("cargo").args(arguments).stderr(Stdio::inherit()))?;
-    let binaries = test_binaries(&messages)?;
-    if binaries.is_empty() {
+/// Builds all tests, and the programs that they start: the daemon, and the lab's own. The whole workspace each time: a selection
+/// would choose other features of the dependencies, and they would be compiled once for each.
+fn build() -> Result<Vec<Binary>> {
+    let whole = ["--locked", "--workspace"];
+    exec(command("cargo").arg("build").args(whole).arg("--bins"))?;
+    let binaries = binaries(&whole)?;
+    if !binaries.iter().any(Binary::is_lab) {
         bail!("cargo built no test of lb-tests");
     }
     Ok(binaries)
+}
+
+/// Builds tests.
+pub(crate) fn binaries(selection: &[&str]) -> Result<Vec<Binary>> {
+    let arguments = ["test", "--no-run", "--message-format=json-render-diagnostics"];
+    test_binaries(&capture(command("cargo").args(arguments).args(selection).stderr(Stdio::inherit()))?)
 }
 
 /// The executables among cargo's messages, one JSON object a line.
@@ -154,10 +174,13 @@ fn test_binaries(messages: &str) -> Result<Vec<Binary>> {
             continue;
         };
         let target = &message["target"];
+        let manifest = message["manifest_path"].as_str().map(Path::new);
+        let directory = manifest.and_then(Path::parent).context("a test of no package")?;
         binaries.push(Binary {
             name: target["name"].as_str().context("a test without a name")?.to_owned(),
             file: file.into(),
-            shares_host: target["kind"][0] == "test",
+            directory: directory.to_owned(),
+            alone: target["kind"][0] == "test",
         });
     }
     Ok(binaries)
@@ -167,11 +190,10 @@ fn run_as_root(binary: &Binary) -> Result<Tally> {
     let mut command = root_command("timeout", WHY)?;
     // In the foreground, so that Ctrl-C reaches the test.
     command.args(["--foreground", "--kill-after=10", LAB_SECONDS]).arg(&binary.file);
-    if binary.shares_host {
+    if binary.alone {
         command.arg("--test-threads=1");
     }
-    // Where cargo would start it.
-    counted(command.current_dir(root_dir().join("tests")))
+    counted(command.current_dir(&binary.directory))
 }
 
 /// Runs a runner and believes its lines, unless its status says otherwise.
@@ -206,11 +228,19 @@ mod tests {
     fn test_binaries_are_picked_out_of_cargos_messages() {
         let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"anyhow"},"profile":{"test":false},"executable":null}
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"lab-demo"},"profile":{"test":false},"executable":"/t/lab-demo"}
-{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"lb_tests"},"profile":{"test":true},"executable":"/t/lb_tests-1"}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"traffic"},"profile":{"test":true},"executable":"/t/traffic-2"}
+{"reason":"compiler-artifact","manifest_path":"/w/common/Cargo.toml","target":{"kind":["lib"],"name":"lb_common"},"profile":{"test":true},"executable":"/t/lb_common-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"kind":["test"],"name":"traffic"},"profile":{"test":true},"executable":"/t/traffic-2"}
 {"reason":"build-finished","success":true}"#;
-        let binary = |name: &str, file: &str, shares_host| Binary { name: name.into(), file: file.into(), shares_host };
-        let expected = [binary("lb_tests", "/t/lb_tests-1", false), binary("traffic", "/t/traffic-2", true)];
+        let binary = |name: &str, file: &str, directory: &str, alone| Binary {
+            name: name.into(),
+            file: file.into(),
+            directory: directory.into(),
+            alone,
+        };
+        let expected = [
+            binary("lb_common", "/t/lb_common-1", "/w/common", false),
+            binary("traffic", "/t/traffic-2", "/w/tests", true),
+        ];
         assert_eq!(test_binaries(messages).unwrap(), expected);
         assert!(test_binaries("warning: not JSON").is_err());
     }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use crate::exec::{command, exec, target_dir};
 use kernel::Series;
 use qemu::Accelerator;
 
@@ -75,7 +76,7 @@ pub(crate) fn run(args: &VmTest) -> anyhow::Result<()> {
     for program in [qemu::PROGRAM, "setpriv", "dpkg-deb", "xz"] {
         output(Command::new(program).arg("--version"))?;
     }
-    let target = target_directory();
+    let target = target_dir();
     let guest = build_guest(&target)?;
     let timeout = Duration::from_secs(args.timeout);
     let mut accelerator = Accelerator::detect();
@@ -125,32 +126,13 @@ fn test(
 
 /// Builds the guest's init and returns a copy without debug information, which would be nine tenths of the initramfs.
 fn build_guest(target: &Path) -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    // `cargo run` describes xtask to its child. Build scripts that look at these variables, as ring's does, would be run
-    // again by each cargo that comes with other ones.
-    for (name, _) in std::env::vars_os() {
-        let described = name.to_string_lossy();
-        if described.starts_with("CARGO_PKG_") || described.starts_with("CARGO_MANIFEST_") {
-            build.env_remove(&name);
-        }
-    }
-    build.args(["build", "--package", "lb-tests", "--bin", "lab-guest", "--target-dir"]).arg(target);
-    // Where cargo's progress belongs, whoever reads the table.
-    output(build.current_dir(workspace()).stderr(Stdio::inherit()))?;
+    // Where cargo's progress belongs, whoever reads the table. As part of the whole, it has the dependencies that the tests have built.
+    exec(command("cargo").args(["build", "--locked", "--workspace", "--bin", "lab-guest"]))?;
     let cache = target.join("vm");
     std::fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
     let stripped = cache.join("lab-guest");
     output(Command::new("strip").arg("-o").arg(&stripped).arg(target.join("debug/lab-guest")))?;
     Ok(stripped)
-}
-
-fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
-}
-
-fn target_directory() -> PathBuf {
-    workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// Runs a command to its end and returns what it wrote; the error shows the command and what it complained about.

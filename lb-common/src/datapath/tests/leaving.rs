@@ -14,7 +14,7 @@ where
     Memory: Family<A>,
 {
     let mut frame = frame.to_vec();
-    let turned = egress(&mut frame[..], &world.memory, world.now);
+    let turned = egress(&mut frame[..], &world.memory, world.now) == Leaving::Turned;
     (turned, frame)
 }
 
@@ -103,7 +103,7 @@ where
     }
     let idle = Memory::default();
     let mut frame = ours.bytes();
-    assert!(!egress(&mut frame[..], &idle, world.now), "before the daemon has written anything");
+    assert_eq!(egress(&mut frame[..], &idle, world.now), Leaving::Goes, "before the daemon has written anything");
     assert_eq!(frame, ours.bytes());
 }
 

@@ -6,6 +6,7 @@ mod endings;
 mod fence;
 mod icmp_errors;
 mod leaving;
+mod passive;
 mod random;
 mod segments;
 mod shapes;

@@ -89,7 +89,7 @@ where
             }
         }
         let mut leaving = frame.clone();
-        let turned = egress(&mut leaving[..], &world.memory, world.now);
+        let turned = egress(&mut leaving[..], &world.memory, world.now) == Leaving::Turned;
         prop_assert!(turned || leaving == *frame);
         prop_assert!(!turned || valid::<A>(&leaving) == valid::<A>(frame));
     }

@@ -109,7 +109,7 @@ async fn detection(check: &Check, loss: Loss, state: State) -> Duration {
     let probe = Imagined { lost_after: check.interval * 3, loss, story: story.clone(), timeout: check.timeout };
     let (board, mut reports) = board();
     let mut task = JoinSet::new();
-    task.spawn(run(probe, check.clone(), board));
+    task.spawn(run(probe, check.clone(), board, Arc::default()));
     becomes(&mut reports, State::Up).await;
     becomes(&mut reports, state).await;
     let found = Instant::now();
@@ -170,7 +170,7 @@ async fn first_good_check_is_soon_and_enough() {
     let probe =
         Imagined { lost_after: Duration::MAX, loss: Loss::Hang, story: Arc::default(), timeout: Duration::ZERO };
     let mut task = JoinSet::new();
-    task.spawn(run(probe, check(CheckKind::Tcp), board));
+    task.spawn(run(probe, check(CheckKind::Tcp), board, Arc::default()));
     let report = becomes(&mut reports, State::Up).await;
     assert!(start.elapsed() <= SPREAD + Duration::from_millis(2));
     assert_eq!((report.checks, report.failures, report.consecutive), (1, 0, 1));
@@ -184,7 +184,7 @@ async fn waits_count_from_start_to_start_and_differ() {
     let probe = Imagined { lost_after: Duration::MAX, loss: Loss::Hang, story: story.clone(), timeout: Duration::ZERO };
     let (board, mut reports) = board();
     let mut task = JoinSet::new();
-    task.spawn(run(probe, check.clone(), board));
+    task.spawn(run(probe, check.clone(), board, Arc::default()));
     reports.wait_for(|all| all.values().all(|report| report.checks == 50)).await.unwrap();
     let starts = story.lock().unwrap().starts.clone();
     let mut waits: Vec<_> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -194,6 +194,80 @@ async fn waits_count_from_start_to_start_and_differ() {
     // The clock of tokio's timers ticks in milliseconds.
     assert!(last <= check.interval.mul_f64(1.1) + Duration::from_millis(1));
     assert!(last > check.interval);
+}
+
+/// Checks that take a while and are good until the backend is lost; who waits for news of one.
+struct Suspected {
+    suspicion: Arc<Notify>,
+    story: Arc<Mutex<Story>>,
+    reports: watch::Receiver<Reports>,
+    _task: JoinSet<Infallible>,
+}
+
+impl Suspected {
+    async fn up(check: &Check, loss: Loss) -> Self {
+        let story = Arc::new(Mutex::new(Story::default()));
+        let probe = Imagined { lost_after: Duration::MAX, loss, story: story.clone(), timeout: check.timeout };
+        let (board, mut reports) = board();
+        let suspicion = Arc::new(Notify::new());
+        let mut task = JoinSet::new();
+        task.spawn(run(probe, check.clone(), board, Arc::clone(&suspicion)));
+        becomes(&mut reports, State::Up).await;
+        Self { suspicion, story, reports, _task: task }
+    }
+
+    fn checks(&self) -> usize {
+        self.story.lock().unwrap().starts.len()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_clients_get_no_answer_from_is_found_out_quickly() {
+    for check in checks() {
+        for (loss, each) in [(Loss::Process, 200), (Loss::Host, 600)] {
+            // At any moment between two checks, and within one.
+            for part in [0.0, 0.1, 0.5, 0.97, 1.03, 1.1] {
+                let mut backend = Suspected::up(&check, loss).await;
+                let lost = Instant::now();
+                backend.story.lock().unwrap().lost = Some(lost);
+                sleep(check.interval.mul_f64(part)).await;
+                if backend.reports.borrow().values().any(|report| report.state != State::Up) {
+                    assert_eq!(check.fall.get(), 1);
+                    continue;
+                }
+                let news = Instant::now();
+                backend.suspicion.notify_one();
+                becomes(&mut backend.reports, State::Down).await;
+                let (took, limit) = (news.elapsed(), Duration::from_millis(each * u64::from(check.fall.get()) + 205));
+                assert!(took <= limit, "{loss:?} at {part}: {took:?} of {limit:?}, {check:?}");
+                let failed = backend.reports.borrow().values().next().unwrap().failures;
+                assert_eq!(failed, u64::from(check.fall.get()), "never by fewer checks than asked for");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspicions_alone_take_no_backend_out_and_cost_few_checks() {
+    for check in checks() {
+        let backend = Suspected::up(&check, Loss::Process).await;
+        let (before, start) = (backend.checks(), Instant::now());
+        while start.elapsed() < check.interval * 4 {
+            backend.suspicion.notify_one();
+            sleep(Duration::from_millis(10)).await;
+        }
+        let made = backend.checks() - before;
+        let most = (check.interval * 4).as_millis() / 200 + 2;
+        assert!(made as u128 <= most && made >= 4, "{made} of {most}: {check:?}");
+        let report = backend.reports.borrow().values().next().unwrap().clone();
+        assert_eq!((report.state, report.failures), (State::Up, 0));
+        // One that comes at rest is followed by one check, and then all is as before.
+        sleep(Duration::from_millis(210)).await;
+        let rest = backend.checks();
+        backend.suspicion.notify_one();
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(backend.checks(), rest + 1, "{check:?}");
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ use crate::{
         self, Condition, InstanceId, Moment,
         hooks::Hooks,
         tracking::{self, Scripts, Tracked},
-        wire::{InstanceView, Lease, Options, Wire},
+        wire::{Instance, InstanceView, Lease, Options, Wire},
     },
 };
 
@@ -55,8 +55,8 @@ pub(super) struct Seen<'a> {
     pub(super) broken: &'a BTreeMap<String, String>,
 }
 
-pub(super) struct Vrrp<'a> {
-    instances: &'a [model::Vrrp],
+pub(super) struct Vrrp {
+    instances: Vec<model::Vrrp>,
     scripts: Scripts,
     tracked: Vec<Vec<Tracked>>,
     regaining: Regaining,
@@ -68,13 +68,13 @@ pub(super) struct Vrrp<'a> {
     views: Option<watch::Receiver<Arc<Vec<InstanceView>>>>,
 }
 
-impl<'a> Vrrp<'a> {
+impl Vrrp {
     /// Begins to run the scripts; nothing is on the wire yet.
-    pub(super) fn new(instances: &'a [model::Vrrp]) -> Self {
+    pub(super) fn new(instances: Vec<model::Vrrp>) -> Self {
         let (tracked, conditions) = (vec![Vec::new(); instances.len()], vec![Condition::default(); instances.len()]);
         Self {
+            scripts: Scripts::spawn(&instances),
             instances,
-            scripts: Scripts::spawn(instances),
             tracked,
             regaining: Regaining::default(),
             conditions,
@@ -99,19 +99,56 @@ impl<'a> Vrrp<'a> {
             return Ok(());
         }
         self.tracked = self.track(seen);
-        self.conditions = tracking::conditions(self.instances, &self.tracked);
+        self.conditions = tracking::conditions(&self.instances, &self.tracked);
         let instances = self.instances.iter().zip(&self.conditions).map(|(instance, condition)| {
             let lease = fence.claimed_until(instance.addresses[0].addr())?.map(Moment);
-            instance::instance(instance, *condition, lease).with_context(|| format!("[[vrrp]] \"{}\"", instance.name))
+            prepared(instance, *condition, lease)
         });
         let instances = instances.collect::<anyhow::Result<_>>()?;
         let (events, changes) = mpsc::channel(CHANGES);
         let lease: Box<dyn Lease> = Box::new(Claims(fence));
         let wire = Wire::start(instances, Options { realtime: true, lease: Some(lease), events: Some(events) })?;
-        let hooks = Hooks::spawn(self.instances, changes);
+        let hooks = Hooks::spawn(&self.instances, changes);
         self.views = Some(wire.views());
         self.running = Some((wire, hooks));
         Ok(())
+    }
+
+    /// Goes over to other instances, if they are others. Where one is the same virtual router as before, its VIPs stay: its lease runs on from
+    /// one thread to the next. The others are handed over first. A failure leaves either the thread before or none.
+    pub(super) async fn replace(
+        &mut self,
+        instances: &[model::Vrrp],
+        seen: &Seen<'_>,
+        dataplane: &mut Dataplane,
+    ) -> anyhow::Result<()> {
+        if self.running.is_some() && self.instances == instances {
+            return Ok(());
+        }
+        // What can fail and what takes long comes while the thread before still runs.
+        for configured in instances {
+            prepared(configured, Condition::default(), None)?;
+        }
+        let mut next = Self::new(instances.to_vec());
+        next.settle().await;
+        self.leave(instances).await;
+        *self = next;
+        self.start(seen, dataplane)
+    }
+
+    /// Ends the thread for another one with these instances.
+    async fn leave(&mut self, next: &[model::Vrrp]) {
+        let Some((wire, hooks)) = self.running.take() else {
+            return;
+        };
+        let stays = |instance: &model::Vrrp| next.iter().any(|next| next.is_the_same_as(instance));
+        let resigning = self.instances.iter().enumerate().filter(|(_, instance)| !stays(instance));
+        let resigning = resigning.map(|(index, _)| InstanceId(index)).collect();
+        // It waits for the thread.
+        if let Err(error) = spawn_blocking(move || wire.leave(resigning)).await {
+            log::error!("ending VRRP for its successor: {error}");
+        }
+        tokio::spawn(hooks.finish(FAREWELL));
     }
 
     /// Tells the thread what has changed for the worse. Before the tables follow, which takes its time: another node may be better off.
@@ -126,12 +163,12 @@ impl<'a> Vrrp<'a> {
 
     fn tell(&mut self, seen: &Seen<'_>, wanted: impl Fn(&Condition, &Condition) -> bool) {
         let mut tracked = self.track(seen);
-        self.regaining.hold_back(self.instances, seen, &self.tracked, &mut tracked, Instant::now());
+        self.regaining.hold_back(&self.instances, seen, &self.tracked, &mut tracked, Instant::now());
         self.tracked = tracked;
         let Some((wire, _)) = &self.running else {
             return;
         };
-        let now = tracking::conditions(self.instances, &self.tracked);
+        let now = tracking::conditions(&self.instances, &self.tracked);
         for (index, (before, now)) in self.conditions.iter_mut().zip(now).enumerate() {
             if wanted(before, &now) {
                 log::info!("{}: {}", self.instances[index].name, told(&self.tracked[index], now));
@@ -214,6 +251,10 @@ impl<'a> Vrrp<'a> {
         let of = |(position, instance)| tracking::tracked(instance, position, &inputs);
         self.instances.iter().enumerate().map(of).collect()
     }
+}
+
+fn prepared(configured: &model::Vrrp, condition: Condition, lease: Option<Moment>) -> anyhow::Result<Instance> {
+    instance::instance(configured, condition, lease).with_context(|| format!("[[vrrp]] \"{}\"", configured.name))
 }
 
 /// The thread's hand on the fence.

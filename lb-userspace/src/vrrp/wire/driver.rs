@@ -51,7 +51,16 @@ pub(super) enum Command {
     Neighbours(InstanceId, Vec<(IpAddr, [u8; 6])>),
     /// One instance with its group, or all.
     Release(Option<InstanceId>),
+    End(End),
+}
+
+/// What becomes of the VIPs when the thread ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// They are handed over.
     Stop,
+    /// Those of these instances are handed over. The others stay for the thread that comes next, for as long as their leases run.
+    Leave(Vec<InstanceId>),
 }
 
 pub(super) struct Driver {
@@ -99,7 +108,7 @@ impl Driver {
         Ok((driver, scheduling))
     }
 
-    /// Until it is told to stop: then the VIPs are off, and priority 0 is out.
+    /// Until it is told to end: then the VIPs that do not stay are off, and priority 0 is out.
     pub(super) fn run(mut self) {
         loop {
             if let Err(errno) = self.sleep() {
@@ -107,15 +116,18 @@ impl Driver {
                 self.journal.warn(format!("waiting for sockets and timer: {errno}. VRRP ends here"));
                 return;
             }
-            let stop = self.take_commands();
+            let end = self.take_commands();
             self.look_at_interfaces();
             // Whoever takes a VIP over advertises first and claims it then: with the claim, the advertisement is there to be read.
             let claims = self.hear_claims();
             self.receive();
             self.act();
             self.answer(claims);
-            if stop {
-                self.router.on_shutdown(clock::now());
+            if let Some(end) = end {
+                match end {
+                    End::Stop => self.router.on_shutdown(clock::now()),
+                    End::Leave(resigning) => self.router.on_shutdown_of(&resigning, clock::now()),
+                }
                 self.act();
                 return self.publish();
             }
@@ -168,8 +180,8 @@ impl Driver {
         }
     }
 
-    /// True if the thread is to end.
-    fn take_commands(&mut self) -> bool {
+    /// How the thread is to end, if it is.
+    fn take_commands(&mut self) -> Option<End> {
         // It says only that there is something; nothing there is no error.
         let _ = self.wake.read();
         loop {
@@ -182,8 +194,9 @@ impl Driver {
                 Ok(Command::Neighbours(id, neighbours)) => self.instances[id.0].neighbours.set(neighbours),
                 Ok(Command::Release(None)) => self.router.on_release(clock::now()),
                 Ok(Command::Release(Some(id))) => self.router.on_release_of(id, clock::now()),
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
-                Err(TryRecvError::Empty) => return false,
+                Ok(Command::End(end)) => return Some(end),
+                Err(TryRecvError::Disconnected) => return Some(End::Stop),
+                Err(TryRecvError::Empty) => return None,
             }
             self.publisher.touch();
         }

@@ -35,7 +35,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, watch};
 
 use self::{
-    driver::{Command, Driver},
+    driver::{Command, Driver, End},
     view::Publisher,
 };
 pub use self::{lease::Lease, realtime::Scheduling, running::Conflict, view::InstanceView};
@@ -169,7 +169,13 @@ impl Wire {
 
     /// On return priority 0 is out, and the VIPs are off. It takes a few system calls, and blocks for them.
     pub fn stop(mut self) {
-        self.end();
+        self.end(End::Stop);
+    }
+
+    /// Ends for another thread that goes on. On return priority 0 is out for those in `resigning`, with their groups, and their VIPs are off;
+    /// the others' are where they were, and a new thread that is given their leases goes on with them. It blocks as [`Wire::stop`] does.
+    pub fn leave(mut self, resigning: Vec<InstanceId>) {
+        self.end(End::Leave(resigning));
     }
 
     fn ask(&self, command: Command) {
@@ -180,9 +186,9 @@ impl Wire {
         }
     }
 
-    fn end(&mut self) {
+    fn end(&mut self, end: End) {
         if let Some(thread) = self.thread.take() {
-            self.ask(Command::Stop);
+            self.ask(Command::End(end));
             if thread.join().is_err() {
                 log::error!("the VRRP thread had failed");
             }
@@ -192,7 +198,7 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.end();
+        self.end(End::Stop);
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::{Cell, Event, Profile, System, scene::Sample};
+use crate::bench::rank;
 
 /// Failures after which a cell is not tried again.
 const PATIENCE: usize = 2;
@@ -107,12 +108,6 @@ impl Line {
             target: target(cell),
         }
     }
-}
-
-/// The time that this many of a hundred did not exceed (nearest rank), in milliseconds to a hundredth.
-fn rank(sorted: &[Duration], percent: usize) -> Option<f64> {
-    let place = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-    sorted.get(place).map(|time| (time.as_secs_f64() * 1e5).round() / 1e2)
 }
 
 fn target(cell: &Cell) -> Option<Target> {

@@ -268,7 +268,7 @@ impl Scene {
             Profile::Default => ("100ms", 3),
             Profile::Fast => ("10ms", 5),
         };
-        let servers = quick(&self.deployment.xvip_config_of(node, false)?).replace("fall = 3", "fall = 2");
+        let servers = quick(&self.deployment.xvip_config_of(node, false)?).replace("fall = 3", "fall = 2\njitter = 0");
         let text = format!(
             "{servers}\n[[vrrp]]\nname = \"apiserver\"\ninterface = \"eth0\"\nvrid = 51\nversion = 3\npriority = {priority}\ninterval = \"{interval}\"\ndown_factor = {factor}\naddresses = [\"{}\"]\n",
             self.deployment.vip(),

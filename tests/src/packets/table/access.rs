@@ -1,5 +1,7 @@
 //! Clients that may not use a virtual server.
 
+use std::net::SocketAddr;
+
 use lb_common::abi::{Access, Counter, Range};
 
 use super::{CLIENT, DROP, PASS, REDIRECT, Scene, Script, TRANSMIT};
@@ -24,7 +26,7 @@ pub(super) fn most_specific(scene: &Scene) -> Script {
     let on = |segment: &Segment| scene.sent_on(REMOTE, segment, NEAR_MAC).bytes();
     let everybody = Range::everybody(REMOTE.service(scene.family));
     let mut script = Script::default();
-    for (what, change, segment, is_sent) in [
+    let steps = [
         ("a wide range", rule(scene, REMOTE, 8, Access::DENIED), &syn, false),
         ("its neighbour too", rule(scene, REMOTE, 8, Access::DENIED), &other, false),
         ("the address itself", rule(scene, REMOTE, 0, Access::ALLOWED), &syn, true),
@@ -35,7 +37,11 @@ pub(super) fn most_specific(scene: &Scene) -> Script {
         ("all but a range", Change::Rule(everybody, Access::DENIED), &syn, true),
         ("all", unrule(scene, REMOTE, 8), &syn, false),
         ("nobody again", Change::Unrule(everybody), &other, true),
-    ] {
+    ];
+    for (number, (what, change, segment, is_sent)) in (2..).zip(steps) {
+        // Each a connection of its own.
+        let from = SocketAddr::new(segment.from.ip(), scene.client_port + number);
+        let segment = &Segment { from, ..segment.clone() };
         let (action, out, counter) = match is_sent {
             true => (REDIRECT, on(segment), Counter::Connected),
             false => (DROP, segment.bytes(), Counter::Denied),

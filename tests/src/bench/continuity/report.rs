@@ -1,0 +1,169 @@
+//! The outcome, as a table for people and as lines for programs.
+
+use std::{fmt, time::Duration};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{
+    Event, Options,
+    scene::{Sample, Samples},
+};
+use crate::bench::rank;
+
+/// What became of the streams, by event.
+#[derive(Debug)]
+pub struct Report {
+    streams: u32,
+    pub lines: Vec<Line>,
+    /// Why streams were lost, each by its event.
+    pub losses: Vec<String>,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Line {
+    pub event: &'static str,
+    pub rounds: usize,
+    pub streams: u32,
+    pub lost: usize,
+    pub survived_percent: f64,
+    pub gap_min_ms: Option<f64>,
+    pub gap_median_ms: Option<f64>,
+    pub gap_p99_ms: Option<f64>,
+    pub gap_max_ms: Option<f64>,
+    /// Segments, of client and backends together, in all rounds.
+    pub retransmitted: u64,
+    pub spurious: u64,
+    #[serde(skip)]
+    target: Option<Target>,
+}
+
+/// What is to be reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Target {
+    survived_percent: f64,
+    gap: Option<Duration>,
+}
+
+impl Report {
+    pub(super) fn new(options: &Options, samples: Samples) -> Self {
+        let lines = samples.iter().map(|(event, sample)| Line::new(*event, options, sample)).collect();
+        let told = |(event, sample): (Event, Sample)| {
+            sample.lost.into_iter().map(move |lost| format!("{}: {lost}", event.name()))
+        };
+        Self { streams: options.streams, lines, losses: samples.into_iter().flat_map(told).collect() }
+    }
+
+    /// One JSON object a line.
+    pub fn json(&self) -> Result<String> {
+        let lines: Result<Vec<String>, _> = self.lines.iter().map(serde_json::to_string).collect();
+        Ok(lines?.join("\n"))
+    }
+
+    /// Whether every target is reached.
+    pub fn is_reached(&self) -> bool {
+        self.lines.iter().all(|line| line.is_reached() != Some(false))
+    }
+
+    pub fn line(&self, event: Event) -> Option<&Line> {
+        self.lines.iter().find(|line| line.event == event.name())
+    }
+}
+
+impl Line {
+    fn new(event: Event, options: &Options, sample: &Sample) -> Self {
+        let mut gaps = sample.gaps.clone();
+        gaps.sort();
+        let all = (sample.rounds * options.streams as usize).max(1);
+        let survived = all.saturating_sub(sample.lost.len());
+        Self {
+            event: event.name(),
+            rounds: sample.rounds,
+            streams: options.streams,
+            lost: sample.lost.len(),
+            survived_percent: (survived as f64 / all as f64 * 1e5).floor() / 1e3,
+            gap_min_ms: rank(&gaps, 0),
+            gap_median_ms: rank(&gaps, 50),
+            gap_p99_ms: rank(&gaps, 99),
+            gap_max_ms: rank(&gaps, 100),
+            retransmitted: sample.retransmitted,
+            spurious: sample.spurious,
+            target: target(event),
+        }
+    }
+
+    fn is_reached(&self) -> Option<bool> {
+        let Target { survived_percent, gap } = self.target?;
+        let in_time = gap.is_none_or(|gap| self.gap_max_ms.is_some_and(|longest| longest <= gap.as_secs_f64() * 1e3));
+        Some(self.survived_percent >= survived_percent && in_time)
+    }
+}
+
+fn target(event: Event) -> Option<Target> {
+    Some(match event {
+        Event::Quiet | Event::Return => return None,
+        Event::Restart | Event::Upgrade | Event::Reload => Target { survived_percent: 100.0, gap: None },
+        // 400 ms until another node answers; TCP tries again after 200, 600 and 1400 ms.
+        Event::Kill | Event::LinkLoss => Target { survived_percent: 99.9, gap: Some(Duration::from_millis(800)) },
+    })
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} streams, gaps in milliseconds\n", self.streams)?;
+        writeln!(
+            f,
+            "{:<10} {:>6} {:>5} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8}",
+            "event", "rounds", "lost", "alive %", "min", "median", "p99", "max", "again", "spurious"
+        )?;
+        for line in &self.lines {
+            write!(f, "{:<10} {:>6} {:>5} {:>8.3}", line.event, line.rounds, line.lost, line.survived_percent)?;
+            for gap in [line.gap_min_ms, line.gap_median_ms, line.gap_p99_ms, line.gap_max_ms] {
+                write!(f, " {:>8}", gap.map_or("-".to_owned(), |gap| format!("{gap:.1}")))?;
+            }
+            write!(f, " {:>6} {:>8}", line.retransmitted, line.spurious)?;
+            if let Some(Target { survived_percent, gap }) = line.target {
+                let reached = if line.is_reached() == Some(true) { "reached" } else { "missed" };
+                let gap = gap.map_or(String::new(), |gap| format!(", gap ≤ {}", gap.as_millis()));
+                write!(f, "   ≥ {survived_percent} %{gap}: {reached}")?;
+            }
+            writeln!(f)?;
+        }
+        self.losses.iter().try_for_each(|loss| writeln!(f, "{loss}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(lost: usize, longest: u64) -> Report {
+        let options = Options { streams: 500, pace: Duration::from_millis(100), restarts: 0, failovers: 2 };
+        let sample = Sample {
+            rounds: 2,
+            gaps: [3, longest, 5].map(Duration::from_millis).to_vec(),
+            lost: vec!["10.0.0.1: answer: reset".to_owned(); lost],
+            retransmitted: 7,
+            spurious: 4,
+        };
+        Report::new(&options, Samples::from([(Event::Kill, sample)]))
+    }
+
+    #[test]
+    fn a_line_is_what_programs_expect() {
+        assert_eq!(
+            report(1, 640).json().unwrap(),
+            r#"{"event":"kill","rounds":2,"streams":500,"lost":1,"survived_percent":99.9,"gap_min_ms":3.0,"gap_median_ms":5.0,"gap_p99_ms":640.0,"gap_max_ms":640.0,"retransmitted":7,"spurious":4}"#
+        );
+    }
+
+    #[test]
+    fn both_survivors_and_gaps_count() {
+        for (lost, longest, reached) in [(1, 800, true), (2, 640, false), (0, 801, false)] {
+            let report = report(lost, longest);
+            assert_eq!(report.is_reached(), reached, "{report}");
+            assert!(report.to_string().contains(if reached { "reached" } else { "missed" }), "{report}");
+        }
+    }
+}
