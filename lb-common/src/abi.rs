@@ -171,7 +171,7 @@ impl Turned {
 }
 
 /// Which address and port a virtual server answers on, or a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
     /// IPv4 as `::ffff:a.b.c.d`.

@@ -2,12 +2,10 @@
 //! and not again for each call and for each way that led there (`btf_prepare_func_args` in the kernel's source, since Linux 5.13).
 //! They return numbers only.
 
-use core::hint::black_box;
-
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use lb_common::{
-    abi::{BackendId, SUSPICION_REST, ServiceId, ServiceKey},
-    address::{Address as _, V4, V6},
+    abi::{BackendId, SUSPICION_REST, ServiceId},
+    address::{V4, V6},
     datapath,
     flow::{Flow, Key, News},
     table::{self, Existing, Inserted, NOWHERE},
@@ -21,28 +19,27 @@ use crate::{
 /// A table without a packet: route lookups are not for these functions.
 const MAPS: Maps = Maps::new(core::ptr::null_mut());
 
-/// See [`datapath::overdue`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn overdue(vip: *const V6) -> u64 {
-    // Copied: before Linux 6.2, a key of a map must be on the stack, in a map or in a packet.
-    // SAFETY: as in `locate`, below.
-    unsafe { vip.as_ref() }.is_some_and(|vip| datapath::overdue(&MAPS, &black_box(vip.copied()))).into()
-}
-
-/// See [`datapath::turned`]; the MAC address in the lower six bytes.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn turned(key: *const ServiceKey, sender: u64) -> u64 {
-    let [a, b, c, d, e, f, ..] = sender.to_ne_bytes();
-    // SAFETY: as in `locate`, below.
-    let backend =
-        unsafe { key.as_ref() }.map_or(BackendId::NONE, |key| datapath::turned(&MAPS, key, [a, b, c, d, e, f]));
-    backend.0.into()
-}
-
 macro_rules! functions {
-    ($address:ty, $locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
+    ($address:ty, $overdue:ident, $turned:ident, $locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
+        /// See [`datapath::overdue`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $overdue(key: *const Key<$address>) -> u64 {
+            // SAFETY: as below.
+            unsafe { key.as_ref() }.is_some_and(|key| datapath::overdue(&MAPS, key)).into()
+        }
+
+        /// See [`datapath::turned`]; the MAC address in the lower six bytes.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $turned(key: *const Key<$address>, sender: u64) -> u64 {
+            let [a, b, c, d, e, f, ..] = sender.to_ne_bytes();
+            // SAFETY: as below.
+            let found =
+                unsafe { key.as_ref() }.map_or(BackendId::NONE, |key| datapath::turned(&MAPS, key, [a, b, c, d, e, f]));
+            found.0.into()
+        }
+
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub(crate) extern "C" fn $locate(key: *const Key<$address>) -> u64 {
@@ -100,8 +97,8 @@ macro_rules! functions {
     };
 }
 
-functions!(V4, locate4, insert4, remove4, advance4, tell4);
-functions!(V6, locate6, insert6, remove6, advance6, tell6);
+functions!(V4, overdue4, turned4, locate4, insert4, remove4, advance4, tell4);
+functions!(V6, overdue6, turned6, locate6, insert6, remove6, advance6, tell6);
 
 /// [`datapath::another`].
 #[unsafe(no_mangle)]

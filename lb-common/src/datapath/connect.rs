@@ -59,16 +59,17 @@ where
     A: Address,
     T: Family<A>,
 {
-    let Draft { arrival, half, arrives, sender, chosen, kept, .. } = draft;
+    let Draft { arrival, half, arrives, sender, asked, chosen, kept, .. } = draft;
     let key = &arrival.segment.key;
-    let asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
-    let Some(service) = tables.service(&asked) else {
+    *asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
+    let Some(service) = tables.service(asked) else {
         fence::carries(tables, arrival)?;
         // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
-        let reply = tables.service(&ServiceKey::new(key.source.mapped(), key.source_port));
+        *asked = ServiceKey::new(key.source.mapped(), key.source_port);
+        let reply = tables.service(asked);
         return Err(if reply.is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) });
     };
-    *chosen = tables.turned(&asked, *sender);
+    *chosen = tables.turned(key, *sender);
     let turns = 1 - is_zero(u64::from(chosen.0 ^ BackendId::NONE.0));
     if turns == 0 {
         fence::carries(tables, arrival)?;

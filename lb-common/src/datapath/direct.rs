@@ -13,23 +13,24 @@ use super::{Stop, Tables, Verdict, Way, send};
 use crate::{
     abi::{BackendId, Counter, Holds, ServiceKey, Turned},
     address::Address,
-    flow::Hop,
+    flow::{Hop, Key},
     frame::Frame,
     wire::Ethernet,
 };
 
-/// The backend on this host that a new connection to the virtual server is for because another node has chosen it; none if this node is
+/// The backend on this host that a new connection with this key is for because another node has chosen it; none if this node is
 /// to choose.
 #[inline(always)]
-pub fn turned<T: Tables + ?Sized>(tables: &T, key: &ServiceKey, sender: [u8; 6]) -> BackendId {
-    let own = tables.settings().filter(|settings| settings.turns()).and_then(|_| tables.service(&key.turned()));
+pub fn turned<A: Address, T: Tables + ?Sized>(tables: &T, key: &Key<A>, sender: [u8; 6]) -> BackendId {
+    let asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
+    let own = tables.settings().filter(|settings| settings.turns()).and_then(|_| tables.service(&asked.turned()));
     let Some(own) = own.map(Turned::of) else {
         return BackendId::NONE;
     };
     let chooses = match own.holds() {
         Holds::Never => false,
         Holds::Always => true,
-        Holds::Leased => tables.lease(&key.address()).is_some_and(|lease| tables.uptime() <= lease.carried_until()),
+        Holds::Leased => tables.lease(&asked.address()).is_some_and(|lease| tables.uptime() <= lease.carried_until()),
     };
     // Two nodes may hold a VIP for a moment.
     if chooses && tables.service(&ServiceKey::forwarder(sender)).is_none() { BackendId::NONE } else { own.backend() }

@@ -104,18 +104,6 @@ pub trait Tables {
     }
     /// Nanoseconds of `CLOCK_BOOTTIME`. Dear: for the few packets that depend on a lease.
     fn uptime(&self) -> u64;
-
-    /// See [`overdue()`].
-    #[inline(always)]
-    fn overdue(&self, vip: &V6) -> bool {
-        overdue(self, vip)
-    }
-
-    /// See [`turned()`].
-    #[inline(always)]
-    fn turned(&self, key: &ServiceKey, sender: [u8; 6]) -> BackendId {
-        turned(self, key, sender)
-    }
 }
 
 /// The tables of one address family.
@@ -131,6 +119,18 @@ pub trait Family<A: Address>: Tables + Sets<A> {
 
     /// Tells the daemon that a connection has been established or has ended, by a packet of `key`. That nobody listens does not matter.
     fn tell(&self, key: &Key<A>, flow: &Flow<A>);
+
+    /// See [`overdue()`].
+    #[inline(always)]
+    fn overdue(&self, key: &Key<A>) -> bool {
+        overdue(self, key)
+    }
+
+    /// See [`turned()`].
+    #[inline(always)]
+    fn turned(&self, key: &Key<A>, sender: [u8; 6]) -> BackendId {
+        turned(self, key, sender)
+    }
 
     /// The entry may be given to another connection by any insertion.
     #[inline(always)]
@@ -194,6 +194,8 @@ pub struct Draft<A> {
     arrives: Key<A>,
     /// The MAC address that the packet came from.
     sender: [u8; 6],
+    /// Under which something is looked up: on the stack, it would be too much for that.
+    asked: ServiceKey,
     /// The backend of a new connection, and the role of the client's half.
     chosen: BackendId,
     kept: Role,
@@ -537,12 +539,11 @@ where
 fn restarts<A, T>(tables: &T, segment: &Segment<A>, sender: [u8; 6], flow: &Flow<A>) -> bool
 where
     A: Address,
-    T: Tables,
+    T: Family<A>,
 {
-    let asked = || ServiceKey::new(segment.key.destination.mapped(), segment.key.destination_port);
     let was_sent_on = || flow.role.from_client() && !flow.role.is_local();
     segment.flags.opens()
-        && (flow.may_restart() || (was_sent_on() && tables.turned(&asked(), sender) != BackendId::NONE))
+        && (flow.may_restart() || (was_sent_on() && tables.turned(&segment.key, sender) != BackendId::NONE))
 }
 
 #[cfg(test)]
