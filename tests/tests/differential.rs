@@ -264,8 +264,8 @@ impl Twins {
 
 /// What holds whatever comes. What became of the frame, in words.
 fn judge(sent: &Sent, run: &Run) -> anyhow::Result<&'static str> {
-    let noted = run.frame.len() == sent.bytes.len() + 8 && run.frame.starts_with(b"xvip");
-    let after = if noted { &run.frame[8..] } else { &run.frame[..] };
+    let noted = run.frame.len() == sent.bytes.len() + NEIGHBOUR.end && run.frame.starts_with(b"xvip");
+    let after = if noted { &run.frame[NEIGHBOUR.end..] } else { &run.frame[..] };
     let changed = after != sent.bytes;
     let dropped = !sent.leaves && run.action == DROP;
     if !sent.leaves && !is_for_vip(&sent.bytes) {
