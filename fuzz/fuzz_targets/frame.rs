@@ -78,7 +78,7 @@ fn arrives(memory: &Memory, frame: &[u8], now: u64) {
             assert!(out.len() <= frame.len());
             assert!(segment_is_right(&out, v4), "the answer's checksum is made from nothing");
         }
-        Verdict::Pass | Verdict::Transmit | Verdict::Redirect(_) | Verdict::Kernel(_) => {
+        Verdict::Pass | Verdict::Transmit | Verdict::Redirect(_) | Verdict::Kernel(_) | Verdict::Neighbour(_) => {
             let Some(transport) = segment else {
                 assert!(icmp_is_right(&out, v4) || !icmp_is_right(frame, v4));
                 assert_eq!(out.len(), frame.len());
@@ -233,7 +233,8 @@ fn disturb(memory: &mut Memory, generation: u32) {
     memory.settings = Some(settings(generation));
     let index = generation as usize / 2 % SERVICES.len();
     for v4 in [false, true] {
-        let flags = if generation.is_multiple_of(2) { Backend::DOWN } else { 0 };
+        let direct = if generation & 4 != 0 { Backend::DIRECT } else { 0 };
+        let flags = if generation.is_multiple_of(2) { Backend::DOWN } else { direct };
         memory.backends.insert(BackendId(id(v4, index)), backend(v4, index, flags));
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     address::Address,
     conntrack::Sender,
     flow::{Flow, Key, News, mix},
+    shared::is_zero,
     table::Hashing,
     wire::Tags,
 };
@@ -121,8 +122,61 @@ impl ServiceId {
     pub const BACKEND: Self = Self(u32::MAX);
 }
 
-/// Which address and port a virtual server answers on, or a backend.
+/// What stands under [`ServiceKey::turned`], in the place of a selection table: the backend on this host that is meant by what other nodes
+/// send here, and when this node chooses among all backends instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Turned(u32);
+
+/// When a node holds the VIP of a virtual server whose packets it turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holds {
+    Always,
+    /// While the VIP has a lease that runs.
+    Leased,
+    Never,
+}
+
+impl Turned {
+    const LEASED: u32 = 1 << 30;
+    const NEVER: u32 = 1 << 31;
+
+    pub const fn new(backend: BackendId, holds: Holds) -> Self {
+        Self(match holds {
+            Holds::Always => backend.0,
+            Holds::Leased => backend.0 | Self::LEASED,
+            Holds::Never => backend.0 | Self::NEVER,
+        })
+    }
+
+    /// As it stands in the map.
+    pub const fn stored(self) -> ServiceId {
+        ServiceId(self.0)
+    }
+
+    #[inline(always)]
+    pub const fn of(stored: ServiceId) -> Self {
+        Self(stored.0)
+    }
+
+    #[inline(always)]
+    pub const fn backend(self) -> BackendId {
+        BackendId(self.0 & !(Self::LEASED | Self::NEVER))
+    }
+
+    #[inline(always)]
+    pub const fn holds(self) -> Holds {
+        if self.0 & Self::NEVER != 0 {
+            Holds::Never
+        } else if self.0 & Self::LEASED != 0 {
+            Holds::Leased
+        } else {
+            Holds::Always
+        }
+    }
+}
+
+/// Which address and port a virtual server answers on, or a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
     /// IPv4 as `::ffff:a.b.c.d`.
@@ -144,6 +198,20 @@ impl ServiceKey {
         Self { address, port, scope: [1, 0] }
     }
 
+    /// Where [`Turned`] stands for the virtual server with this key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn turned(self) -> Self {
+        Self { scope: [2, 0], ..self }
+    }
+
+    /// Stands there if other nodes with that MAC address send here what they have chosen this host's backend for.
+    #[inline(always)]
+    pub const fn forwarder(mac: [u8; 6]) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        Self { address: [a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], port: [0; 2], scope: [3, 0] }
+    }
+
     pub const fn address(&self) -> [u8; 16] {
         self.address
     }
@@ -154,7 +222,12 @@ impl ServiceKey {
 
     /// Whether only sockets of this host may use it.
     pub const fn is_on_host(&self) -> bool {
-        self.scope[0] != 0
+        self.scope[0] == 1
+    }
+
+    /// Whether it leads to a selection table, unless it is a backend's.
+    pub const fn has_table(&self) -> bool {
+        self.scope[0] < 2
     }
 }
 
@@ -249,6 +322,8 @@ impl Backend {
     pub const LOCAL: u8 = 2;
     /// The entry is in use.
     pub const PRESENT: u8 = 4;
+    /// Its own xvip turns what is for the virtual server: new connections are sent on as they are.
+    pub const DIRECT: u8 = 8;
 
     pub const fn new(address: [u8; 16], port: [u8; 2], flags: u8) -> Self {
         Self { address, port, flags: flags | Self::PRESENT, reserved: 0, service: ServiceKey::new([0; 16], [0; 2]) }
@@ -282,6 +357,12 @@ impl Backend {
     #[inline(always)]
     pub const fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// 1 for a flag that is set, 0 for one that is not, without a branch.
+    #[inline(always)]
+    pub fn has(&self, flag: u8) -> u64 {
+        1 - is_zero(u64::from(self.flags & flag))
     }
 
     /// Its address, IPv4 as `::ffff:a.b.c.d`.
@@ -357,7 +438,8 @@ pub struct Port {
 pub struct Settings {
     /// Raised when a route, a neighbour or a backend changes: what was looked up before is looked up again. Never 0.
     generation: u32,
-    reserved: u32,
+    /// Not 0 if anything stands under [`ServiceKey::turned`].
+    turns: u32,
     /// Addresses of virtual servers.
     pub vips: Filter,
     /// Addresses of backends on this host.
@@ -368,7 +450,18 @@ pub struct Settings {
 
 impl Settings {
     pub const fn new(generation: u32, vips: Filter, locals: Filter, macs: Filter) -> Self {
-        Self { generation, reserved: 0, vips, locals, macs }
+        Self { generation, turns: 0, vips, locals, macs }
+    }
+
+    /// The same for a node that has backends which other nodes send packets for.
+    #[must_use]
+    pub const fn turning(self, turns: bool) -> Self {
+        Self { turns: turns as u32, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn turns(&self) -> bool {
+        self.turns != 0
     }
 
     #[inline(always)]

@@ -75,6 +75,8 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
         F: Frame + ?Sized;
     /// Writes both addresses, takes one hop off, and corrects the header's own checksum by `delta` if it has one.
     fn rewrite(header: &mut Self::Header, source: &Self, destination: &Self, delta: u16);
+    /// Takes one hop off and changes nothing else.
+    fn take_hop(header: &mut Self::Header);
     /// Writes both addresses and nothing else, and corrects the header's own checksum.
     fn readdress(header: &mut Self::Header, source: Self, destination: Self);
     /// What [`Self::rewrite`] does to the header's own checksum.
@@ -162,6 +164,12 @@ impl Address for V4 {
         header.dst_addr = destination.0;
         header.ttl = header.ttl.wrapping_sub(1);
         header.check = crate::checksum::adjust(header.check, delta);
+    }
+
+    #[inline(always)]
+    fn take_hop(header: &mut Ipv4Hdr) {
+        header.ttl = header.ttl.wrapping_sub(1);
+        header.check = crate::checksum::adjust(header.check, Delta::new().word([1, 0], [0, 0]).folded());
     }
 
     #[inline(always)]
@@ -312,6 +320,11 @@ impl Address for V6 {
     fn rewrite(header: &mut Ipv6Hdr, source: &Self, destination: &Self, _delta: u16) {
         header.src_addr = source.0;
         header.dst_addr = destination.0;
+        header.hop_limit = header.hop_limit.wrapping_sub(1);
+    }
+
+    #[inline(always)]
+    fn take_hop(header: &mut Ipv6Hdr) {
         header.hop_limit = header.hop_limit.wrapping_sub(1);
     }
 

@@ -5,7 +5,7 @@ use crate::{
     address::Address,
     checksum::Delta,
     conntrack::{Phase, Sender},
-    shared::{Shared, either, is_below},
+    shared::{Shared, either, is_below, opaque},
     table::QUIET,
     wire::Tags,
 };
@@ -65,6 +65,20 @@ impl Role {
     pub const LOCAL_FORWARD: Self = Self(2);
     /// What that backend sends, before it leaves.
     pub const LOCAL_REPLY: Self = Self(3);
+    /// Client to VIP, sent on as it is to a remote backend whose own xvip turns it: there is no other half.
+    pub const DIRECT: Self = Self(4);
+    /// The same where it has arrived: passed up to a backend on this host, whoever holds the VIP.
+    pub const TURNED_FORWARD: Self = Self(6);
+    /// What that backend sends, before it leaves.
+    pub const TURNED_REPLY: Self = Self(7);
+
+    /// Of the client's half: whether the backend is on this host, whether nodes send on to it as it is, and whether it is the client itself; 1 if
+    /// so, 0 if not. Without a branch, which the verifier would follow.
+    #[inline(always)]
+    pub fn forward(local: u64, direct: u64, itself: u64) -> Self {
+        let apart = direct & (local | (1 - itself));
+        Self((opaque(local) << 1 | opaque(apart) << 2) as u8)
+    }
 
     #[inline(always)]
     pub const fn from_client(self) -> bool {
@@ -81,6 +95,24 @@ impl Role {
     #[inline(always)]
     pub const fn is_local(self) -> bool {
         self.0 & 2 != 0
+    }
+
+    /// Whether its packets are sent on as they are.
+    #[inline(always)]
+    pub const fn is_direct(self) -> bool {
+        self.0 == Self::DIRECT.0
+    }
+
+    /// Whether its packets are for a backend on this host even if another node holds the VIP.
+    #[inline(always)]
+    pub const fn is_turned(self) -> bool {
+        self.0 & Self::TURNED_FORWARD.0 == Self::TURNED_FORWARD.0
+    }
+
+    /// Whether it is what a backend on this host sends.
+    #[inline(always)]
+    pub const fn leaves(self) -> bool {
+        self.0 & Self::LOCAL_REPLY.0 == Self::LOCAL_REPLY.0
     }
 }
 
@@ -103,7 +135,8 @@ pub struct Hop {
 #[derive(Clone, Debug, Default)]
 #[repr(C, align(8))]
 pub struct Flow<A> {
-    /// Key of the other half. What this half's packets become is the same, turned round.
+    /// Key of the other half. What this half's packets become is the same, turned round. Of a [`Role::DIRECT`] one, which has no other half
+    /// here, it names backend and client.
     pub other: Key<A>,
     /// Folded differences of the checksums, see [`crate::checksum`].
     pub header_delta: u16,
@@ -205,6 +238,14 @@ impl<A: Address> Flow<A> {
         self.phase.store(phase as u8);
     }
 
+    /// Whether a SYN from the client starts a new connection under the same ports. Of a direct one, only the client's FIN is seen: the backend's
+    /// node knows whether the connection is over.
+    #[inline(always)]
+    pub fn may_restart(&self) -> bool {
+        let phase = self.phase();
+        self.role.from_client() && (phase.may_restart() || (self.role.is_direct() && phase == Phase::ClientClosing))
+    }
+
     /// Takes over the phase of another entry.
     #[inline(always)]
     pub fn follow(&self, other: &Self) {
@@ -304,7 +345,8 @@ pub struct News<A> {
     pub acknowledged: [u8; 4],
     /// A [`Phase`].
     phase: u8,
-    reserved: [u8; 3],
+    pub role: Role,
+    reserved: [u8; 2],
 }
 
 impl<A: Address> News<A> {
@@ -322,7 +364,8 @@ impl<A: Address> News<A> {
         self.other.set(backend);
         self.acknowledged = if flow.role.from_client() { flow.acknowledged() } else { [0; 4] };
         self.phase = flow.phase() as u8;
-        self.reserved = [0; 3];
+        self.role = flow.role;
+        self.reserved = [0; 2];
     }
 
     pub const fn phase(&self) -> Phase {

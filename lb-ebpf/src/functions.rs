@@ -23,7 +23,26 @@ use crate::{
 const MAPS: Maps = Maps::new(core::ptr::null_mut());
 
 macro_rules! functions {
-    ($address:ty, $locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
+    ($address:ty, $overdue:ident, $turned:ident, $locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
+        /// See [`datapath::overdue`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $overdue(key: *const Key<$address>) -> u64 {
+            // SAFETY: as below.
+            unsafe { key.as_ref() }.is_some_and(|key| datapath::overdue(&MAPS, key)).into()
+        }
+
+        /// See [`datapath::turned`]; the MAC address in the lower six bytes.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $turned(key: *const Key<$address>, sender: u64) -> u64 {
+            let [a, b, c, d, e, f, ..] = sender.to_ne_bytes();
+            // SAFETY: as below.
+            let found =
+                unsafe { key.as_ref() }.map_or(BackendId::NONE, |key| datapath::turned(&MAPS, key, [a, b, c, d, e, f]));
+            found.0.into()
+        }
+
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub(crate) extern "C" fn $locate(key: *const Key<$address>) -> u64 {
@@ -81,8 +100,8 @@ macro_rules! functions {
     };
 }
 
-functions!(V4, locate4, insert4, remove4, advance4, tell4);
-functions!(V6, locate6, insert6, remove6, advance6, tell6);
+functions!(V4, overdue4, turned4, locate4, insert4, remove4, advance4, tell4);
+functions!(V6, overdue6, turned6, locate6, insert6, remove6, advance6, tell6);
 
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action},
     helpers::{
         bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type, bpf_skb_vlan_pop, bpf_xdp_adjust_meta,
         bpf_xdp_adjust_tail,
@@ -20,7 +20,7 @@ use lb_common::{
 use crate::{
     frame::{Buffer, Packet},
     maps::PROGRAMS,
-    tables::Maps,
+    tables::{self, Maps},
 };
 
 /// A note from `xdp_ingress` to `tc_ingress`, in the metadata in front of a packet.
@@ -28,10 +28,14 @@ use crate::{
 struct Note {
     magic: u32,
     interface: u32,
+    /// The neighbour to send to, as `bpf_redir_neigh` has it, where that is not what the packet's destination leads to; family 0 otherwise.
+    family: u32,
+    neighbour: [u32; 4],
 }
 
 impl Note {
     const MAGIC: u32 = u32::from_ne_bytes(*b"xvip");
+    const EMPTY: Self = Self { magic: Self::MAGIC, interface: 0, family: 0, neighbour: [0; 4] };
 }
 
 /// Frames as the driver receives them.
@@ -72,7 +76,11 @@ fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
         // SAFETY: a plain helper call.
         Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
         Verdict::Answer(length) => answer(ctx, length),
-        Verdict::Kernel(interface) => hand_over(ctx, tables, interface),
+        Verdict::Kernel(interface) => hand_over(ctx, tables, Note { interface, ..Note::EMPTY }),
+        Verdict::Neighbour(interface) => {
+            let (family, neighbour) = tables::asked();
+            hand_over(ctx, tables, Note { interface, family, neighbour, ..Note::EMPTY })
+        }
     }
 }
 
@@ -92,7 +100,7 @@ fn answer(ctx: &XdpContext, length: usize) -> u32 {
 /// Sends the packet up with a note for `tc_ingress`. Up the stack as it is, it would be dropped as a martian: its source
 /// is an address of this host.
 #[inline(always)]
-fn hand_over(ctx: &XdpContext, tables: &Maps, interface: u32) -> u32 {
+fn hand_over(ctx: &XdpContext, tables: &Maps, what: Note) -> u32 {
     // SAFETY: a plain helper call; packet pointers are taken anew below.
     let made = unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<Note>() as i32)) } == 0;
     let note = ctx.metadata();
@@ -101,7 +109,7 @@ fn hand_over(ctx: &XdpContext, tables: &Maps, interface: u32) -> u32 {
         return xdp_action::XDP_DROP;
     }
     // SAFETY: within the metadata by the check above.
-    unsafe { *(note as *mut Note) = Note { magic: Note::MAGIC, interface } };
+    unsafe { *(note as *mut Note) = what };
     xdp_action::XDP_PASS
 }
 
@@ -142,7 +150,11 @@ fn tc_ingress(ctx: TcContext) -> i32 {
     if note.magic != Note::MAGIC {
         return TC_ACT_OK;
     }
-    let interface = note.interface;
+    let (interface, family) = (note.interface, note.family);
+    let mut neighbour = bpf_redir_neigh {
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: note.neighbour },
+    };
     // Seldom enough for a log line; unless the daemon logs at this level, the verifier takes it out.
     debug!(&ctx, "the kernel sends by interface {}: no resolved neighbour that XDP could send to", interface);
     // SAFETY: plain helper calls. The tag, if any, is the arrival's; the way out has its own interface.
@@ -150,7 +162,10 @@ fn tc_ingress(ctx: TcContext) -> i32 {
         if (*ctx.skb.skb).vlan_present != 0 {
             let _ = bpf_skb_vlan_pop(ctx.skb.skb);
         }
-        bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32
+        if family == 0 {
+            return bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32;
+        }
+        bpf_redirect_neigh(interface, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
     }
 }
 

@@ -164,6 +164,8 @@ impl Locals for Maps {
 /// What differs between the families inside the kernel: the map, and how an address stands in a route lookup.
 pub(crate) trait Kernel: Address + 'static {
     fn set(number: u32) -> Option<&'static Set<Self>>;
+    fn overdue(key: &Key<Self>) -> u64;
+    fn turned(key: &Key<Self>, sender: u64) -> u64;
     fn locate(key: &Key<Self>) -> u64;
     fn insert(key: &Key<Self>, flow: &Flow<Self>, existing: u32) -> u64;
     fn remove(key: &Key<Self>, now: u32);
@@ -175,7 +177,17 @@ pub(crate) trait Kernel: Address + 'static {
 
 /// Calls of the functions below.
 macro_rules! functions {
-    ($locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
+    ($overdue:ident, $turned:ident, $locate:ident, $insert:ident, $remove:ident, $advance:ident, $tell:ident) => {
+        #[inline(always)]
+        fn overdue(key: &Key<Self>) -> u64 {
+            functions::$overdue(key)
+        }
+
+        #[inline(always)]
+        fn turned(key: &Key<Self>, sender: u64) -> u64 {
+            functions::$turned(key, sender)
+        }
+
         #[inline(always)]
         fn locate(key: &Key<Self>) -> u64 {
             functions::$locate(key)
@@ -213,7 +225,7 @@ impl Kernel for V4 {
         maps::FLOWS4.get(number)
     }
 
-    functions!(locate4, insert4, remove4, advance4, tell4);
+    functions!(overdue4, turned4, locate4, insert4, remove4, advance4, tell4);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -234,7 +246,7 @@ impl Kernel for V6 {
         maps::FLOWS6.get(number)
     }
 
-    functions!(locate6, insert6, remove6, advance6, tell6);
+    functions!(overdue6, turned6, locate6, insert6, remove6, advance6, tell6);
 
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>, 1> {
@@ -246,6 +258,19 @@ impl Kernel for V6 {
         parameters.family = AF_INET6;
         parameters.__bindgen_anon_3.ipv6_src = source.words();
         parameters.__bindgen_anon_4.ipv6_dst = destination.words();
+    }
+}
+
+/// Family and address of the neighbour that the last route lookup of this run led to, or was to lead to.
+#[inline(always)]
+pub(crate) fn asked() -> (u32, [u32; 4]) {
+    let Some(room) = maps::QUESTION.get_ptr_mut(0) else {
+        return (0, [0; 4]);
+    };
+    // SAFETY: this CPU's own, written by `Family::route`; every bit pattern is an address.
+    unsafe {
+        let answer = &*room.cast::<bpf_fib_lookup>();
+        (answer.family.into(), answer.__bindgen_anon_4.ipv6_dst)
     }
 }
 
@@ -287,6 +312,17 @@ impl<A: Kernel> Family<A> for Maps {
     #[inline(always)]
     fn tell(&self, key: &Key<A>, flow: &Flow<A>) {
         A::tell(key, flow);
+    }
+
+    #[inline(always)]
+    fn overdue(&self, key: &Key<A>) -> bool {
+        A::overdue(key) != 0
+    }
+
+    #[inline(always)]
+    fn turned(&self, key: &Key<A>, sender: [u8; 6]) -> BackendId {
+        let [a, b, c, d, e, f] = sender;
+        BackendId(A::turned(key, u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])) as u32)
     }
 
     #[inline(always)]

@@ -2,12 +2,15 @@
 //! tables: every verdict, every byte, and in the end every counter must be the same. And what holds for every frame is looked at apart from
 //! both: what is not for a VIP is left as it is, what is sent on is whole, with checksums that are right. Needs root.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use lb_common::{
-    abi::{Access, Backend, BackendId, Balance, Counter, Fence, Lease, Policy, Port, Range},
+    abi::{
+        self, Access, Backend, BackendId, Balance, Counter, Fence, Holds, Lease, Policy, Port, ServiceId, ServiceKey,
+        Turned,
+    },
     address::{V4, V6},
     datapath::{self, Leaving, Route, Verdict},
     flow::Hop,
@@ -20,7 +23,7 @@ use lb_tests::packets::{
     load,
     stage::{
         BACKEND_PORT, CLIENTS, Family, HERE, Host, LOOPBACK, Landlord, NEAR_MAC, PAIR, SERVICES, SPARE, STRANGER,
-        Service, Stage, TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings,
+        Service, Stage, TRUNK_MAC, TRUNK_TAG, Tenure, VIP, VIRTUAL_MAC, mac, settings, turning,
     },
 };
 use lb_userspace::dataplane::{Change, Dataplane, Run};
@@ -35,6 +38,9 @@ const RESYNCED: u32 = 1_600;
 const NOW: u64 = 1_000;
 /// The shortest frame that the kernel runs a classifier over, with some room.
 const LEAST_LEAVING: usize = 64;
+
+/// Where a note to the kernel says which neighbour a packet goes to.
+const NEIGHBOUR: Range<usize> = 8..28;
 
 /// `XDP_DROP` and `XDP_PASS`.
 const DROP: u32 = 1;
@@ -106,15 +112,17 @@ fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
     let family = rng.choice(Family::ALL).expect("two");
     let service = rng.choice(SERVICES).expect("eight");
     let range = match rng.u8(..3) {
-        0 => Range::everybody(service.service(family)),
+        0 => abi::Range::everybody(service.service(family)),
         _ => service.range(family, rng.choice(CLIENTS).expect("four"), rng.u32(..4)),
     };
-    let change = match rng.u8(..18) {
-        14 | 15 => {
+    let forwarder = ServiceKey::forwarder(mac(rng.choice(CLIENTS).expect("four")));
+    let holds = rng.choice([Holds::Always, Holds::Leased, Holds::Never]).expect("three");
+    let change = match rng.u8(..26) {
+        22 | 23 => {
             let balance = rng.choice(Balance::ALL).expect("four");
             Change::Policy(PAIR.service(family), Policy::new(balance))
         }
-        16 | 17 => {
+        24 | 25 => {
             let weighed = if rng.bool() { PAIR } else { SPARE };
             Change::Weight(weighed.id(family), rng.u32(..4))
         }
@@ -126,9 +134,15 @@ fn disturb(rng: &mut Rng, generation: u32) -> Vec<Change> {
         3 => Change::Serve(service.key(family), service.service(family)),
         12 => HERE.shared(family),
         13 => HERE.alone(family),
+        14..=16 => service.backend(family, Backend::DIRECT),
+        17 | 18 => Change::Serve(service.key(family).turned(), Turned::new(HERE.id(family), holds).stored()),
+        19 => Change::Withdraw(service.key(family).turned()),
+        20 => Change::Serve(forwarder, ServiceId::BACKEND),
+        21 => Change::Withdraw(forwarder),
         _ => service.backend(family, 0),
     };
-    vec![change, settings(generation + 2)]
+    let settings = if rng.u8(..4) == 0 { settings(generation + 2) } else { turning(generation + 2) };
+    vec![change, settings]
 }
 
 /// The data path twice.
@@ -221,7 +235,11 @@ impl Twins {
             (Run { action, frame: bytes }, self.dataplane.egress(&sent.bytes)?)
         } else {
             let verdict = received(&mut bytes, &self.memory, LOOPBACK, now);
-            (carried_out(verdict, bytes), self.dataplane.ingress(&sent.bytes)?)
+            let mut kernel = self.dataplane.ingress(&sent.bytes)?;
+            if kernel.frame.starts_with(b"xvip") {
+                kernel.frame[NEIGHBOUR].fill(0);
+            }
+            (carried_out(verdict, bytes), kernel)
         };
         // Where the frame goes on, both sides show the port that they have chosen.
         let chosen = sent.contended && host.action == DROP && self.opened() != opened;
@@ -262,8 +280,8 @@ impl Twins {
 
 /// What holds whatever comes. What became of the frame, in words.
 fn judge(sent: &Sent, run: &Run) -> anyhow::Result<&'static str> {
-    let noted = run.frame.len() == sent.bytes.len() + 8 && run.frame.starts_with(b"xvip");
-    let after = if noted { &run.frame[8..] } else { &run.frame[..] };
+    let noted = run.frame.len() == sent.bytes.len() + NEIGHBOUR.end && run.frame.starts_with(b"xvip");
+    let after = if noted { &run.frame[NEIGHBOUR.end..] } else { &run.frame[..] };
     let changed = after != sent.bytes;
     let dropped = !sent.leaves && run.action == DROP;
     if !sent.leaves && !is_for_vip(&sent.bytes) {
@@ -388,7 +406,12 @@ fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
             3
         }
         Verdict::Kernel(interface) => {
-            frame = [b"xvip", &interface.to_ne_bytes()[..], &frame].concat();
+            frame = [b"xvip", &interface.to_ne_bytes()[..], &[0; 20], &frame].concat();
+            2
+        }
+        // Where that is, only the kernel's tables say.
+        Verdict::Neighbour(interface) => {
+            frame = [b"xvip", &interface.to_ne_bytes()[..], &[0; 20], &frame].concat();
             2
         }
     };
@@ -475,7 +498,8 @@ fn segment(rng: &mut Rng) -> Segment {
         _ => &[],
     };
     Segment {
-        macs: [mac(1), mac(client)],
+        // A node that sends on, now and then.
+        macs: [mac(1), mac(if rng.u8(..20) == 0 { service.backend } else { client })],
         tags: tags.to_vec(),
         from,
         to,

@@ -13,7 +13,9 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use lb_userspace::{
-    config::model::{AllDown, Backend, Balance, Check, CheckKind, HttpRequest, OnDown, PreferLocal, VirtualServer},
+    config::model::{
+        AllDown, Backend, Balance, Check, CheckKind, HttpRequest, OnDown, PreferLocal, ServerMode, VirtualServer,
+    },
     health::{Checkers, Report, Reports, State},
 };
 use tokio::{
@@ -98,6 +100,8 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         address: Ipv4Addr::new(192, 0, 2, 100).into(),
         port: 6443,
         interface: None,
+        mode: ServerMode::Nat,
+        elsewhere: false,
         on_down: OnDown::Reset,
         balance: Balance::default(),
         slow_start: Duration::ZERO,

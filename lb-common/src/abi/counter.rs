@@ -74,6 +74,8 @@ counters! {
     Fenced = "fenced",
     /// Packets to a VIP whose lease ended longer ago than this node goes on carrying, dropped.
     Overdue = "overdue",
+    /// Packets that would go back to the node that has sent them on, dropped.
+    Circling = "circling",
     /// Packets of sources that the virtual server's lists deny, dropped.
     Denied = "denied",
     /// SYNs that a client had to repeat because its backend did not answer.

@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::{
-    Draft, Family, Refused, Stop, passive,
+    Draft, Family, Refused, Stop, fence, passive,
     selection::{self, Asker, Kind},
 };
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     address::Address,
     conntrack::Phase,
     flow::{Flow, Key, Ports, Role},
+    shared::is_zero,
     table::Existing,
     wire::Flags,
 };
@@ -27,49 +28,84 @@ where
     A: Address,
     T: Family<A>,
 {
-    let Draft { arrival, half: forward, other: reply, arrives, .. } = draft;
+    choose(tables, draft)?;
+    // From here on what was chosen is read from the draft: the verifier would follow the rest for each way that led here.
+    let Draft { arrival, half: forward, other: reply, arrives, chosen, kept, .. } = black_box(draft);
     let key = &arrival.segment.key;
-    let Some(service) = tables.service(&ServiceKey::new(key.destination.mapped(), key.destination_port)) else {
+    // What passes here of a direct connection is the client's only.
+    let begun = if kept.is_direct() { Phase::SynReceived } else { Phase::SynSent };
+    let phase = if arrival.segment.flags.opens() { begun } else { Phase::Established };
+    if kept.is_direct() {
+        arrives.destination = key.source.copied();
+        arrives.destination_port = key.source_port;
+        forward.start(key, arrives, *kept, *chosen, phase, arrival.now);
+    } else {
+        arrives.destination = if kept.is_local() { key.source.copied() } else { key.destination.copied() };
+        arrives.destination_port = [0; 2];
+        reply.start(arrives, key, kept.opposite(), *chosen, phase, arrival.now);
+        reserve(tables, key, arrives, reply).map_err(Stop::drop)?;
+        // Read back rather than remembered: the verifier followed the search above for each case, and forgets them here.
+        let sent = if forward.is_unanswered() { forward.packets() } else { 0 };
+        forward.start(key, arrives, reply.role.opposite(), reply.backend(), reply.phase(), arrival.now);
+        forward.count_from(sent);
+    }
+    tables.count(if forward.is_half_open() { Counter::Connected } else { Counter::Rebuilt });
+    tables.connected(forward.backend());
+    selection::began(tables, forward.backend());
+    Ok(())
+}
+
+/// Leaves in the draft which backend it is, the role of the client's half, and from where the backend's replies arrive.
+#[inline(always)]
+fn choose<A, T>(tables: &T, draft: &mut Draft<A>) -> Result<(), Stop>
+where
+    A: Address,
+    T: Family<A>,
+{
+    let Draft { arrival, half, arrives, sender, asked, chosen, kept, .. } = draft;
+    let key = &arrival.segment.key;
+    *asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
+    let Some(service) = tables.service(asked) else {
+        fence::carries(tables, arrival)?;
         // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
-        let reply = tables.service(&ServiceKey::new(key.source.mapped(), key.source_port));
+        *asked = ServiceKey::new(key.source.mapped(), key.source_port);
+        let reply = tables.service(asked);
         return Err(if reply.is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) });
     };
+    *chosen = tables.turned(key, *sender);
+    let turns = 1 - is_zero(u64::from(chosen.0 ^ BackendId::NONE.0));
+    if turns == 0 {
+        fence::carries(tables, arrival)?;
+    }
     if tables.denies(service, &key.source.mapped()) {
         return Err(Stop::drop(Counter::Denied));
     }
-    if arrival.segment.flags.any(Flags::RST) {
-        return Err(Stop::drop(Counter::Stray));
+    if turns == 0 {
+        // A handshake that goes on takes no turn: it has had one.
+        let former = if half.is_half_open() { half.backend() } else { BackendId::NONE };
+        let is_new = arrival.segment.flags.opens() && former == BackendId::NONE;
+        let kind = if is_new { Kind::New } else { Kind::Lost };
+        let (source, port) = (source_hash(&key.source), u16::from_be_bytes(key.source_port).into());
+        let wanted = tables.select(service, &Asker { source, port, kind, former });
+        *chosen = passive::choose(tables, service, arrival, half, wanted);
     }
-    // A handshake that goes on takes no turn: it has had one.
-    let former = if forward.is_half_open() { forward.backend() } else { BackendId::NONE };
-    let is_new = arrival.segment.flags.opens() && former == BackendId::NONE;
-    let kind = if is_new { Kind::New } else { Kind::Lost };
-    let (source, port) = (source_hash(&key.source), u16::from_be_bytes(key.source_port).into());
-    let wanted = tables.select(service, &Asker { source, port, kind, former });
-    let chosen = passive::choose(tables, service, arrival, forward, wanted);
-    let backend =
-        tables.backend(chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(Stop::reset(Counter::NoBackend))?;
-
-    let opens = arrival.segment.flags.opens();
-    let phase = if opens { Phase::SynSent } else { Phase::Established };
-    let local = backend.is(Backend::LOCAL);
-
+    let resets = arrival.segment.flags.any(Flags::RST);
+    let none = if resets { Stop::drop(Counter::Stray) } else { Stop::reset(Counter::NoBackend) };
+    let backend = tables.backend(*chosen).filter(|backend| backend.is(Backend::PRESENT)).ok_or(none)?;
     // How the backend will see the connection, turned round: that is how its replies arrive.
     arrives.source = backend.address();
     arrives.source_port = backend.port();
-    arrives.destination = if local { key.source.copied() } else { key.destination.copied() };
-    arrives.destination_port = [0; 2];
-    let role = if local { Role::LOCAL_REPLY } else { Role::REPLY };
-    reply.start(arrives, key, role, chosen, phase, arrival.now);
-    reserve(tables, key, arrives, reply).map_err(Stop::drop)?;
-
-    // Read back rather than remembered: the verifier followed the search above for each case, and forgets them here.
-    let sent = if forward.is_unanswered() { forward.packets() } else { 0 };
-    forward.start(key, arrives, reply.role.opposite(), reply.backend(), reply.phase(), arrival.now);
-    forward.count_from(sent);
-    tables.count(if reply.phase() == Phase::SynSent { Counter::Connected } else { Counter::Rebuilt });
-    tables.connected(reply.backend());
-    selection::began(tables, reply.backend());
+    let direct = turns | backend.has(Backend::DIRECT);
+    if turns & backend.has(Backend::DOWN) != 0 {
+        return Err(Stop::reset(Counter::BackendDown));
+    }
+    // Without an entry nobody here knows whether there is such a connection. The backend's own node does.
+    if resets && direct == 0 {
+        return Err(Stop::drop(Counter::Stray));
+    }
+    // A backend's node does not take packets from its own address that come by the link.
+    let itself = is_zero(arrives.source.difference(&key.source).into());
+    *kept = Role::forward(backend.has(Backend::LOCAL), direct, itself);
     Ok(())
 }
 

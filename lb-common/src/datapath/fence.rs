@@ -3,10 +3,11 @@
 
 use network_types::ip::{IpProto, Ipv6Hdr};
 
-use super::{Arrival, Stop, Tables, Verdict};
+use super::{Arrival, Family, Stop, Tables, Verdict};
 use crate::{
     abi::{Counter, Settings},
     address::{Address, V4, V6},
+    flow::Key,
     frame::Frame,
     wire::{Arp, Solicitation},
 };
@@ -67,12 +68,17 @@ fn solicited<A: Address, T: Tables>(tables: &T, settings: &Settings, target: A) 
 
 /// Whether this node still carries the VIP. As long as the daemon renews any lease, one comparison answers.
 #[inline(always)]
-pub(super) fn carries<A: Address, T: Tables>(tables: &T, arrival: &Arrival<A>) -> Result<(), Stop> {
-    if !tables.fence().is_behind(arrival.now) {
-        return Ok(());
+pub(super) fn carries<A: Address, T: Family<A>>(tables: &T, arrival: &Arrival<A>) -> Result<(), Stop> {
+    if tables.fence().is_behind(arrival.now) && tables.overdue(&arrival.segment.key) {
+        return Err(Stop::drop(Counter::Overdue));
     }
-    match tables.lease(&arrival.segment.key.destination.mapped()) {
-        Some(lease) if tables.uptime() > lease.carried_until() => Err(Stop::drop(Counter::Overdue)),
-        _ => Ok(()),
-    }
+    Ok(())
+}
+
+/// Whether the lease of the VIP that packets of `key` go to ended longer ago than this node goes on carrying it.
+#[inline(always)]
+pub fn overdue<A: Address, T: Tables + ?Sized>(tables: &T, key: &Key<A>) -> bool {
+    // Before Linux 6.2, a map is asked for what is on the stack, in a map or in a packet only.
+    let vip = core::hint::black_box(V6(key.destination.mapped()).copied());
+    tables.lease(&vip.0).is_some_and(|lease| tables.uptime() > lease.carried_until())
 }

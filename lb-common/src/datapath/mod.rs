@@ -11,6 +11,7 @@
 //! ```
 
 mod connect;
+mod direct;
 mod fence;
 mod icmp;
 pub mod local;
@@ -23,6 +24,8 @@ mod virtual_mac;
 
 use core::ops::DerefMut;
 
+pub use direct::turned;
+pub use fence::overdue;
 pub use icmp::icmp;
 pub use passive::another;
 use selection::Asker;
@@ -32,7 +35,7 @@ use crate::{
     abi::{Backend, BackendId, Counter, Fence, Lease, Load, Policy, Port, ServiceId, ServiceKey, Settings},
     address::{Address, V4, V6},
     conntrack::{Phase, Sender},
-    flow::{Flow, Hop, Key, News},
+    flow::{Flow, Hop, Key, News, Role},
     frame::Frame,
     shared::{self, Tally},
     table::{self, Existing, Inserted, NoTable, Sets},
@@ -53,6 +56,8 @@ pub enum Verdict {
     Answer(usize),
     /// Rewritten; out of that interface by the kernel, which resolves the neighbour.
     Kernel(u32),
+    /// As it was but for its hops; out of that interface by the kernel, to the neighbour that was asked for last, which it resolves.
+    Neighbour(u32),
     /// An ICMP message to a VIP, for [`icmp()`] to decide about: a program of its own in the kernel, because it is rare and long.
     Icmp,
 }
@@ -129,6 +134,18 @@ pub trait Family<A: Address>: Tables + Sets<A> {
     /// Tells the daemon that a connection has been established or has ended, by a packet of `key`. That nobody listens does not matter.
     fn tell(&self, key: &Key<A>, flow: &Flow<A>);
 
+    /// See [`overdue()`].
+    #[inline(always)]
+    fn overdue(&self, key: &Key<A>) -> bool {
+        overdue(self, key)
+    }
+
+    /// See [`turned()`].
+    #[inline(always)]
+    fn turned(&self, key: &Key<A>, sender: [u8; 6]) -> BackendId {
+        turned(self, key, sender)
+    }
+
     /// The entry may be given to another connection by any insertion.
     #[inline(always)]
     fn flow<'a>(&'a self, key: &Key<A>) -> Option<&'a Flow<A>> {
@@ -189,6 +206,13 @@ pub struct Draft<A> {
     /// The other one, and its key.
     other: Flow<A>,
     arrives: Key<A>,
+    /// The MAC address that the packet came from.
+    sender: [u8; 6],
+    /// Under which something is looked up: on the stack, it would be too much for that.
+    asked: ServiceKey,
+    /// The backend of a new connection, and the role of the client's half.
+    chosen: BackendId,
+    kept: Role,
     /// The interface that the kernel is to send by.
     kernel: u32,
 }
@@ -324,13 +348,14 @@ where
         && flow.phase() == Phase::Established
         && !arrival.segment.flags.any(CONTROLS)
         && current(flow, arrival)
-        && !tables.fence().is_behind(arrival.now)
+        && !(tables.fence().is_behind(arrival.now) & !flow.role.is_turned())
     {
         count(tables, flow, arrival);
         return send::out(frame, tables, arrival, flow, Way::Kept);
     }
     let mut sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
     sheet.arrival = *arrival;
+    sheet.sender = frame.get::<wire::Ethernet>(0)?.source;
     let next = enter(tables, &mut sheet);
     frame.forget();
     match next {
@@ -376,16 +401,18 @@ where
     A: Address,
     T: Family<A>,
 {
-    let Draft { arrival, half, .. } = &mut *draft;
-    fence::carries(tables, arrival)?;
+    let Draft { arrival, half, sender, .. } = &mut *draft;
     let known = tables.flow(&arrival.segment.key);
     // The entry may be given to another connection by any insertion: from then on, a copy. A SYN finds there what became of the one before.
     match known {
         Some(flow) => shared::copy(flow, half),
         None => half.set_phase(Phase::Closed),
     }
-    match known.filter(|flow| !restarts(&arrival.segment, flow)) {
+    match known.filter(|flow| !restarts(tables, &arrival.segment, *sender, flow)) {
         Some(flow) => {
+            if !flow.role.is_turned() {
+                fence::carries(tables, arrival)?;
+            }
             if passive::is_withheld(tables, &arrival.segment, flow, arrival.now) {
                 return Err(Stop::drop(Counter::Refused));
             }
@@ -512,7 +539,7 @@ where
         return Leaving::Goes;
     };
     match tables.flow(&segment.key) {
-        Some(flow) if flow.role == crate::flow::Role::LOCAL_REPLY => {
+        Some(flow) if flow.role.leaves() => {
             if passive::is_withheld(tables, &segment, flow, now) {
                 tables.count(Counter::Refused);
                 return Leaving::Withheld;
@@ -525,10 +552,17 @@ where
     }
 }
 
-/// Whether a segment opens a new connection under the ports of an old one.
+/// Whether a segment opens a new connection under the ports of an old one: also of one that this node has sent on while it held the VIP, where
+/// the one who holds it now has chosen the backend here.
 #[inline(always)]
-fn restarts<A: Address>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
-    segment.flags.opens() && flow.role.from_client() && flow.phase().may_restart()
+fn restarts<A, T>(tables: &T, segment: &Segment<A>, sender: [u8; 6], flow: &Flow<A>) -> bool
+where
+    A: Address,
+    T: Family<A>,
+{
+    let was_sent_on = || flow.role.from_client() && !flow.role.is_local();
+    segment.flags.opens()
+        && (flow.may_restart() || (was_sent_on() && tables.turned(&segment.key, sender) != BackendId::NONE))
 }
 
 #[cfg(test)]

@@ -89,6 +89,10 @@ where
     }
     let refuses = flow.backend();
     tables.suspect(refuses, now);
+    // Where its next SYN goes is for who holds the VIP to say, and that node has not heard of this.
+    if flow.role.is_turned() {
+        return false;
+    }
     let vip = ServiceKey::new(flow.other.destination.mapped(), flow.other.destination_port);
     let other = tables.service(&vip).map_or(BackendId::NONE, |service| tables.another(service, refuses, 0));
     if other == BackendId::NONE {

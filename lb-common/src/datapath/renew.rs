@@ -9,16 +9,17 @@ use crate::{
 
 /// Ends the connection if its backend is down, or its client denied meanwhile. One whose backend was taken out of the configuration goes on.
 #[inline(always)]
-pub(super) fn check<A, T>(tables: &T, draft: &Draft<A>) -> Result<(), Stop>
+pub(super) fn check<A, T>(tables: &T, draft: &mut Draft<A>) -> Result<(), Stop>
 where
     A: Address,
     T: Family<A>,
 {
-    let Draft { arrival, half, .. } = draft;
+    let Draft { arrival, half, asked, .. } = &mut *draft;
     let key = &arrival.segment.key;
     let from_client = half.role.from_client();
+    *asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
     if from_client
-        && let Some(service) = tables.service(&ServiceKey::new(key.destination.mapped(), key.destination_port))
+        && let Some(service) = tables.service(asked)
         && tables.denies(service, &key.source.mapped())
     {
         forget(tables, draft);
@@ -56,6 +57,9 @@ where
     T: Family<A>,
 {
     let Draft { arrival, half, other, .. } = draft;
+    if half.role.is_direct() {
+        return;
+    }
     if tables.flow(&half.other).is_none() {
         let (role, phase) = (half.role.opposite(), half.phase());
         other.start(&half.other, &arrival.segment.key, role, half.backend(), phase, arrival.now);

@@ -1,6 +1,6 @@
 //! Rewriting a packet as its entry says, and the verdict that sends it.
 
-use super::{Arrival, Stop, Tables, Verdict, Way};
+use super::{Arrival, Stop, Tables, Verdict, Way, direct};
 use crate::{
     abi::Counter,
     address::Address,
@@ -32,6 +32,16 @@ where
 {
     if arrival.segment.hops <= 1 {
         return Err(Stop::drop(Counter::Expired));
+    }
+    if flow.role.is_direct() {
+        return direct::along::<A, _, _>(
+            frame,
+            tables,
+            arrival.segment.network,
+            arrival.from.interface,
+            &flow.hop,
+            way,
+        );
     }
     let header = frame.get_mut::<A::Header>(arrival.segment.network)?;
     A::rewrite(header, flow.new_source(), flow.new_destination(), flow.header_delta);
@@ -68,7 +78,7 @@ where
 
 /// A MAC address in registers.
 #[inline(always)]
-fn words(address: &[u8; 6]) -> (u32, u16) {
+pub(super) fn words(address: &[u8; 6]) -> (u32, u16) {
     let [a, b, c, d, e, f] = *address;
     (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
 }

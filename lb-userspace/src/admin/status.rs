@@ -103,7 +103,38 @@ pub struct VirtualServer {
     /// Every backend is down, and they get new connections as though they were up.
     #[serde(default)]
     pub open: bool,
+    #[serde(default)]
+    pub mode: ServerMode,
     pub backends: Vec<Backend>,
+}
+
+/// How packets come to the backends of a virtual server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerMode {
+    pub configured: Configured,
+    /// Of new connections.
+    pub in_use: InUse,
+    /// Why not "dsr", or who has not said that it turns packets.
+    pub because: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Configured {
+    #[default]
+    Nat,
+    Dsr,
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InUse {
+    #[default]
+    Nat,
+    Dsr,
+    /// One for some backends and the other for the rest.
+    Both,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -319,6 +350,7 @@ pub(super) mod tests {
                     held: true,
                     balance: "source-hash".into(),
                     open: false,
+                    mode: ServerMode::default(),
                     backends: vec![
                         backend("master-1", "192.168.2.11", State::Up, 312),
                         backend("master-2", "192.168.2.12", State::Draining, 60),
@@ -333,6 +365,7 @@ pub(super) mod tests {
                     held: false,
                     balance: "least-connections".into(),
                     open: true,
+                    mode: ServerMode::default(),
                     backends: vec![fresh],
                 },
             ],

@@ -7,7 +7,7 @@ use std::{
 
 use tabwriter::TabWriter;
 
-use super::status::{Backend, Configuration, Mode, Reload, Status, VirtualServer, state_name};
+use super::status::{Backend, Configuration, Configured, InUse, Mode, Reload, Status, VirtualServer, state_name};
 use crate::health::State;
 
 const HEADER: &str = "VIRTUAL SERVER\tVIP\tHELD\tBALANCE\tBACKEND\tADDRESS\tWEIGHT\tSTATE\tSINCE\tCHECK\tLATENCY\tACTIVE\tCOUNTED\tTOTAL\tBYTES";
@@ -69,6 +69,32 @@ pub fn removed(status: &Status, now: SystemTime) -> String {
                 removed.active_connections.to_string(),
             ]
             .join("\t")
+        }),
+    )
+}
+
+/// A header and one line for each virtual server whose packets do not simply go by nat; nothing if there is none.
+pub fn modes(status: &Status) -> String {
+    let all = &status.virtual_servers;
+    let mut asked = all.iter().filter(|server| server.mode.configured != Configured::Nat).peekable();
+    if asked.peek().is_none() {
+        return String::new();
+    }
+    columns(
+        "VIRTUAL SERVER\tMODE\tNEW CONNECTIONS BY\tBECAUSE",
+        asked.map(|server| {
+            let configured = match server.mode.configured {
+                Configured::Nat => "nat",
+                Configured::Dsr => "dsr",
+                Configured::Auto => "auto",
+            };
+            let in_use = match server.mode.in_use {
+                InUse::Nat => "nat",
+                InUse::Dsr => "dsr",
+                InUse::Both => "dsr and nat",
+            };
+            let because = server.mode.because.as_deref().map_or("-".to_owned(), one_cell);
+            [&one_cell(&server.name), configured, in_use, &because].join("\t")
         }),
     )
 }
@@ -210,6 +236,23 @@ apiserver       192.168.2.100:16443  yes   source-hash        master-1  192.168.
 apiserver       192.168.2.100:16443  yes   source-hash        master-2  192.168.2.12:6443  1       draining                                      60s    200 OK                       3.2ms    12      -        1034   10.0MiB
 apiserver       192.168.2.100:16443  yes   source-hash        master-3  192.168.2.13:6443  1       down                                          4s     connect: connection refused  0.4ms    -       -        1034   10.0MiB
 apiserver6      [fd00:2::100]:16443  no    least-connections  six       [fd00:2::b]:6443   1       down (backup, slow start 50%, all_down open)  1s     -                            -        12      7        0      0B
+"
+        );
+    }
+
+    #[test]
+    fn the_mode_has_a_line_where_it_is_not_nat() {
+        use super::super::status::ServerMode;
+
+        let mut status = sample();
+        assert_eq!(modes(&status), "");
+        let because = Some("not said to turn packets: master-2".to_owned());
+        status.virtual_servers[0].mode = ServerMode { configured: Configured::Auto, in_use: InUse::Nat, because };
+        assert_eq!(
+            modes(&status),
+            "\
+VIRTUAL SERVER  MODE  NEW CONNECTIONS BY  BECAUSE
+apiserver       auto  nat                 not said to turn packets: master-2
 "
         );
     }

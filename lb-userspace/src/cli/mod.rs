@@ -128,7 +128,7 @@ fn execute(verb: Verb) -> Result<(), Failure> {
                 let vrrp = admin::vrrp::table(&status, now);
                 let (configuration, removed) = (table::configuration(&status, now), table::removed(&status, now));
                 let sync = status.sync.as_ref().map(admin::sync::table).unwrap_or_default();
-                let parts = [summary + &configuration, vrrp, sync, backends, removed];
+                let parts = [summary + &configuration, vrrp, sync, backends, table::modes(&status), removed];
                 parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
             };
             print(&text)

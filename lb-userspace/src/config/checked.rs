@@ -43,6 +43,7 @@ impl Checker<'_> {
     pub(super) fn config(&mut self, raw: raw::File) -> Option<Config> {
         self.refuse_shared_vips(&raw.virtual_server.0);
         self.check_loopback(&raw.dataplane.0, &raw.virtual_server.0);
+        self.refuse_held_elsewhere(&raw.vrrp.0, &raw.virtual_server.0);
         let vrrp = self.vrrp(&raw.vrrp.0, &raw.virtual_server.0);
         let dataplane = self.dataplane(raw.dataplane.0, !raw.vrrp.0.is_empty());
         let admin = admin(raw.admin.0);
@@ -114,6 +115,8 @@ impl Checker<'_> {
             balance: *raw.balance.value()?,
             slow_start: raw.slow_start.value()?.0,
             prefer_local: *raw.prefer_local.value()?,
+            mode: *raw.mode.value()?,
+            elsewhere: *raw.elsewhere.value()?,
             on_down: *raw.on_down.value()?,
             all_down: *raw.all_down.value()?,
             allow: allow?,
@@ -173,6 +176,13 @@ impl Checker<'_> {
                 let help = "leave out `interface`: a loopback address is on every host already";
                 self.mistakes.add(at, "a virtual server on loopback is put on no interface", help);
             }
+            for (key, at) in [("mode", server.mode.key_span()), ("elsewhere", server.elsewhere.key_span())] {
+                if let Some(at) = at {
+                    let message =
+                        format!("`{key}` means nothing to a virtual server on loopback: no packets come to it");
+                    self.mistakes.add(at, message, format!("leave out `{key}`"));
+                }
+            }
             if let (Some(model::Cgroup::Off), Some(at)) = (dataplane.cgroup.value(), server.address.span()) {
                 let help = "leave out `cgroup`, or give this virtual server an address that others can reach";
                 self.mistakes.add(&at, "with `cgroup = \"off\"` nothing serves a loopback address", help);
@@ -229,6 +239,24 @@ impl Checker<'_> {
                     ),
                     "give the backend's own address and port",
                 );
+            }
+        }
+    }
+
+    /// A VIP that is never this node's cannot be one that may come here.
+    fn refuse_held_elsewhere(&mut self, instances: &[raw::Vrrp], servers: &[raw::VirtualServer]) {
+        let moving = instances.iter().filter_map(|instance| instance.addresses.value()).flatten();
+        let moving: Vec<IpAddr> = moving.map(|net| net.get_ref().0.addr()).collect();
+        for server in servers {
+            let (Some(vip), Some((true, at))) = (server.address.value(), at(&server.elsewhere)) else { continue };
+            if moving.contains(&vip.0) {
+                let message = format!("{} is elsewhere, and in a [[vrrp]] section, by which it may come here", vip.0);
+                self.mistakes.add(&at, message, "leave out `elsewhere`, or take the VIP out of the section");
+            }
+            if servers.iter().any(|other| other.address.value() == Some(vip) && other.elsewhere.value() == Some(&false))
+            {
+                let message = format!("{} is elsewhere, and another virtual server with it is not", vip.0);
+                self.mistakes.add(&at, message, "give all virtual servers of one VIP the same `elsewhere`");
             }
         }
     }

@@ -143,6 +143,8 @@ impl Found {
             balance,
             slow_start,
             prefer_local,
+            mode,
+            elsewhere,
             on_down,
             all_down,
             allow,
@@ -161,6 +163,8 @@ impl Found {
         self.compare(&format!("{of} slow_start"), [slow_start, &then.slow_start], time, Effect::AtOnce);
         self.compare(&format!("{of} prefer_local"), [prefer_local, &then.prefer_local], shown, Effect::AtOnce);
         self.compare(&format!("{of} all_down"), [all_down, &then.all_down], shown, Effect::AtOnce);
+        self.compare(&format!("{of} mode"), [mode, &then.mode], shown, Effect::AtOnce);
+        self.compare(&format!("{of} elsewhere"), [elsewhere, &then.elsewhere], shown, Effect::AtOnce);
         self.compare(&format!("{of} on_down"), [on_down, &then.on_down], shown, Effect::AtOnce);
         self.compare(&format!("{of} allow"), [allow, &then.allow], |nets| list(nets), Effect::AtOnce);
         self.compare(&format!("{of} deny"), [deny, &then.deny], |nets| list(nets), Effect::AtOnce);
@@ -384,7 +388,7 @@ mod tests {
 
     #[test]
     fn each_difference_is_told_with_what_it_does() {
-        let table: [(&str, &str, &[&str]); 20] = [
+        let table: [(&str, &str, &[&str]); 21] = [
             ("vrid = 51", "vrid = 51\npriority = 100", &[]),
             (r#"name = "api""#, r#"name = "new""#, &[r#"virtual_server "new" name: api -> new: AtOnce"#]),
             (r#"name = "m1""#, r#"name = "x""#, &[r#"virtual_server "api" backend "x" name: m1 -> x: AtOnce"#]),
@@ -428,6 +432,7 @@ mod tests {
                     r#"virtual_server "api" deny: none -> 10.0.0.7/32: AtOnce"#,
                 ],
             ),
+            ("port = 6443", "port = 6443\nmode = \"dsr\"", &[r#"virtual_server "api" mode: nat -> dsr: AtOnce"#]),
             ("port = 6443", "port = 6443\ndrain = \"1h\"", &[r#"virtual_server "api" drain: 10m -> 1h: AtOnce"#]),
             (
                 "port = 6443",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::model::{Cgroup, Config, PreferLocal, VirtualServer, Vrrp};
+use super::model::{Cgroup, Config, PreferLocal, ServerMode, VirtualServer, Vrrp};
 
 /// Above this many times a second, a scheduler that is busy elsewhere can look like a dead node.
 const FAST: Duration = Duration::from_millis(50);
@@ -12,11 +12,20 @@ const FAST_FACTOR: u8 = 5;
 pub fn hints(config: &Config) -> Vec<String> {
     let mut hints: Vec<String> = config.vrrp.iter().flat_map(of_instance).collect();
     hints.extend(config.virtual_servers.iter().flat_map(|server| of_server(config, server)));
+    for server in
+        config.virtual_servers.iter().filter(|server| server.mode == ServerMode::Auto && config.sync.is_none())
+    {
+        hints.push(format!(
+            "virtual server \"{}\" has mode \"auto\", and there is no [sync] section, by which nodes say that they turn packets: its mode is always \
+             \"nat\". Add [sync], with every backend's node among `peers`, or say \"dsr\".",
+            server.name
+        ));
+    }
     if config.vrrp.is_empty() {
         return hints;
     }
     let moves = |address| config.vrrp.iter().any(|instance| has(instance, address));
-    for server in config.virtual_servers.iter().filter(|server| !moves(server.address)) {
+    for server in config.virtual_servers.iter().filter(|server| !moves(server.address) && !server.elsewhere) {
         hints.push(format!(
             "the VIP {} of virtual server \"{}\" is in no [[vrrp]] section, so this node always holds it while others move. If other nodes \
              serve it too, add it to `addresses` of a section.",

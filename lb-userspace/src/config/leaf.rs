@@ -18,7 +18,8 @@ use toml::{
 
 use super::{
     model::{
-        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, Version, XdpMode,
+        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, ServerMode, Version,
+        XdpMode,
     },
     report::Span,
 };
@@ -211,6 +212,9 @@ strings! {
         choice(text, &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)])
     };
     OnStop: "\"detach\" or \"keep\"" by |text| choice(text, &[("detach", OnStop::Detach), ("keep", OnStop::Keep)]);
+    ServerMode: "\"nat\", \"dsr\" or \"auto\"" by |text| {
+        choice(text, &[("nat", ServerMode::Nat), ("dsr", ServerMode::Dsr), ("auto", ServerMode::Auto)])
+    };
     OnDown: "\"reset\" or \"keep\"" by |text| choice(text, &[("reset", OnDown::Reset), ("keep", OnDown::Keep)]);
     Balance: "\"source-hash\", \"flow-hash\", \"round-robin\" or \"least-connections\"" by |text| {
         choice(text, &Balance::ALL.map(|balance| (balance.label(), balance)))

@@ -106,6 +106,18 @@ pub enum PreferLocal {
     All,
 }
 
+/// How packets come to a backend and back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServerMode {
+    /// Both ways by the VIP's holder; the backend sees the VIP.
+    #[default]
+    Nat,
+    /// As they are; the backend's own node turns them, and the replies go straight to the client.
+    Dsr,
+    /// [`Self::Dsr`] while all backends' nodes are known to do that, otherwise [`Self::Nat`].
+    Auto,
+}
+
 /// Idle times after which a connection is forgotten, by TCP phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -137,6 +149,10 @@ pub struct VirtualServer {
     /// How long a backend that comes back is brought in gradually.
     pub slow_start: Duration,
     pub prefer_local: PreferLocal,
+    /// Not [`ServerMode::Nat`] only where it is a VIP.
+    pub mode: ServerMode,
+    /// The VIP is never on this node, and in no [`Vrrp`].
+    pub elsewhere: bool,
     pub on_down: OnDown,
     pub all_down: AllDown,
     /// Of the VIP's family, no duplicates, and none on loopback. The most specific range that a client is in counts, and of two equal ones

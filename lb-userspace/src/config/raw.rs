@@ -13,7 +13,8 @@ use super::{
         VipAddress,
     },
     model::{
-        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, Version, XdpMode,
+        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, ServerMode, Version,
+        XdpMode,
     },
 };
 
@@ -106,6 +107,12 @@ section! {
         /// processes (`dataplane.cgroup`), as a kubelet that is to use the apiserver of its own master; "all" gives it also to whoever comes by the
         /// VIP to this node. Such connections end with this node: no other can carry them on.
         prefer_local: PreferLocal = default("off"),
+        /// How packets come to a backend, see modes.md. "nat": by any way; the backend sees the VIP as its client, and needs nothing. "dsr": as they
+        /// are, on one link; each backend's node runs xvip with this virtual server, and replies go to the client straight from there. "auto":
+        /// "dsr" while every backend's node says through [sync] that it does its part, "nat" otherwise.
+        mode: ServerMode = default("nat"),
+        /// Whether the VIP is never this node's. For a node that only has a backend, or processes that use the virtual server.
+        elsewhere: bool = default(false),
         /// What becomes of a backend's connections when it goes down, which is when TCP does not answer: "reset" ends them at once, so that
         /// clients find another one; "keep" carries them on. While only the check fails and TCP answers, it gets no new ones and keeps its own.
         on_down: OnDown = default("reset"),

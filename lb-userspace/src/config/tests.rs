@@ -330,6 +330,8 @@ fn what_is_left_out_has_the_documented_default() {
         balance: model::Balance::SourceHash,
         slow_start: seconds(0),
         prefer_local: model::PreferLocal::Off,
+        mode: model::ServerMode::Nat,
+        elsewhere: false,
         on_down: model::OnDown::Reset,
         all_down: model::AllDown::Reset,
         allow: Vec::new(),

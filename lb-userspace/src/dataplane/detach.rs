@@ -56,7 +56,10 @@ impl Left {
 fn vips(path: &Path) -> Result<BTreeSet<IpAddr>, MapError> {
     let map = MapData::from_pin(path).and_then(Map::from_map_data)?;
     let services = HashMap::<_, ServiceKey, ServiceId>::try_from(map)?;
-    let served = services.iter().filter_map(Result::ok).filter(|(_, service)| *service != ServiceId::BACKEND);
+    let served = services
+        .iter()
+        .filter_map(Result::ok)
+        .filter(|(key, service)| *service != ServiceId::BACKEND && key.has_table());
     Ok(served.map(|(key, _)| Ipv6Addr::from(key.address()).to_canonical()).collect())
 }
 

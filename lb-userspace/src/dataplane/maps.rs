@@ -105,7 +105,7 @@ impl Maps {
     }
 
     fn serve(&mut self, key: &ServiceKey, service: ServiceId) -> Result<(), MapError> {
-        if service == ServiceId::BACKEND {
+        if service == ServiceId::BACKEND || !key.has_table() {
             return self.services.insert(key, service, 0);
         }
         self.served.insert(*key, service);

@@ -17,7 +17,7 @@ use lb_common::{
     address::{Address, V4, V6},
     conntrack::Phase,
     flow::{Flow, Key, News, Role},
-    table::{Existing, Inserted, Set, Sets as _},
+    table::{Existing, Inserted, Set, Sets as _, advance},
 };
 
 use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
@@ -34,6 +34,8 @@ pub struct Connection {
     pub backend: SocketAddr,
     /// Where the backend sees the client: at the VIP, or at the client's own address if the backend is on the node that carries it.
     pub seen: SocketAddr,
+    /// Its packets are sent on as they are, to the backend's own node, which turns them.
+    pub is_direct: bool,
     /// [`Phase::Established`] or later.
     pub phase: Phase,
     /// Since its last packet.
@@ -121,17 +123,24 @@ impl Mirror {
             let (key, flow) = (slot.key(), slot.flow());
             if flow.role.from_client() && flow.phase() == Phase::Established && !flow.is_copy() {
                 let idle = self.ticker.time(flow.idle(now));
-                each(connection(key, &flow.other, flow.phase(), idle, flow.acknowledged()));
+                each(connection((key, &flow.other), flow.role, flow.phase(), idle, flow.acknowledged()));
             }
         }
     }
 
     fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId) -> Taken {
-        let Connection { client, vip, backend: server, seen, phase, idle, acknowledged } = told;
+        let Connection { client, vip, backend: server, seen, is_direct, phase, idle, acknowledged } = told;
         let key: Key<A> = key(*client, *vip);
         let other = self::key(*server, *seen);
         let now = self.ticker.now();
         let known = flows.peek(&key);
+        if *is_direct && *phase != Phase::Established && known.as_ref().is_some_and(|flow| flow.role.is_direct()) {
+            // What the client sends yet goes there as before; made anew by that, it would count as open.
+            let mut leader = Flow::default();
+            leader.start(&key, &other, Role::DIRECT, backend, Phase::Closed, now);
+            advance(&flows.near(), &key, &other, &leader);
+            return Taken::Out;
+        }
         let seen_here = |flow: &Flow<A>| u64::from(flow.idle(now as u32));
         if known.as_ref().is_some_and(|flow| !flow.is_copy() && seen_here(flow) <= self.ticker.count(*idle)) {
             return Taken::Known;
@@ -163,6 +172,14 @@ impl Mirror {
             Inserted::Exists | Inserted::Full => false,
             Inserted::Free | Inserted::HalfOpen | Inserted::Closing | Inserted::Idle => true,
         };
+        if *is_direct {
+            // Where it is carried and where it is turned, both tell of it.
+            if known.is_some_and(|flow| !flow.is_copy() && flow.role.is_direct() && flow.other == other) {
+                return Taken::Known;
+            }
+            let alone = insert(&key, &half(&key, &other, Role::DIRECT), Existing::Replaced);
+            return if alone { Taken::In } else { Taken::Refused };
+        }
         let whole = insert(&other, &half(&other, &key, Role::REPLY), Existing::Kept)
             && insert(&key, &half(&key, &other, Role::FORWARD), Existing::Replaced);
         if whole { Taken::In } else { Taken::Refused }
@@ -189,22 +206,27 @@ fn decoded<A: Address>(item: &[u8]) -> Option<Connection> {
     }
     // SAFETY: as long as the value, whose every bit pattern is valid.
     let news = unsafe { ptr::read_unaligned(item.as_ptr().cast::<News<A>>()) };
-    Some(connection(&news.key, &news.other, news.phase(), Duration::ZERO, news.acknowledged))
+    Some(connection((&news.key, &news.other), news.role, news.phase(), Duration::ZERO, news.acknowledged))
 }
 
 fn connection<A: Address>(
-    key: &Key<A>,
-    other: &Key<A>,
+    (key, other): (&Key<A>, &Key<A>),
+    role: Role,
     phase: Phase,
     idle: Duration,
     acknowledged: [u8; 4],
 ) -> Connection {
     let socket = |address: A, port| SocketAddr::new(canonical(address), u16::from_be_bytes(port));
+    // Under which port a backend's node shows it the client is that node's own affair.
+    let is_direct = role.is_direct() || role.is_turned();
+    let seen =
+        if is_direct { *key } else { Key { source: other.destination, source_port: other.destination_port, ..*key } };
     Connection {
         client: socket(key.source, key.source_port),
         vip: socket(key.destination, key.destination_port),
         backend: socket(other.source, other.source_port),
-        seen: socket(other.destination, other.destination_port),
+        seen: socket(seen.source, seen.source_port),
+        is_direct,
         phase,
         idle,
         acknowledged,

@@ -184,6 +184,11 @@ impl Interfaces {
         }
     }
 
+    /// Whether a subnet of this host holds the address, so that no router is in between.
+    pub fn on_link(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|interface| interface.subnet_of(address).is_some())
+    }
+
     /// Every address of this host: a backend among them is this host itself.
     pub fn local_addresses(&self) -> BTreeSet<IpAddr> {
         self.0.iter().flat_map(|i| &i.addresses).map(IpNet::addr).collect()

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, Backend, BackendId, Balance, Filter, MAX_BACKENDS, MAX_RANGES, MAX_SERVICES, Policy, Port, Range,
-        ServiceId, ServiceKey,
+        ServiceId, ServiceKey, Turned,
     },
     address::{V4, V6},
     maglev::{Member, WHOLE},
@@ -21,9 +21,10 @@ use super::{
     orders::Orders,
     returns::Returns,
     taking::{Candidate, taking},
+    way::{Part, holds},
 };
 use crate::{
-    config::model::{OnDown, VirtualServer},
+    config::model::{OnDown, ServerMode, VirtualServer},
     health::State,
 };
 
@@ -48,6 +49,8 @@ pub struct Inputs<'a> {
     pub macs: &'a BTreeSet<[u8; 6]>,
     /// Ways between interfaces and VLAN tags, see [`lb_common::abi::Port`].
     pub ports: &'a BTreeMap<Port, Port>,
+    /// How packets come to backends.
+    pub part: &'a Part,
 }
 
 /// What the tables should hold.
@@ -69,6 +72,8 @@ pub struct Desired {
     pub vips: Filter,
     pub locals: Filter,
     pub macs: Filter,
+    /// Whether this node has backends that other nodes send packets for.
+    pub turns: bool,
 }
 
 /// The configuration asks for more than the tables take.
@@ -102,6 +107,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         desired.ranges.extend(rules(number, server));
         let states = inputs.states.get(index).map_or(&[][..], Vec::as_slice);
         let mut all = Vec::with_capacity(server.backends.len());
+        let direct = inputs.part.ways.get(index).map_or(&[][..], |way| &way.direct[..]);
         for (position, backend) in server.backends.iter().enumerate() {
             let endpoint = Endpoint::of(server, backend);
             let Some(id) = inputs.numbers.backend(&endpoint) else { continue };
@@ -113,16 +119,25 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
                 local: inputs.local.contains(&endpoint.address()),
                 wanted: !inputs.orders.of(server, backend).is_some_and(|order| order.drain),
             };
-            all.push((endpoint, state, candidate));
+            let direct = direct.get(position).copied().unwrap_or_default();
+            if server.mode != ServerMode::Nat && inputs.local.contains(&backend.address) {
+                desired.turn(key, Turned::new(id, holds(server, &inputs.part.moving)), inputs);
+            }
+            all.push((endpoint, state, direct, candidate));
         }
-        let candidates: Vec<Candidate> = all.iter().map(|(_, _, candidate)| *candidate).collect();
+        let candidates: Vec<Candidate> = all.iter().map(|(_, _, _, candidate)| *candidate).collect();
         let removed = inputs.numbers.removed().filter(|(endpoint, _)| *endpoint.service() == key);
         let stand_ins: Vec<Member> =
             removed.filter_map(|(endpoint, removed)| stand_in(inputs, endpoint, removed)).collect();
         let taking = taking(server, &candidates, &stand_ins, !inputs.unknown.contains(&index));
-        for (endpoint, state, candidate) in &all {
+        for (endpoint, state, direct, candidate) in &all {
             let down = *state == State::Down && server.on_down == OnDown::Reset && !taking.open;
-            desired.add(inputs, endpoint, candidate.member.id, down);
+            desired.add(
+                inputs,
+                endpoint,
+                candidate.member.id,
+                flag(Backend::DOWN, down) | flag(Backend::DIRECT, *direct),
+            );
         }
         desired.tables.insert(number, taking.table(server));
         desired.policies.insert(number, taking.policy(server));
@@ -140,7 +155,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         }
         let keeps = removed.was.as_ref().is_some_and(|server| server.on_down == OnDown::Keep);
         let down = inputs.removed.get(&removed.id) == Some(&State::Down) && !keeps;
-        desired.add(inputs, endpoint, removed.id, removed.over || down);
+        desired.add(inputs, endpoint, removed.id, flag(Backend::DOWN, removed.over || down));
     }
     inputs.macs.iter().for_each(|mac| desired.macs.insert_mac(*mac));
     desired
@@ -161,17 +176,28 @@ fn rules(service: ServiceId, server: &VirtualServer) -> BTreeMap<Range, Access> 
 
 impl Desired {
     /// Draining is not down: its connections go on.
-    fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, down: bool) {
-        let down = if down { Backend::DOWN } else { 0 };
+    fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, flags: u8) {
         let local = if inputs.local.contains(&endpoint.address()) {
             mark(&mut self.locals, endpoint.address());
             Backend::LOCAL
         } else {
             0
         };
-        self.backends.insert(id, endpoint.entry(down | local));
+        self.backends.insert(id, endpoint.entry(flags | local));
         self.services.insert(endpoint.replies(), ServiceId::BACKEND);
     }
+
+    /// What other nodes send here for a virtual server is for that backend: one of those that are here.
+    fn turn(&mut self, server: ServiceKey, own: Turned, inputs: &Inputs<'_>) {
+        self.turns = true;
+        self.services.entry(server.turned()).or_insert(own.stored());
+        let forwarders = inputs.part.forwarders.iter().map(|mac| (ServiceKey::forwarder(*mac), ServiceId::BACKEND));
+        self.services.extend(forwarders);
+    }
+}
+
+fn flag(flag: u8, is_set: bool) -> u8 {
+    if is_set { flag } else { 0 }
 }
 
 fn member(id: BackendId, endpoint: &Endpoint, weight: u16, portion: u16) -> Member {
@@ -196,8 +222,13 @@ fn mark(filter: &mut Filter, address: IpAddr) {
 pub(super) mod tests {
     use std::{num::NonZeroU32, time::Duration};
 
+    use lb_common::abi::Holds;
+
     use super::*;
-    use crate::config::model::{self, AllDown, Check, CheckKind, PreferLocal};
+    use crate::{
+        config::model::{self, AllDown, Check, CheckKind, PreferLocal},
+        reconcile::Way,
+    };
 
     /// A virtual server with as many backends as there are states.
     pub(crate) fn server(name: &str, last: u8, backends: u8) -> VirtualServer {
@@ -210,6 +241,8 @@ pub(super) mod tests {
             balance: Balance::SourceHash,
             slow_start: Duration::ZERO,
             prefer_local: PreferLocal::Off,
+            mode: ServerMode::Nat,
+            elsewhere: false,
             on_down: OnDown::Reset,
             all_down: AllDown::Reset,
             allow: Vec::new(),
@@ -252,7 +285,7 @@ pub(super) mod tests {
     ) -> Desired {
         let local = local.iter().copied().collect();
         let (ports, removed) = (BTreeMap::new(), removed.iter().copied().collect());
-        let macs = BTreeSet::new();
+        let (macs, part) = (BTreeSet::new(), Part::default());
         desired(&Inputs {
             servers,
             states,
@@ -265,6 +298,7 @@ pub(super) mod tests {
             ports: &ports,
             numbers,
             removed: &removed,
+            part: &part,
         })
     }
 
@@ -317,6 +351,43 @@ pub(super) mod tests {
         assert_eq!(local, [false, true]);
         assert!(desired.locals.may_hold(here));
         assert!(desired.vips.may_hold(V4([192, 168, 2, 100])));
+    }
+
+    #[test]
+    fn a_backend_here_is_turned_for_and_the_others_are_sent_to_directly() {
+        let servers = [VirtualServer { mode: ServerMode::Dsr, ..server("a", 100, 3) }];
+        let mut numbers = Numbers::default();
+        numbers.follow(&[], &servers, Duration::ZERO).unwrap();
+        let here = V4([192, 168, 2, 12]);
+        let local = BTreeSet::from([here.into()]);
+        let mac = [2, 0, 0, 0, 0, 11];
+        let part = Part {
+            ways: vec![Way { direct: vec![true, true, false], because: None }],
+            moving: BTreeSet::from([servers[0].address]),
+            forwarders: BTreeSet::from([mac]),
+        };
+        let (macs, ports, removed) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        let inputs = Inputs {
+            servers: &servers,
+            states: &[],
+            unknown: &BTreeSet::new(),
+            orders: &Orders::default(),
+            returns: &Returns::default(),
+            now: Duration::ZERO,
+            local: &local,
+            macs: &macs,
+            ports: &ports,
+            numbers: &numbers,
+            removed: &removed,
+            part: &part,
+        };
+        let with = desired(&inputs);
+        let direct: Vec<bool> = with.backends.values().map(|backend| backend.is(Backend::DIRECT)).collect();
+        assert_eq!(direct, [true, true, false]);
+        let turned = Turned::new(BackendId(1), Holds::Leased).stored();
+        assert_eq!(with.services.get(&service(&servers[0]).turned()), Some(&turned));
+        assert_eq!(with.services.get(&ServiceKey::forwarder(mac)), Some(&ServiceId::BACKEND));
+        assert!(with.turns && !desired(&Inputs { local: &BTreeSet::new(), ..inputs }).turns);
     }
 
     #[test]

@@ -54,7 +54,8 @@ pub fn plan(desired: &Desired, applied: &Applied, moved: bool) -> (Vec<Change>, 
         (generation, true) => generation + 1,
         (generation, false) => generation,
     };
-    let settings = |from: &Desired, generation| Settings::new(generation, from.vips, from.locals, from.macs);
+    let settings =
+        |from: &Desired, generation| Settings::new(generation, from.vips, from.locals, from.macs).turning(from.turns);
     let wanted = settings(desired, generation);
     if applied.generation == 0 || wanted != settings(before, applied.generation) {
         changes.push(Change::Settings(Box::new(wanted)));

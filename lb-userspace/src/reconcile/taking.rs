@@ -97,7 +97,7 @@ mod tests {
     use crate::{
         health::State,
         reconcile::{
-            Desired, Inputs, Numbers, Orders, Request, Returns, Wish, desired,
+            Desired, Inputs, Numbers, Orders, Part, Request, Returns, Wish, desired,
             desired::tests::{chosen, server, with_states},
         },
     };
@@ -197,6 +197,7 @@ mod tests {
                     ports: &BTreeMap::new(),
                     numbers: &numbers,
                     removed: &BTreeMap::new(),
+                    part: &Part::default(),
                 }),
                 0,
             )
@@ -234,6 +235,7 @@ mod tests {
                     ports: &BTreeMap::new(),
                     numbers: &numbers,
                     removed: &BTreeMap::new(),
+                    part: &Part::default(),
                 });
                 let table = &made.tables[&ServiceId(0)];
                 let share = table.iter().filter(|id| **id == BackendId(1)).count() as f64 / table.len() as f64;

@@ -15,6 +15,12 @@ impl Node {
     /// for as long as configured, or until `enough`.
     pub(super) async fn resign(&mut self, enough: impl Future<Output = ()>) {
         let had_vips = self.vrrp.stop().await;
+        if !self.keeps() {
+            self.leaves = true;
+            if let Err(error) = self.publish() {
+                log::warn!("{error:#}");
+            }
+        }
         if self.keeps() {
             return;
         }

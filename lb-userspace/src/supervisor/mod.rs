@@ -13,6 +13,7 @@ mod starting;
 mod sweeping;
 mod syncing;
 mod tables;
+mod turning;
 mod view;
 mod vips;
 mod vrrp;
@@ -53,8 +54,8 @@ use crate::{
     dataplane::{Dataplane, Mode, Suspicions, Swept},
     health::{BackendKey, Checkers, Reports},
     host::{self, Changes, Forwarding, Handle, Interface, Interfaces},
-    reconcile::{Applied, Endpoint, Numbers, Orders, Returns},
-    sync::Sync,
+    reconcile::{Applied, Endpoint, Numbers, Orders, Part, Returns},
+    sync::{Backends, Sync},
 };
 
 /// How often the counters in the published status are refreshed.
@@ -141,6 +142,12 @@ struct Node {
     /// Who is told one by one when a VIP comes here.
     callers: watch::Receiver<Arc<Vec<Caller>>>,
     closer: Closer,
+    /// The other nodes' part that the tables follow.
+    part: Part,
+    /// MAC addresses of backends' nodes.
+    macs: BTreeMap<IpAddr, [u8; 6]>,
+    /// It has been told to stop.
+    leaves: bool,
     /// VIPs that are here.
     held: BTreeSet<IpAddr>,
     /// Clients that were told that their backend is down.
@@ -244,6 +251,7 @@ impl Node {
         self.host = host::interfaces(&self.handle).await?;
         self.attach_returned()?;
         self.vips.ensure(&self.host).await;
+        self.meet().await;
         self.reconcile(true)?;
         self.follow()
     }
@@ -257,7 +265,8 @@ impl Node {
         self.arrive(&held);
         if let Some(sync) = &self.sync {
             let servers = &self.config.virtual_servers;
-            sync.follow(syncing::backends(servers, &self.numbers, &self.host_addresses(), &held));
+            let backends = syncing::backends(servers, &self.numbers, &self.host_addresses(), &held);
+            sync.follow(Backends { turns: self.turns(), ..backends });
         }
         let status = view::status(view::Sources {
             config: &self.config,
@@ -281,6 +290,7 @@ impl Node {
             own: &self.own.borrow(),
             reset: *self.reset.borrow(),
             vrrp: self.vrrp.status(),
+            ways: &self.part.ways,
             sync: self.sync.as_ref().map(|sync| syncing::shown(sync.view())),
         })?;
         self.status.send_replace(Arc::new(status));

@@ -27,9 +27,9 @@ pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec
     config.virtual_servers.iter().map(|server| carrier(server, config, host)).collect()
 }
 
-/// Whether VRRP decides if the address is here.
-pub(super) fn moves(config: &Config, server: &VirtualServer) -> bool {
-    instance_of(config, server).is_some()
+/// Whether the address is always here.
+pub(super) fn stays(config: &Config, server: &VirtualServer) -> bool {
+    !server.address.is_loopback() && !server.elsewhere && instance_of(config, server).is_none()
 }
 
 /// The interfaces with the program, and the VLANs on them.
@@ -74,6 +74,11 @@ fn carrier(server: &VirtualServer, config: &Config, host: &Interfaces) -> anyhow
         None => server.interface.as_ref(),
     };
     let candidates = named.map_or(&config.dataplane.interfaces[..], std::slice::from_ref);
+    if server.elsewhere {
+        // It need not be of any subnet here.
+        let name = candidates.first().map_or("", String::as_str);
+        return Ok(host.named(name)?.name.clone());
+    }
     let found = host.carrier(server.address, candidates);
     let found = found.with_context(|| format!("virtual server \"{}\"", server.name))?;
     if !carried(config, host).any(|name| name == found.name) {

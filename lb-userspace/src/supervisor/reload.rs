@@ -9,7 +9,7 @@ use super::{
     Node,
     attaching::families,
     leaving::macs,
-    placement::{carried, carriers, moves},
+    placement::{carried, carriers, stays},
     vrrp::Seen,
 };
 use crate::{
@@ -156,6 +156,7 @@ impl Node {
             self.timeouts.send_replace(self.config.dataplane.timeouts);
         }
         self.check_all();
+        self.meet().await;
         self.reconcile(false)?;
         // A VIP that moves from now on is no longer held, and one that does not is off the virtual router before it is.
         self.give_back().await;
@@ -178,6 +179,7 @@ impl Node {
         if self.returns.is_under_way() {
             self.reconcile(false)?;
         }
+        self.heed()?;
         if self.numbers.removed().next().is_none() {
             return Ok(());
         }
@@ -212,7 +214,7 @@ impl Node {
         let config = &self.config;
         let of = |(server, carrier): (_, &String)| {
             let server: &config::model::VirtualServer = server;
-            (!moves(config, server)).then(|| (server.address, carrier.clone()))
+            stays(config, server).then(|| (server.address, carrier.clone()))
         };
         let wanted: BTreeSet<(IpAddr, String)> =
             config.virtual_servers.iter().zip(&self.carriers).filter_map(of).collect();

@@ -21,7 +21,7 @@ use super::{
     attaching::families,
     closing::Closer,
     ordering,
-    placement::{carried, carriers, moves},
+    placement::{carried, carriers, stays},
     reload,
     resetting::Resetter,
     sweeping, syncing,
@@ -37,7 +37,7 @@ use crate::{
     dataplane::{Dataplane, Options, Swept},
     health::{Checkers, Reports},
     host::{self, Changes, Forwarding, Interface, preflight},
-    reconcile::{Applied, Numbers, Returns},
+    reconcile::{Applied, Numbers, Part, Returns},
 };
 
 impl Node {
@@ -121,6 +121,9 @@ impl Node {
             callers,
             own: own_counts,
             closer,
+            part: Part::default(),
+            macs: BTreeMap::new(),
+            leaves: false,
             held: BTreeSet::new(),
             reset,
             resetter,
@@ -175,13 +178,14 @@ impl Node {
         if let Ok(Err(_)) = timeout(longest, self.reports.wait_for(known)).await {
             anyhow::bail!("the health checks have ended unexpectedly");
         }
+        self.meet().await;
         self.reconcile(false)
     }
 
     /// Puts the VIPs that do not move on their interfaces and announces them.
     pub(super) async fn hold(&mut self) -> anyhow::Result<()> {
         let config = Arc::clone(&self.config);
-        let stays = |server: &VirtualServer| !server.address.is_loopback() && !moves(&config, server);
+        let stays = |server: &VirtualServer| stays(&config, server);
         let all = config.virtual_servers.iter().zip(&self.carriers);
         for (server, carrier) in all.filter(|(server, _)| stays(server)) {
             self.vips.hold(server.address, self.host.named(carrier)?).await?;

@@ -34,6 +34,7 @@ impl Node {
         let now = self.begun.elapsed();
         self.returns.follow(servers, &states, now);
         let unknown = self.unknown(&reports);
+        let part = self.part(servers, &states);
         let numbers = &self.numbers;
         let wanted = desired(&Inputs {
             servers,
@@ -47,6 +48,7 @@ impl Node {
             local: &local,
             macs: &macs,
             ports: &ports,
+            part: &part,
         });
         let (changes, applied) = plan(&wanted, &self.applied, moved);
         self.dataplane.apply(&changes)?;
@@ -68,6 +70,8 @@ impl Node {
         }
         self.tell_open(&wanted);
         self.applied = applied;
+        let before = std::mem::replace(&mut self.part, part);
+        self.say(&before);
         self.followed = reports;
         Ok(())
     }

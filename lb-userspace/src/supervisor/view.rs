@@ -16,10 +16,10 @@ use crate::{
         self,
         status::{self, Connections, Counters, Status, Table},
     },
-    config::model::{Backend, Config, VirtualServer},
+    config::model::{Backend, Config, ServerMode, VirtualServer},
     dataplane::{ApplyError, Dataplane, Mode, Swept},
     health::{BackendKey, Reports, State},
-    reconcile::{Desired, Endpoint, Numbers, Orders, Removed},
+    reconcile::{Desired, Endpoint, Numbers, Orders, Removed, Way},
 };
 
 /// Where a status comes from.
@@ -48,6 +48,8 @@ pub(super) struct Sources<'a> {
     /// Clients that were told that their backend is down.
     pub(super) reset: u64,
     pub(super) vrrp: Vec<admin::vrrp::Instance>,
+    /// How packets come to the backends of each virtual server.
+    pub(super) ways: &'a [Way],
     pub(super) sync: Option<admin::sync::Sync>,
 }
 
@@ -70,6 +72,7 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
             held: sources.held.get(index).copied().unwrap_or_default(),
             balance: server.balance.label().to_owned(),
             open: sources.numbers.service(server).is_some_and(|number| sources.applied.open.contains(&number)),
+            mode: mode_of(server, sources.ways.get(index)),
             backends,
         });
     }
@@ -106,6 +109,21 @@ pub(super) fn status(sources: Sources<'_>) -> Result<Status, ApplyError> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: sources.started,
     })
+}
+
+fn mode_of(server: &VirtualServer, way: Option<&Way>) -> status::ServerMode {
+    let configured = match server.mode {
+        ServerMode::Nat => status::Configured::Nat,
+        ServerMode::Dsr => status::Configured::Dsr,
+        ServerMode::Auto => status::Configured::Auto,
+    };
+    let direct = way.map_or(&[][..], |way| &way.direct[..]);
+    let in_use = match (direct.contains(&true), direct.contains(&false)) {
+        (true, true) => status::InUse::Both,
+        (true, false) => status::InUse::Dsr,
+        (false, _) => status::InUse::Nat,
+    };
+    status::ServerMode { configured, in_use, because: way.and_then(|way| way.because.clone()) }
 }
 
 fn drained(sources: &Sources<'_>, endpoint: &Endpoint, removed: &Removed) -> status::Removed {
@@ -202,6 +220,7 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::NoMetadata
             | Counter::Fenced
             | Counter::Overdue
+            | Counter::Circling
             | Counter::Denied
             | Counter::Refused => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
@@ -222,6 +241,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 11), ("forward", 100), ("pass", 4), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 12), ("forward", 100), ("pass", 4), ("reset", 2)]);
     }
 }

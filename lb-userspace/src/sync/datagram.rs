@@ -74,7 +74,7 @@ pub(super) struct Route {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// "I am here". In its body, 1 asks for all connections.
+    /// "I am here". In its body, how often all connections were asked for, and what the sender turns.
     Hello = 1,
     /// Records.
     Records = 2,

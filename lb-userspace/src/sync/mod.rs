@@ -6,6 +6,7 @@
 //! Who has seen a connection's last packet knows best: what is told of it counts if the packet is later than any seen here.
 
 mod datagram;
+mod greeting;
 pub mod peer;
 pub mod record;
 mod thread;

@@ -11,7 +11,7 @@
 //! heard, too, and the present run again when it speaks next.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -20,9 +20,10 @@ use thiserror::Error;
 
 use super::{
     datagram::{self, Key, Kind, Opened, Route, Session},
+    greeting,
     record::{self, Malformed},
 };
-use crate::dataplane::Connection;
+use crate::{dataplane::Connection, reconcile::Turned};
 
 /// How often a peer hears that this node is here.
 const HELLO: Duration = Duration::from_secs(1);
@@ -64,6 +65,10 @@ pub struct Peer {
     /// How often all connections were asked for in this session of the peer's, and how often it has asked.
     asked: u64,
     answered: u64,
+    /// What it says that it turns.
+    turns: BTreeSet<Turned>,
+    /// What it is told that this node turns.
+    told: BTreeSet<Turned>,
     /// It wants all connections.
     wants_all: bool,
     /// When the next hello is due, and the last one was sent.
@@ -86,6 +91,8 @@ impl Peer {
             highest: 0,
             asked: 0,
             answered: 0,
+            turns: BTreeSet::new(),
+            told: BTreeSet::new(),
             wants_all: false,
             hello: now,
             greeted: None,
@@ -107,6 +114,19 @@ impl Peer {
         std::mem::take(&mut self.wants_all)
     }
 
+    /// What it turns, as far as is known now.
+    pub(super) fn turns(&self, now: Instant) -> impl Iterator<Item = &Turned> {
+        self.turns.iter().filter(move |_| self.is_connected(now))
+    }
+
+    /// From now on it is told that this node turns these; the first ones if they do not fit into a hello.
+    pub(super) fn turn(&mut self, now: Instant, these: &BTreeSet<Turned>) {
+        if self.told != *these {
+            self.told.clone_from(these);
+            self.greet_soon(now);
+        }
+    }
+
     /// Hears a datagram that came from its address. Gives the records in it.
     pub fn hear(&mut self, now: Instant, bytes: &[u8]) -> Result<Vec<Connection>, Refused> {
         let route = Route { from: self.there, to: self.here };
@@ -126,7 +146,9 @@ impl Peer {
         match opened.kind {
             Kind::Records => Ok(record::read(opened.body)?),
             Kind::Hello => {
-                let wish = opened.body.try_into().map(u64::from_be_bytes).map_err(|_| Malformed::Short)?;
+                let (wish, turns) = opened.body.split_first_chunk().ok_or(Malformed::Short)?;
+                let wish = u64::from_be_bytes(*wish);
+                self.turns = greeting::read(turns)?;
                 if wish > self.answered {
                     self.answered = wish;
                     self.wants_all = true;
@@ -143,7 +165,9 @@ impl Peer {
         }
         self.hello = now + HELLO;
         self.greeted = Some(now);
-        let hello = self.seal(Kind::Hello, self.claimed, &self.asked.to_be_bytes());
+        let mut body = self.asked.to_be_bytes().to_vec();
+        greeting::write(&self.told, &mut body);
+        let hello = self.seal(Kind::Hello, self.claimed, &body);
         // Whoever was greeted answers, or was a recording: who is known to be alive is not to miss more than this.
         if let Some(theirs) = self.theirs.filter(|theirs| *theirs != self.claimed && self.is_connected(now)) {
             self.claimed = theirs;

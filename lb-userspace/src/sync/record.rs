@@ -12,7 +12,8 @@
 //! | backend sees the client by: 2 bytes each                    |
 //! +-------------------------------------------------------------+
 //! ```
-//! All in network order. The form says which address the backend sees the client by: 0 the VIP's, 1 the client's own.
+//! All in network order. The form says which address the backend sees the client by: 0 the VIP's, 1 the client's own, 2 the client's own too, and
+//! its node is sent the packets as they are.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -28,6 +29,7 @@ use crate::dataplane::Connection;
 const HEAD: usize = 12;
 const SEEN_AS_VIP: u8 = 0;
 const SEEN_AS_CLIENT: u8 = 1;
+const DIRECT: u8 = 2;
 /// The longest record: of IPv6.
 pub(super) const LONGEST: usize = HEAD + 3 * 16 + 4 * 2;
 
@@ -46,8 +48,12 @@ pub enum Malformed {
 
 /// Appends a record. The addresses are of one family, and the backend sees the client by the VIP's or by its own.
 pub fn write(connection: &Connection, to: &mut Vec<u8>) {
-    let Connection { client, vip, backend, seen, phase, idle, acknowledged } = connection;
-    let form = if seen.ip() == client.ip() { SEEN_AS_CLIENT } else { SEEN_AS_VIP };
+    let Connection { client, vip, backend, seen, is_direct, phase, idle, acknowledged } = connection;
+    let form = match seen.ip() == client.ip() {
+        _ if *is_direct => DIRECT,
+        true => SEEN_AS_CLIENT,
+        false => SEEN_AS_VIP,
+    };
     to.extend([if client.is_ipv4() { 4 } else { 6 }, *phase as u8, form, 0]);
     to.extend(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX).to_be_bytes());
     to.extend(acknowledged);
@@ -86,7 +92,7 @@ fn next(body: &mut &[u8]) -> Result<Connection, Malformed> {
     };
     let seen = match form {
         SEEN_AS_VIP => vip,
-        SEEN_AS_CLIENT => client,
+        SEEN_AS_CLIENT | DIRECT => client,
         _ => return Err(Malformed::Form),
     };
     let [client, vip, backend, seen] = [
@@ -95,7 +101,7 @@ fn next(body: &mut &[u8]) -> Result<Connection, Malformed> {
         SocketAddr::new(backend, port(body)?),
         SocketAddr::new(seen, port(body)?),
     ];
-    Ok(Connection { client, vip, backend, seen, phase, idle, acknowledged })
+    Ok(Connection { client, vip, backend, seen, is_direct: form == DIRECT, phase, idle, acknowledged })
 }
 
 fn take<const N: usize>(body: &mut &[u8]) -> Result<[u8; N], Malformed> {
@@ -145,6 +151,7 @@ pub(super) mod tests {
             vip: socket(100, 16443),
             backend: socket(11, 6443),
             seen: socket(100, number),
+            is_direct: false,
             phase: Phase::Established,
             idle: Duration::from_millis(258),
             acknowledged: [0xde, 0xad, 0xbe, 0xef],
@@ -170,6 +177,7 @@ pub(super) mod tests {
     #[test]
     fn both_families_and_forms_come_back() {
         let local = Connection { seen: SocketAddr::from(([192, 168, 2, 50], 1055)), ..connection(7) };
+        let direct = Connection { seen: connection(7).client, is_direct: true, ..connection(7) };
         let six = Connection {
             client: v6(50, 40000),
             vip: v6(100, 16443),
@@ -178,7 +186,7 @@ pub(super) mod tests {
             phase: Phase::Closed,
             ..connection(0)
         };
-        let all = vec![connection(1), six, local];
+        let all = vec![connection(1), six, local, direct];
         let mut bytes = Vec::new();
         all.iter().for_each(|one| write(one, &mut bytes));
         assert_eq!(read(&bytes), Ok(all));
@@ -199,7 +207,7 @@ pub(super) mod tests {
         assert_eq!(with(0, 5), Err(Malformed::Family));
         assert_eq!(with(1, 1), Err(Malformed::Phase), "half-open ones are not told");
         assert_eq!(with(1, 6), Err(Malformed::Phase));
-        assert_eq!(with(2, 2), Err(Malformed::Form));
+        assert_eq!(with(2, 3), Err(Malformed::Form));
         for length in 1..good.len() {
             assert_eq!(read(&good[..length]), Err(Malformed::Short), "{length} bytes");
         }

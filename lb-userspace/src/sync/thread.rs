@@ -22,7 +22,10 @@ use super::{
     peer::{Peer, Refused},
     record,
 };
-use crate::dataplane::{Connection, Mirror, Taken};
+use crate::{
+    dataplane::{Connection, Mirror, Taken},
+    reconcile::Turned,
+};
 
 /// News is told this often.
 const TICK: Duration = Duration::from_millis(20);
@@ -54,6 +57,8 @@ pub struct Backends {
     pub known: BTreeMap<(SocketAddr, SocketAddr), BackendId>,
     /// VIPs that this node holds.
     pub held: BTreeSet<IpAddr>,
+    /// What it turns for nodes that send packets on as they are.
+    pub turns: BTreeSet<Turned>,
 }
 
 /// What the thread could not start with.
@@ -73,6 +78,8 @@ pub enum StartError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     pub peers: Vec<PeerView>,
+    /// What the peers turn that are there.
+    pub turned: BTreeSet<Turned>,
     /// Connections taken in from peers.
     pub taken: u64,
     /// Copies that ended with their connection.
@@ -245,6 +252,7 @@ impl Speaker {
         }
         self.backends = backends;
         for Conversation { peer, view } in &mut self.peers {
+            peer.turn(now, &self.backends.turns);
             let is_connected = peer.is_connected(now);
             if is_connected != view.is_connected {
                 match is_connected {
@@ -257,6 +265,7 @@ impl Speaker {
             view.is_connected = is_connected;
             view.silent = peer.heard().map(|heard| now.duration_since(heard));
         }
+        self.view.turned = self.peers.iter().flat_map(|each| each.peer.turns(now)).copied().collect();
         self.view.peers = self.peers.iter().map(|each| each.view.clone()).collect();
         lock(&self.shared.view).clone_from(&self.view);
     }

@@ -178,6 +178,15 @@ pub const fn mac(host: Host) -> [u8; 6] {
 
 /// What a generation's settings are.
 pub fn settings(generation: u32) -> Change {
+    Change::Settings(Box::new(plain(generation)))
+}
+
+/// The same on a node that turns what other nodes send on.
+pub fn turning(generation: u32) -> Change {
+    Change::Settings(Box::new(plain(generation).turning(true)))
+}
+
+fn plain(generation: u32) -> Settings {
     let (mut vips, mut locals) = (Filter::empty(), Filter::empty());
     for family in Family::ALL {
         family.insert(&mut vips, VIP);
@@ -185,7 +194,7 @@ pub fn settings(generation: u32) -> Change {
     }
     let mut macs = Filter::empty();
     [1, 9].map(mac).into_iter().for_each(|mac| macs.insert_mac(mac));
-    Change::Settings(Box::new(Settings::new(generation, vips, locals, macs)))
+    Settings::new(generation, vips, locals, macs)
 }
 
 /// How it stands with the lease of a VIP.

@@ -1,6 +1,7 @@
 //! The cases. Frames out are written as the frames in with what must have changed, and put together from nothing.
 
 mod access;
+mod direct;
 mod icmp;
 mod passive;
 mod policies;
@@ -94,6 +95,19 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("backends take turns", policies::turns),
     ("the fewest connections for the weight", policies::fewest),
     ("each connection by itself", policies::flows),
+    ("a direct connection", direct::connection),
+    ("direct segments without their SYN", direct::unknown),
+    ("a backend's own node asks for the VIP", direct::hairpin),
+    ("what was sent on comes back", direct::circling),
+    ("one tag on a direct connection", direct::tagged),
+    ("a backend's neighbour that is not resolved", direct::unresolved),
+    ("the backend of a direct connection is down", direct::down),
+    ("a router before the client of a direct connection", direct::too_big),
+    ("what another node has sent on", direct::turned),
+    ("whoever holds the VIP, this node turns or chooses", direct::held),
+    ("a port that was another connection's before the VIP left", direct::port_again),
+    ("the backend that packets are turned for is down", direct::own_down),
+    ("a router before the client of a backend here", direct::too_big_here),
     ("a router before the backend", icmp::too_big_for_the_backend),
     ("a router before the client", icmp::too_big_for_the_client),
     ("a reply of a backend on this host is too big", icmp::too_big_from_here),
@@ -239,7 +253,7 @@ impl Scene {
 
 /// A frame with the note for `tc_ingress` in front.
 fn noted(interface: u32, segment: &Segment) -> Vec<u8> {
-    [b"xvip", &interface.to_ne_bytes()[..], &segment.bytes()].concat()
+    [b"xvip", &interface.to_ne_bytes()[..], &[0; 20], &segment.bytes()].concat()
 }
 
 fn connection(scene: &Scene) -> Script {

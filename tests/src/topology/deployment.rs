@@ -31,11 +31,16 @@ pub struct Deployment {
 impl Topology {
     /// Builds every host, and a certificate authority.
     pub fn build(self, name: &str) -> Result<Deployment> {
+        self.build_where(name, |node| node.runs_xvip)
+    }
+
+    /// The same with xvip on other nodes.
+    pub fn build_where(self, name: &str, runs_xvip: impl Fn(&Node) -> bool) -> Result<Deployment> {
         let mut lab = Lab::new(name)?;
         let nodes = self.nodes();
         for node in &nodes {
             let spec = HostSpec::new(&node.name).on(SEGMENT, node.networks());
-            lab.add(if node.runs_xvip { spec.with_xdp() } else { spec })?;
+            lab.add(if runs_xvip(node) { spec.with_xdp() } else { spec })?;
         }
         let authority = Authority::new(&lab.directory().join("pki"))?;
         Ok(Deployment { topology: self, lab, authority, nodes })

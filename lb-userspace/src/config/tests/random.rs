@@ -107,11 +107,13 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let all_down = prop_oneof![Just(AllDown::Reset), Just(AllDown::Open)];
     let balancing = (balance, duration(0..=3_600_000), prefer_local, all_down);
     let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
+    let mode = prop_oneof![Just(ServerMode::Nat), Just(ServerMode::Dsr), Just(ServerMode::Auto)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
     let ranges = || prop::collection::vec((any::<u128>(), 0_u8..=128), 0..3);
     let drain = duration(0..=600_000);
-    (name(), any::<bool>(), 1_u16.., interface, on_down, drain, (ranges(), ranges()), check(), (backends, balancing))
-        .prop_map(|(name, v4, port, interface, on_down, drain, (allow, deny), check, (backends, balancing))| {
+    let ends = (mode, on_down);
+    (name(), any::<bool>(), 1_u16.., interface, ends, drain, (ranges(), ranges()), check(), (backends, balancing))
+        .prop_map(|(name, v4, port, interface, (mode, on_down), drain, (allow, deny), check, (backends, balancing))| {
             let (balance, slow_start, prefer_local, all_down) = balancing;
             let range = |(bits, length): &(u128, u8)| {
                 let net = if v4 {
@@ -142,11 +144,14 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 backup: backup && host > 1,
             };
             let backends = (1..).zip(backends).map(backend).collect();
+            let elsewhere = false;
             VirtualServer {
                 name,
                 address: address(100),
                 port,
                 interface,
+                mode,
+                elsewhere,
                 balance,
                 slow_start,
                 prefer_local,
@@ -341,7 +346,7 @@ fn written(config: &Config) -> String {
     key("healthz", admin.healthz.map_or("off".to_owned(), |address| address.to_string()).into());
     for server in virtual_servers {
         let VirtualServer { name, address, port, interface, drain, allow, deny, check, backends, .. } = server;
-        let VirtualServer { balance, slow_start, prefer_local, on_down, all_down, .. } = server;
+        let VirtualServer { balance, slow_start, prefer_local, mode, elsewhere, on_down, all_down, .. } = server;
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
@@ -351,6 +356,8 @@ fn written(config: &Config) -> String {
         key("balance", balance.label().into());
         key("slow_start", time(*slow_start));
         key("prefer_local", format!("{prefer_local:?}").to_lowercase().into());
+        key("mode", format!("{mode:?}").to_lowercase().into());
+        key("elsewhere", (*elsewhere).into());
         key("on_down", format!("{on_down:?}").to_lowercase().into());
         key("all_down", format!("{all_down:?}").to_lowercase().into());
         for (name, list) in [("allow", allow), ("deny", deny)] {

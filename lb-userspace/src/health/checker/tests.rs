@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{
-    config::model::{AllDown, Backend, Balance, CheckKind, OnDown, PreferLocal},
+    config::model::{AllDown, Backend, Balance, CheckKind, OnDown, PreferLocal, ServerMode},
     health::{
         failure::Reason,
         stand_in::{Reply, StandIn, check, closed_port, readyz},
@@ -297,6 +297,8 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         balance: Balance::SourceHash,
         slow_start: Duration::ZERO,
         prefer_local: PreferLocal::Off,
+        mode: ServerMode::Nat,
+        elsewhere: false,
         on_down: OnDown::Reset,
         all_down: AllDown::Reset,
         allow: Vec::new(),

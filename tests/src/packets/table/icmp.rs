@@ -9,10 +9,10 @@ use crate::packets::{
 };
 
 /// How much of a segment is quoted: with its checksum, without it, all.
-const QUOTED: [usize; 3] = [20, 8, usize::MAX];
+pub(super) const QUOTED: [usize; 3] = [20, 8, usize::MAX];
 
 /// What a router between the two says to the VIP.
-fn too_big(scene: &Scene, about: &Segment, quoted: usize) -> Error {
+pub(super) fn too_big(scene: &Scene, about: &Segment, quoted: usize) -> Error {
     Error {
         macs: [mac(1), mac(9)],
         from: scene.family.address(STRANGER),
@@ -25,7 +25,7 @@ fn too_big(scene: &Scene, about: &Segment, quoted: usize) -> Error {
 }
 
 /// What the end that sent the packet hears instead.
-fn heard(scene: &Scene, error: &Error, by: Host, from: Host, about: &Segment) -> Error {
+pub(super) fn heard(scene: &Scene, error: &Error, by: Host, from: Host, about: &Segment) -> Error {
     Error {
         macs: [mac(by), NEAR_MAC],
         from: scene.family.address(from),
