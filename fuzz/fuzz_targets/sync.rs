@@ -200,11 +200,18 @@ fn connection(number: u8) -> Connection {
     let v4 = |last, port| SocketAddr::from(([192, 168, 2, last], port));
     let v6 = |last: u8, port| SocketAddr::from(([0xfd00, 2, 0, 0, 0, 0, 0, u16::from(last)], port));
     let at = |last, port| if number & 2 == 0 { v4(last, port) } else { v6(last, port) };
+    let is_direct = number & 16 != 0;
+    let seen = match (is_direct, number & 4 == 0) {
+        (true, _) => at(50, 40000),
+        (false, true) => at(100, 40000),
+        (false, false) => at(50, 1055),
+    };
     Connection {
         client: at(50, 40000),
         vip: at(100, 16443),
         backend: at(11, 6443),
-        seen: if number & 4 == 0 { at(100, 40000) } else { at(50, 1055) },
+        seen,
+        is_direct,
         phase: if number & 8 == 0 { Phase::Established } else { Phase::Closed },
         idle: Duration::from_millis(u64::from(number)),
         acknowledged: [number; 4],
