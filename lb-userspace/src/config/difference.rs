@@ -215,10 +215,10 @@ impl Found {
         let (of, vips) =
             (|instance: &Vrrp| format!("vrrp \"{}\"", instance.name), |instance: &Vrrp| list(&instance.addresses));
         let in_other = |instance: &Vrrp, all: &[Vrrp]| all.iter().any(|other| other.name == instance.name);
-        for now in now {
-            match then.iter().find(|then| then.name == now.name) {
-                Some(then) => self.instance(now, then),
-                None => self.add(of(now), Some(vips(now)), None, Effect::HandsOver),
+        for before in now {
+            match then.iter().find(|after| after.name == before.name) {
+                Some(after) => self.instance(before, after),
+                None => self.add(of(before), Some(vips(before)), None, Effect::HandsOver),
             }
         }
         for then in then.iter().filter(|then| !in_other(then, now)) {

@@ -22,6 +22,7 @@ use lb_common::{
 use serde::Serialize;
 
 use super::inside::Inside;
+use super::report::json_lines;
 use crate::{site::Site, topology::Topology, wait, xvip::Xvip};
 
 const NODE: &str = "ha-lb-a";
@@ -181,8 +182,7 @@ impl Memory {
 impl Report {
     /// One JSON object a line.
     pub fn json(&self) -> Result<String> {
-        let lines: Result<Vec<String>, _> = self.0.iter().map(serde_json::to_string).collect();
-        Ok(lines?.join("\n"))
+        Ok(json_lines(&self.0)?)
     }
 }
 

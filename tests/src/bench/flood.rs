@@ -18,6 +18,7 @@ use lb_userspace::admin::Status;
 use serde::Serialize;
 use tokio::time::{interval, timeout};
 
+use super::report::json_lines;
 use crate::{
     client::Client,
     lab::{Host, Mac},
@@ -87,8 +88,7 @@ impl Line {
 impl Report {
     /// One JSON object a line.
     pub fn json(&self) -> Result<String> {
-        let lines: Result<Vec<String>, _> = self.0.iter().map(serde_json::to_string).collect();
-        Ok(lines?.join("\n"))
+        Ok(json_lines(&self.0)?)
     }
 }
 

@@ -53,8 +53,7 @@ impl Report {
 
     /// One JSON object a line.
     pub fn json(&self) -> anyhow::Result<String> {
-        let lines: Result<Vec<String>, _> = self.lines.iter().map(serde_json::to_string).collect();
-        Ok(lines?.join("\n"))
+        Ok(json_lines(&self.lines)?)
     }
 }
 
@@ -84,6 +83,12 @@ impl Line {
             _ => None,
         }
     }
+}
+
+/// What every benchmark prints with `--json`.
+pub(super) fn json_lines<T: Serialize>(lines: &[T]) -> serde_json::Result<String> {
+    let lines: serde_json::Result<Vec<String>> = lines.iter().map(serde_json::to_string).collect();
+    Ok(lines?.join("\n"))
 }
 
 impl fmt::Display for Report {

@@ -10,6 +10,7 @@ use super::{
     scene::{Sample, Samples},
 };
 use crate::bench::rank;
+use crate::bench::report::json_lines;
 
 /// What became of the streams, by event.
 #[derive(Debug)]
@@ -60,8 +61,7 @@ impl Report {
 
     /// One JSON object a line.
     pub fn json(&self) -> Result<String> {
-        let lines: Result<Vec<String>, _> = self.lines.iter().map(serde_json::to_string).collect();
-        Ok(lines?.join("\n"))
+        Ok(json_lines(&self.lines)?)
     }
 
     /// Whether every target is reached.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Cell, Event, Profile, System, scene::Sample};
 use crate::bench::rank;
+use crate::bench::report::json_lines;
 
 /// Failures after which a cell is not tried again.
 const PATIENCE: usize = 2;
@@ -76,8 +77,7 @@ impl Report {
 
     /// One JSON object a line.
     pub fn json(&self) -> Result<String> {
-        let lines: Result<Vec<String>, _> = self.lines.iter().map(serde_json::to_string).collect();
-        Ok(lines?.join("\n"))
+        Ok(json_lines(&self.lines)?)
     }
 
     /// Whether every run of every cell could be made.
