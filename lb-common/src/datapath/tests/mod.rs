@@ -5,6 +5,7 @@ mod connections;
 mod endings;
 mod fence;
 mod icmp_errors;
+mod inherited;
 mod leaving;
 mod passive;
 mod random;
