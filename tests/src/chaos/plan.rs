@@ -129,12 +129,10 @@ impl Fault {
         }
     }
 
-    /// Whether connections with this backend may end by it. To a holder that nobody hears, each backend is as good as dead; if it is back
-    /// before its checks have all failed, it still resets what is with those that fail now.
+    /// Whether connections with this backend may end by it.
     pub(super) fn may_end(self, backend: &str) -> bool {
         match self {
             Self::BackendKilled(n) | Self::BackendStopped(n) | Self::BackendCut(n) => backend == master(n),
-            Self::Cut(node) | Self::Carrier(node) => node == A,
             _ => false,
         }
     }
