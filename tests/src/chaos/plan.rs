@@ -136,6 +136,16 @@ impl Fault {
             _ => false,
         }
     }
+
+    /// Whether the appliances do not hear each other while it lasts, so that neither is told of what ends at the other.
+    pub(super) fn parts(self) -> bool {
+        match self {
+            Self::Kill(_) | Self::Stop(_) | Self::Terminate(_) | Self::Restart(_) | Self::Upgrade(_) => true,
+            Self::Carrier(_) | Self::Cut(_) | Self::Part => true,
+            Self::Release | Self::Forget(_) | Self::Drain(_) | Self::Flood => false,
+            Self::BackendKilled(_) | Self::BackendStopped(_) | Self::BackendCut(_) | Self::BackendMoved(_) => false,
+        }
+    }
 }
 
 /// The name of a backend.
