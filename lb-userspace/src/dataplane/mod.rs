@@ -46,7 +46,7 @@ use crate::host::namespace;
 pub use adopt::{Loss, losses};
 pub use attach::{AttachError, Mode};
 pub use detach::Left;
-pub use ending::Ender;
+pub use ending::{Ended, Ender};
 pub use fence::Fence;
 pub use local::{HookError, Locals};
 pub use mirror::{Connection, Mirror, Taken};
