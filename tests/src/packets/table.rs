@@ -112,6 +112,7 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("a router before the client", icmp::too_big_for_the_client),
     ("a reply of a backend on this host is too big", icmp::too_big_from_here),
     ("an error about nobody's connection", icmp::stranger),
+    ("an error whose lengths contradict each other", icmp::malformed),
     ("a backend refuses, and another takes the connection", passive::refused),
     ("the only backend refuses", passive::refused_by_all),
     ("a backend leaves a SYN unanswered", passive::unanswered),
