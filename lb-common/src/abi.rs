@@ -23,6 +23,7 @@ pub use filter::Filter;
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
     pub const XDP_ICMP: &str = "xdp_icmp";
+    pub const XDP_EXPIRED: &str = "xdp_expired";
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
@@ -86,7 +87,8 @@ pub const MAX_LEASES: usize = MAX_SERVICES + 2 * 255;
 /// Places of programs that `xdp_ingress` hands packets on to.
 pub mod programs {
     pub const ICMP: u32 = 0;
-    pub const COUNT: usize = 1;
+    pub const EXPIRED: u32 = 1;
+    pub const COUNT: usize = 2;
 }
 
 /// Bytes of the ring of [`News`](crate::flow::News): 2,000 new connections in 20 ms.

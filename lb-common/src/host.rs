@@ -18,15 +18,23 @@ use crate::{
     datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
     flow::{Flow, Hop, Key, News, mix},
     frame::Frame,
-    shared::Tally,
+    shared::{Allowance, Tally},
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
 };
 
 /// What becomes of a frame that arrives, by whichever of the programs decides.
-pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> Verdict {
-    match datapath::ingress(frame, tables, interface, now) {
-        Verdict::Icmp => datapath::icmp(frame, tables, interface, now),
+pub fn received(frame: &mut Vec<u8>, tables: &Memory, interface: u32, now: u64) -> Verdict {
+    match datapath::ingress(&mut frame[..], tables, interface, now) {
+        Verdict::Icmp => datapath::icmp(&mut frame[..], tables, interface, now),
+        Verdict::Expired => match datapath::expired(&frame[..], tables, interface, now) {
+            Ok(room) => {
+                frame.truncate(room.kept);
+                frame.splice(0..0, core::iter::repeat_n(0, room.front));
+                datapath::time_exceeded(&mut frame[..], &room, now)
+            }
+            Err(verdict) => verdict,
+        },
         verdict => verdict,
     }
 }
@@ -58,6 +66,7 @@ pub struct Memory {
     pub news4: RefCell<Vec<News<V4>>>,
     pub news6: RefCell<Vec<News<V6>>>,
     turns: Vec<Tally>,
+    pub allowance: Allowance,
     /// Backends that the data path has told of, and when it did last.
     pub suspicions: RefCell<Vec<BackendId>>,
     suspected: RefCell<HashMap<BackendId, u32>>,
@@ -94,6 +103,7 @@ impl Memory {
             uptime: 0,
             news4: RefCell::default(),
             news6: RefCell::default(),
+            allowance: Allowance::default(),
             turns: (0..COUNTED).map(|_| Tally::default()).collect(),
             suspicions: RefCell::default(),
             suspected: RefCell::default(),
@@ -186,6 +196,10 @@ impl Tables for Memory {
 
     fn turn(&self, service: ServiceId) -> Option<&Tally> {
         self.turns.get(service.0 as usize)
+    }
+
+    fn allowance(&self) -> Option<&Allowance> {
+        Some(&self.allowance)
     }
 
     fn load(&self, id: BackendId) -> Option<&Load> {

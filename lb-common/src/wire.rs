@@ -83,6 +83,13 @@ pub struct QuotedTcp {
 // SAFETY: bytes only.
 unsafe impl Header for QuotedTcp {}
 
+/// Bytes that mean nothing by themselves.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Bytes<const N: usize>(pub [u8; N]);
+// SAFETY: bytes only.
+unsafe impl<const N: usize> Header for Bytes<N> {}
+
 /// A checksum by itself.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]

@@ -17,6 +17,7 @@ use lb_common::{
     wire::{self, Tags},
 };
 use lb_tests::packets::{
+    NOTE,
     discovery::{Question, answer},
     frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     load,
@@ -39,7 +40,7 @@ const NOW: u64 = 1_000;
 const LEAST_LEAVING: usize = 64;
 
 /// Where a note to the kernel says which neighbour a packet goes to.
-const NEIGHBOUR: Range<usize> = 8..28;
+const NEIGHBOUR: Range<usize> = 8..NOTE;
 
 /// `XDP_DROP` and `XDP_PASS`.
 const DROP: u32 = 1;
@@ -226,7 +227,7 @@ impl Twins {
     /// Runs a frame on both sides. `None` if the clock moved where that matters, so that they may be out of step.
     fn run(&mut self, sent: &Sent) -> anyhow::Result<Option<Run>> {
         let now = self.dataplane.ticks()?;
-        let opened = self.opened();
+        let (opened, expired) = (self.opened(), self.memory.counter(Counter::Expired));
         let mut bytes = sent.bytes.clone();
         let (host, kernel) = if sent.leaves {
             let left = datapath::egress(&mut bytes[..], &self.memory, now);
@@ -240,9 +241,10 @@ impl Twins {
             }
             (carried_out(verdict, bytes), kernel)
         };
-        // Where the frame goes on, both sides show the port that they have chosen.
+        // Where the frame goes on, both sides show the port that they have chosen. And by the clock, so many senders are told.
         let chosen = sent.contended && host.action == DROP && self.opened() != opened;
-        if (chosen || host != kernel) && self.dataplane.ticks()? != now {
+        let told = self.memory.counter(Counter::Expired) != expired;
+        if (chosen || told || host != kernel) && self.dataplane.ticks()? != now {
             return Ok(None);
         }
         ensure!(
@@ -279,8 +281,8 @@ impl Twins {
 
 /// What holds whatever comes. What became of the frame, in words.
 fn judge(sent: &Sent, run: &Run) -> anyhow::Result<&'static str> {
-    let noted = run.frame.len() == sent.bytes.len() + NEIGHBOUR.end && run.frame.starts_with(b"xvip");
-    let after = if noted { &run.frame[NEIGHBOUR.end..] } else { &run.frame[..] };
+    let noted = run.frame.len() == sent.bytes.len() + NOTE && run.frame.starts_with(b"xvip");
+    let after = if noted { &run.frame[NOTE..] } else { &run.frame[..] };
     let changed = after != sent.bytes;
     let dropped = !sent.leaves && run.action == DROP;
     if !sent.leaves && !is_for_vip(&sent.bytes) {
@@ -389,7 +391,7 @@ fn sum(bytes: &[u8]) -> u32 {
 fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
     let action = match verdict {
         Verdict::Drop => DROP,
-        Verdict::Pass | Verdict::Icmp => 2,
+        Verdict::Pass | Verdict::Icmp | Verdict::Expired => 2,
         Verdict::Transmit => 3,
         Verdict::Redirect(_) => 4,
         Verdict::Answer(length) => {

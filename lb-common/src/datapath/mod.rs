@@ -6,12 +6,14 @@
 //!                                        \- route or health changed -> look up again | reset
 //!                       unknown          -- no such service ---------> pass, untouched
 //!                                        -- SYN, or a segment ------> choose a backend, rewrite, send
+//!            to a VIP, with no hop left -----------------------------> tell the sender
 //!            ARP or neighbour discovery for a VIP, its lease over ---> drop
 //!  egress:   from a backend on this host, known connection ----------> the source becomes the VIP again
 //! ```
 
 mod connect;
 mod direct;
+mod expired;
 mod fence;
 mod icmp;
 pub mod local;
@@ -25,6 +27,7 @@ mod virtual_mac;
 use core::ops::DerefMut;
 
 pub use direct::turned;
+pub use expired::{Room, expired, time_exceeded};
 pub use fence::overdue;
 pub use icmp::icmp;
 pub use passive::another;
@@ -37,7 +40,7 @@ use crate::{
     conntrack::{Phase, Sender},
     flow::{Flow, Hop, Key, News, Role},
     frame::Frame,
-    shared::{self, Tally},
+    shared::{self, Allowance, Tally},
     table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
@@ -60,6 +63,8 @@ pub enum Verdict {
     Neighbour(u32),
     /// An ICMP message to a VIP, for [`icmp()`] to decide about: a program of its own in the kernel, because it is rare and long.
     Icmp,
+    /// A segment to a VIP that has no hop left, for [`expired()`] to decide about, likewise.
+    Expired,
 }
 
 /// How a destination is reached.
@@ -93,6 +98,8 @@ pub trait Tables {
     fn policy(&self, service: ServiceId) -> Option<Policy>;
     /// Turns that a virtual server's backends have had.
     fn turn(&self, service: ServiceId) -> Option<&Tally>;
+    /// Errors of this node's own that may be sent yet.
+    fn allowance(&self) -> Option<&Allowance>;
     /// Connections that a backend has.
     fn load(&self, id: BackendId) -> Option<&Load>;
     fn count(&self, counter: Counter);
@@ -266,6 +273,14 @@ impl Stop {
     const fn reset(counter: Counter) -> Self {
         Self { counter, act: Act::Reset }
     }
+
+    /// Of what is not answered.
+    const fn verdict(self) -> Verdict {
+        match self.act {
+            Act::Pass => Verdict::Pass,
+            Act::Drop | Act::Reset => Verdict::Drop,
+        }
+    }
 }
 
 /// Decides about a frame that arrived by `interface`, rewriting it in place. `now` is in kernel ticks.
@@ -324,6 +339,9 @@ where
             return Verdict::Pass;
         }
     };
+    if segment.hops <= 1 {
+        return Verdict::Expired;
+    }
     segment.forget_ways(&mut from.tags, now);
     let arrival = Arrival { generation: settings.generation(), segment, from, now, bytes: frame.len() };
     carry(frame, tables, &arrival).unwrap_or_else(|stop| {

@@ -190,7 +190,7 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
-        for name in [names::XDP_ICMP, names::XDP_CLOCK] {
+        for name in [names::XDP_ICMP, names::XDP_EXPIRED, names::XDP_CLOCK] {
             program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
@@ -310,9 +310,10 @@ fn hand_on(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
     let failed = |source| LoadError::Map { name: names::PROGRAMS, source };
     let map = ebpf.take_map(names::PROGRAMS).expect("the object has the maps it was built with");
     let mut places = ProgramArray::try_from(map).map_err(failed)?;
-    let icmp = program::<Xdp>(ebpf, names::XDP_ICMP);
-    let icmp = icmp.fd().map_err(|source| LoadError::Program { name: names::XDP_ICMP, source })?;
-    places.set(programs::ICMP, icmp, 0).map_err(failed)?;
+    for (place, name) in [(programs::ICMP, names::XDP_ICMP), (programs::EXPIRED, names::XDP_EXPIRED)] {
+        let program = program::<Xdp>(ebpf, name).fd().map_err(|source| LoadError::Program { name, source })?;
+        places.set(place, program, 0).map_err(failed)?;
+    }
     Ok(places)
 }
 
