@@ -71,7 +71,7 @@ fn arrives(memory: &Memory, frame: &[u8], now: u64) {
     };
     match verdict {
         Verdict::Pass if out == frame => {}
-        Verdict::Icmp | Verdict::Expired => panic!("an answer that asks on"),
+        Verdict::HandedOn(_) => panic!("an answer that asks on"),
         Verdict::Drop => {}
         Verdict::Answer(length) => {
             out.truncate(length);

@@ -245,9 +245,17 @@ impl<A> Segment<A> {
     #[inline(always)]
     pub fn forget_ways(&mut self, tags: &mut Tags, now: u64) {
         let zero = (now >> 48) as usize;
-        self.network = self.network.wrapping_add(zero) & 0x3f;
-        self.transport = self.transport.wrapping_add(zero) & 0x7fff;
+        self.network = self.network.wrapping_add(zero);
+        self.transport = self.transport.wrapping_add(zero);
+        self.limit();
         tags.0 = tags.0.wrapping_add(zero as u32 | (zero as u32) << 16);
+    }
+
+    /// Shows the verifier bounds that the offsets have anyway.
+    #[inline(always)]
+    pub const fn limit(&mut self) {
+        self.network &= 0x3f;
+        self.transport &= 0x7fff;
     }
 }
 

@@ -12,8 +12,9 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use lb_common::{
-    abi::{Counter, programs},
-    datapath::{self, Leaving, Tables as _, Verdict},
+    abi::Counter,
+    address::{Address, V4, V6},
+    datapath::{self, Family, Leaving, Part, Tables as _, Verdict},
     shared::opaque,
 };
 
@@ -47,14 +48,45 @@ fn xdp_ingress(ctx: XdpContext) -> u32 {
     // SAFETY: a plain helper call. Ticks cost half a nanosecond, nanoseconds cost 36.
     let now = unsafe { bpf_jiffies64() };
     let verdict = datapath::ingress(&mut Packet::received(&ctx), &tables, interface, now);
-    let next = match verdict {
-        Verdict::Icmp => programs::ICMP,
-        Verdict::Expired => programs::EXPIRED,
-        verdict => return carry_out(&ctx, &tables, verdict),
-    };
-    // SAFETY: a plain helper call, which returns only if there is no such program; then the packet is the host's.
-    let _ = unsafe { PROGRAMS.tail_call(&ctx, next) };
-    xdp_action::XDP_PASS
+    match verdict {
+        // With a constant each: the kernel makes a jump of such a call.
+        Verdict::HandedOn(Part::Icmp) => hand_on(&ctx, Part::Icmp, xdp_action::XDP_PASS),
+        Verdict::HandedOn(Part::Settle4) => hand_on(&ctx, Part::Settle4, xdp_action::XDP_DROP),
+        Verdict::HandedOn(Part::Settle6) => hand_on(&ctx, Part::Settle6, xdp_action::XDP_DROP),
+        Verdict::HandedOn(Part::Expired) => hand_on(&ctx, Part::Expired, xdp_action::XDP_DROP),
+        decided => carry_out(&ctx, &tables, decided),
+    }
+}
+
+/// Ends this program and begins another; `otherwise` is what becomes of the frame should there be none.
+#[inline(always)]
+fn hand_on(ctx: &XdpContext, part: Part, otherwise: u32) -> u32 {
+    // SAFETY: a plain helper call, which returns only if there is no such program.
+    let _ = unsafe { PROGRAMS.tail_call(ctx, part as u32) };
+    otherwise
+}
+
+/// Segments that `xdp_ingress` hands on: new connections, their beginning and end, and what has become of date.
+#[xdp]
+#[inline(always)]
+fn xdp_settle4(ctx: XdpContext) -> u32 {
+    settle::<V4>(&ctx)
+}
+
+#[xdp]
+#[inline(always)]
+fn xdp_settle6(ctx: XdpContext) -> u32 {
+    settle::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn settle<A: Address>(ctx: &XdpContext) -> u32
+where
+    Maps: Family<A>,
+{
+    let tables = Maps::new(ctx.as_ptr());
+    let verdict = datapath::settle::<A, _, _>(&mut Packet::received(ctx), &tables);
+    carry_out(ctx, &tables, verdict)
 }
 
 /// ICMP messages to a VIP, handed on by `xdp_ingress`.
@@ -93,7 +125,7 @@ fn xdp_expired(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::Pass | Verdict::Icmp | Verdict::Expired => xdp_action::XDP_PASS,
+        Verdict::Pass | Verdict::HandedOn(_) => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Transmit => xdp_action::XDP_TX,
         // SAFETY: a plain helper call.

@@ -391,7 +391,7 @@ fn sum(bytes: &[u8]) -> u32 {
 fn carried_out(verdict: Verdict, mut frame: Vec<u8>) -> Run {
     let action = match verdict {
         Verdict::Drop => DROP,
-        Verdict::Pass | Verdict::Icmp | Verdict::Expired => 2,
+        Verdict::Pass | Verdict::HandedOn(_) => 2,
         Verdict::Transmit => 3,
         Verdict::Redirect(_) => 4,
         Verdict::Answer(length) => {

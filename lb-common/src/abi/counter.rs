@@ -84,6 +84,12 @@ counters! {
     Refused = "refused",
     /// Repeated SYNs given to another backend than the one that refused them or did not answer.
     Retried = "retried",
+    /// SYNs beyond their virtual server's rate of new connections, dropped.
+    OverRate = "over_rate",
+    /// SYNs beyond that rate, refused.
+    OverRateRefused = "over_rate_refused",
+    /// SYNs beyond that rate that have come before and were let through.
+    OverRateRepeated = "over_rate_repeated",
 }
 
 impl Counter {

@@ -3,11 +3,11 @@
 use core::hint::black_box;
 
 use super::{
-    Arrival, Draft, Family, Refused, Stop, fence, passive,
+    Arrival, Draft, Family, Refused, Stop, admission, fence, passive,
     selection::{self, Asker, Kind},
 };
 use crate::{
-    abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
+    abi::{Backend, BackendId, Counter, ServiceKey, flow_hash, source_hash},
     address::Address,
     conntrack::Phase,
     flow::{Flow, Key, Ports, Role},
@@ -82,6 +82,9 @@ where
         let is_new = arrival.segment.flags.opens() && former == BackendId::NONE;
         let kind = if is_new { Kind::New } else { Kind::Lost };
         let (source, port) = (source_hash(&key.source), u16::from_be_bytes(key.source_port).into());
+        if is_new {
+            admission::admit(tables, service, flow_hash(source, port), arrival.now)?;
+        }
         let wanted = tables.select(service, &Asker { source, port, kind, former });
         *chosen = passive::choose(tables, service, arrival, half, wanted);
     }

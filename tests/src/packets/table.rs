@@ -98,6 +98,7 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("who is denied is told nothing", access::denied_silently),
     ("backends take turns", policies::turns),
     ("the fewest connections for the weight", policies::fewest),
+    ("beyond the rate of new connections", policies::rate),
     ("each connection by itself", policies::flows),
     ("a direct connection", direct::connection),
     ("direct segments without their SYN", direct::unknown),

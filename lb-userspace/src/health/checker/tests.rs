@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{
-    config::model::{AllDown, Backend, Balance, CheckKind, OnDown, PreferLocal, ServerMode},
+    config::model::{AllDown, Backend, Balance, CheckKind, Excess, OnDown, PreferLocal, ServerMode},
     health::{
         failure::Reason,
         stand_in::{Reply, StandIn, check, closed_port, readyz},
@@ -301,6 +301,8 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         elsewhere: false,
         on_down: OnDown::Reset,
         all_down: AllDown::Reset,
+        connection_rate: 0,
+        over_rate: Excess::Challenge,
         allow: Vec::new(),
         deny: Vec::new(),
         drain: Duration::ZERO,
