@@ -25,6 +25,7 @@ pub use rate::{Excess, Inflow, LINES, Sieve};
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
     pub const XDP_ICMP: &str = "xdp_icmp";
+    pub const XDP_EXPIRED: &str = "xdp_expired";
     pub const XDP_SETTLE4: &str = "xdp_settle4";
     pub const XDP_SETTLE6: &str = "xdp_settle6";
     pub const XDP_CLOCK: &str = "xdp_clock";

@@ -18,17 +18,25 @@ use crate::{
     datapath::{self, Draft, Family, Outgoing, Part, Route, Tables, Verdict, local::Locals},
     flow::{Flow, Hop, Key, News, mix},
     frame::Frame,
-    shared::Tally,
+    shared::{Allowance, Tally},
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
 };
 
 /// What becomes of a frame that arrives, by whichever of the programs decides.
-pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> Verdict {
-    match datapath::ingress(frame, tables, interface, now) {
-        Verdict::HandedOn(Part::Icmp) => datapath::icmp(frame, tables, interface, now),
-        Verdict::HandedOn(Part::Settle4) => datapath::settle::<V4, _, _>(frame, tables),
-        Verdict::HandedOn(Part::Settle6) => datapath::settle::<V6, _, _>(frame, tables),
+pub fn received(frame: &mut Vec<u8>, tables: &Memory, interface: u32, now: u64) -> Verdict {
+    match datapath::ingress(&mut frame[..], tables, interface, now) {
+        Verdict::HandedOn(Part::Icmp) => datapath::icmp(&mut frame[..], tables, interface, now),
+        Verdict::HandedOn(Part::Expired) => match datapath::expired(&frame[..], tables, interface, now) {
+            Ok(room) => {
+                frame.truncate(room.kept);
+                frame.splice(0..0, core::iter::repeat_n(0, room.front));
+                datapath::time_exceeded(&mut frame[..], &room, now)
+            }
+            Err(verdict) => verdict,
+        },
+        Verdict::HandedOn(Part::Settle4) => datapath::settle::<V4, _, _>(&mut frame[..], tables),
+        Verdict::HandedOn(Part::Settle6) => datapath::settle::<V6, _, _>(&mut frame[..], tables),
         verdict => verdict,
     }
 }
@@ -62,6 +70,7 @@ pub struct Memory {
     pub news4: RefCell<Vec<News<V4>>>,
     pub news6: RefCell<Vec<News<V6>>>,
     turns: Vec<Tally>,
+    pub allowance: Allowance,
     inflows: Vec<Inflow>,
     sieve: Vec<Sieve>,
     /// Backends that the data path has told of, and when it did last.
@@ -100,6 +109,7 @@ impl Memory {
             uptime: 0,
             news4: RefCell::default(),
             news6: RefCell::default(),
+            allowance: Allowance::default(),
             turns: (0..COUNTED).map(|_| Tally::default()).collect(),
             inflows: vec![Inflow::default(); COUNTED],
             sieve: vec![Sieve::default(); SIEVE],
@@ -200,6 +210,10 @@ impl Tables for Memory {
 
     fn turn(&self, service: ServiceId) -> Option<&Tally> {
         self.turns.get(service.0 as usize)
+    }
+
+    fn allowance(&self) -> Option<&Allowance> {
+        Some(&self.allowance)
     }
 
     fn inflow(&self, service: ServiceId) -> Option<&Inflow> {

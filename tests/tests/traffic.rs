@@ -218,6 +218,27 @@ fn clients_that_use_the_same_port_are_kept_apart() {
     site.deployment.lab.assert_checksums_clean();
 }
 
+/// As `traceroute -T` asks: a SYN with a hop more each time.
+#[test]
+fn a_client_hears_where_its_hops_end() {
+    let site = site("hops");
+    for v6 in [false, true] {
+        let target = Topology::C.endpoint(v6);
+        let connect = |hops: u32| {
+            let kind = (Domain::for_address(target), Type::STREAM);
+            let socket = site.deployment.client_host().socket(kind.0, kind.1, None).unwrap();
+            if v6 { socket.set_unicast_hops_v6(hops) } else { socket.set_ttl_v4(hops) }.unwrap();
+            socket.connect_timeout(&target.into(), Duration::from_secs(10))
+        };
+        let told = connect(1).unwrap_err();
+        assert_eq!(told.raw_os_error(), Some(libc::EHOSTUNREACH), "{told}");
+        connect(2).unwrap();
+    }
+    let counters = site.xvip.status().unwrap().counters;
+    assert!(counters.drops.get("expired") >= Some(&2), "{counters:?}");
+    site.deployment.lab.assert_checksums_clean();
+}
+
 #[test]
 fn weights_are_honoured() {
     let site = Site::up_with(Topology::C, "weights", HOLDER, |configuration| {

@@ -6,6 +6,7 @@
 //!                                        \- route or health changed -> look up again | reset
 //!                       unknown          -- no such service ---------> pass, untouched
 //!                                        -- SYN, or a segment ------> choose a backend, rewrite, send
+//!            to a VIP, with no hop left -----------------------------> tell the sender
 //!            ARP or neighbour discovery for a VIP, its lease over ---> drop
 //!  egress:   from a backend on this host, known connection ----------> the source becomes the VIP again
 //! ```
@@ -13,6 +14,7 @@
 mod admission;
 mod connect;
 mod direct;
+mod expired;
 mod fence;
 mod icmp;
 pub mod local;
@@ -26,6 +28,7 @@ mod virtual_mac;
 use core::ops::DerefMut;
 
 pub use direct::turned;
+pub use expired::{Room, expired, time_exceeded};
 pub use fence::overdue;
 pub use icmp::icmp;
 pub use passive::another;
@@ -40,7 +43,7 @@ use crate::{
     conntrack::{Phase, Sender},
     flow::{Flow, Hop, Key, News, Role},
     frame::Frame,
-    shared::{self, Tally},
+    shared::{self, Allowance, Tally},
     table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
@@ -74,10 +77,12 @@ pub enum Part {
     /// [`settle`]: a segment whose entry is to be made, brought up to date or ended. It stands in the draft.
     Settle4 = 1,
     Settle6 = 2,
+    /// [`expired()`]: a segment to a VIP that has no hop left.
+    Expired = 3,
 }
 
 impl Part {
-    pub const ALL: [Self; 3] = [Self::Icmp, Self::Settle4, Self::Settle6];
+    pub const ALL: [Self; 4] = [Self::Icmp, Self::Settle4, Self::Settle6, Self::Expired];
 
     /// The one of that family.
     #[inline(always)]
@@ -117,6 +122,8 @@ pub trait Tables {
     fn policy(&self, service: ServiceId) -> Option<Policy>;
     /// Turns that a virtual server's backends have had.
     fn turn(&self, service: ServiceId) -> Option<&Tally>;
+    /// Errors of this node's own that may be sent yet.
+    fn allowance(&self) -> Option<&Allowance>;
     /// New connections of a virtual server in the last second.
     fn inflow(&self, service: ServiceId) -> Option<&Inflow>;
     /// The line of the sieve at a place: of as many as there are, whichever that hash leads to.
@@ -306,6 +313,14 @@ impl Stop {
     const fn reset(counter: Counter) -> Self {
         Self { counter, act: Act::Reset }
     }
+
+    /// Of what is not answered.
+    const fn verdict(self) -> Verdict {
+        match self.act {
+            Act::Pass => Verdict::Pass,
+            Act::Drop | Act::Reset => Verdict::Drop,
+        }
+    }
 }
 
 /// Decides about a frame that arrived by `interface`, rewriting it in place. `now` is in kernel ticks.
@@ -364,6 +379,9 @@ where
             return Verdict::Pass;
         }
     };
+    if segment.hops <= 1 {
+        return Verdict::HandedOn(Part::Expired);
+    }
     segment.forget_ways(&mut from.tags, now);
     let arrival = Arrival { generation: settings.generation(), segment, from, now, bytes: frame.len() };
     carry(frame, tables, &arrival).unwrap_or_else(|stop| {

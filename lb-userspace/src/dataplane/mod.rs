@@ -192,7 +192,7 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
-        for name in [names::XDP_ICMP, names::XDP_SETTLE4, names::XDP_SETTLE6, names::XDP_CLOCK] {
+        for name in [names::XDP_ICMP, names::XDP_EXPIRED, names::XDP_SETTLE4, names::XDP_SETTLE6, names::XDP_CLOCK] {
             program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
@@ -317,6 +317,7 @@ fn hand_on(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
             Part::Icmp => names::XDP_ICMP,
             Part::Settle4 => names::XDP_SETTLE4,
             Part::Settle6 => names::XDP_SETTLE6,
+            Part::Expired => names::XDP_EXPIRED,
         };
         let program = program::<Xdp>(ebpf, name);
         let program = program.fd().map_err(|source| LoadError::Program { name, source })?;
