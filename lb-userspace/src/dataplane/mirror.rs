@@ -44,6 +44,13 @@ pub struct Connection {
     pub acknowledged: [u8; 4],
 }
 
+impl Connection {
+    /// Whether its backend knows the client by the VIP.
+    pub fn is_seen_by_vip(&self) -> bool {
+        !self.is_direct && self.seen.ip() == self.vip.ip()
+    }
+}
+
 /// What became of a connection that another node told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -103,11 +110,11 @@ impl Mirror {
         (to < first + second).then_some(to)
     }
 
-    /// Takes in what another node has told, for the backend with that number.
-    pub fn take(&self, connection: &Connection, backend: BackendId) -> Taken {
+    /// Takes in what another node has told, for the backend with that number; `is_here` says whether that is on this host.
+    pub fn take(&self, connection: &Connection, backend: BackendId, is_here: bool) -> Taken {
         match connection.client {
-            SocketAddr::V4(_) => self.take_as(&self.flows4, connection, backend),
-            SocketAddr::V6(_) => self.take_as(&self.flows6, connection, backend),
+            SocketAddr::V4(_) => self.take_as(&self.flows4, connection, backend, is_here),
+            SocketAddr::V6(_) => self.take_as(&self.flows6, connection, backend, is_here),
         }
     }
 
@@ -128,7 +135,7 @@ impl Mirror {
         }
     }
 
-    fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId) -> Taken {
+    fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId, is_here: bool) -> Taken {
         let Connection { client, vip, backend: server, seen, is_direct, phase, idle, acknowledged } = told;
         let key: Key<A> = key(*client, *vip);
         let other = self::key(*server, *seen);
@@ -180,8 +187,9 @@ impl Mirror {
             let alone = insert(&key, &half(&key, &other, Role::DIRECT), Existing::Replaced);
             return if alone { Taken::In } else { Taken::Refused };
         }
-        let whole = insert(&other, &half(&other, &key, Role::REPLY), Existing::Kept)
-            && insert(&key, &half(&key, &other, Role::FORWARD), Existing::Replaced);
+        let forward = if is_here { Role::INHERITED_FORWARD } else { Role::FORWARD };
+        let whole = insert(&other, &half(&other, &key, forward.opposite()), Existing::Kept)
+            && insert(&key, &half(&key, &other, forward), Existing::Replaced);
         if whole { Taken::In } else { Taken::Refused }
     }
 
