@@ -217,7 +217,7 @@ fn decoded<A: Address>(item: &[u8]) -> Option<Connection> {
     Some(connection((&news.key, &news.other), news.role, news.phase(), Duration::ZERO, news.acknowledged))
 }
 
-fn connection<A: Address>(
+pub(super) fn connection<A: Address>(
     (key, other): (&Key<A>, &Key<A>),
     role: Role,
     phase: Phase,

@@ -105,7 +105,9 @@ impl Line {
 
 fn target(event: Event) -> Option<Target> {
     Some(match event {
-        Event::Quiet | Event::Return => return None,
+        Event::Quiet => return None,
+        // However long the former holder was away, nobody notices that it has been.
+        Event::Return => Target { survived_percent: 99.9, gap: None },
         Event::Restart | Event::Upgrade | Event::Reload => Target { survived_percent: 100.0, gap: None },
         // 400 ms until another node answers; TCP tries again after 200, 600 and 1400 ms.
         Event::Kill | Event::LinkLoss => Target { survived_percent: 99.9, gap: Some(Duration::from_millis(800)) },
