@@ -9,7 +9,7 @@ use std::{
 
 use lb_tests::{
     client::{Client, Load, run, transfer},
-    site::{DETECTION, Site, quick},
+    site::{Site, quick},
     topology::{APISERVER_PORT, CLIENT, Deployment, Topology},
     xvip::Xvip,
 };
@@ -246,7 +246,7 @@ fn streams_outlive_their_holder_and_those_of_its_successors_own_apiserver_do_too
     let unplugged = Instant::now();
     site.host(HOLDER).unplug().unwrap();
     wait_for_role(next, Role::Master);
-    streams.wait_for_lines(20, LIMIT + 2 * DETECTION).unwrap();
+    streams.wait_for_lines(20, 2 * LIMIT).unwrap();
 
     let episodes = streams.finish().unwrap();
     let mut seen = BTreeSet::new();

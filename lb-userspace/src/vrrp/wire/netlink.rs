@@ -5,13 +5,19 @@
 
 use std::{
     io,
+    net::Ipv6Addr,
     os::fd::{AsFd, BorrowedFd},
 };
 
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
-    packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::AddressMessage,
+        link::LinkMessage,
+        route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
@@ -56,6 +62,29 @@ impl Netlink {
     pub(super) fn remove_address(&mut self, message: AddressMessage) -> io::Result<bool> {
         let request = RouteNetlinkMessage::DelAddress(message);
         unless(self.request(request, NLM_F_ACK, |_| {}), &[libc::EADDRNOTAVAIL, libc::ENODEV])
+    }
+
+    /// Makes sockets of this host ask anew how they reach an address. IPv6 sockets keep the route that they once found until a route changes in the same
+    /// table, at the address or above it (`fib6_check` in the kernel's net/ipv6/route.c): of the local table, where an address of this host goes, those do not
+    /// hear that have reached it by a link until now.
+    pub(super) fn touch_route(&mut self, index: u32, to: Ipv6Addr) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: AddressFamily::Inet6,
+            destination_prefix_length: 128,
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Static,
+            scope: RouteScope::Universe,
+            kind: RouteType::Unicast,
+            ..RouteHeader::default()
+        };
+        message.attributes = vec![RouteAttribute::Destination(to.into()), RouteAttribute::Oif(index)];
+        let made =
+            self.request(RouteNetlinkMessage::NewRoute(message.clone()), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, |_| {});
+        if unless(made, &[libc::EEXIST])? {
+            unless(self.request(RouteNetlinkMessage::DelRoute(message), NLM_F_ACK, |_| {}), &[libc::ESRCH])?;
+        }
+        Ok(())
     }
 
     /// What interfaces listen to beside their own MAC addresses.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     os::fd::AsFd,
     time::Duration,
 };
@@ -121,6 +122,10 @@ impl Network {
         let Some(link) = self.links.named(interface) else { return Err(io::Error::from_raw_os_error(libc::ENODEV)) };
         let message = address_message(link.index, vip, label, MARK);
         let added = self.netlink.add_address(message.clone())?;
+        if let IpAddr::V6(vip) = vip.addr() {
+            // Without it, who has a socket open to the VIP finds out some seconds later.
+            let _ = self.netlink.touch_route(link.index, vip);
+        }
         // Not only when the kernel tells it, which would look like a loss until then.
         self.links.apply(&RouteNetlinkMessage::NewAddress(message));
         Ok(added)
