@@ -14,15 +14,20 @@ use crate::{
 mod balancing;
 mod counter;
 mod filter;
+mod rate;
 
 pub use balancing::{Balance, Load, Policy};
 pub use counter::Counter;
 pub use filter::Filter;
+pub use rate::{Excess, Inflow, LINES, Sieve};
 
 /// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
     pub const XDP_ICMP: &str = "xdp_icmp";
+    pub const XDP_EXPIRED: &str = "xdp_expired";
+    pub const XDP_SETTLE4: &str = "xdp_settle4";
+    pub const XDP_SETTLE6: &str = "xdp_settle6";
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
@@ -31,9 +36,10 @@ pub mod names {
     pub const GETPEERNAME4: &str = "getpeername4";
     pub const GETPEERNAME6: &str = "getpeername6";
     pub const SOCK_RELEASE: &str = "sock_release";
-    /// Constants that the loader sets: the daemon's network namespace, and whether the kernel lets a hook choose its error.
+    /// Constants that the loader sets: the daemon's network namespace, whether the kernel lets a hook choose its error, and its ticks in a second.
     pub const HOME: &str = "HOME";
     pub const CHOOSES_ERRORS: &str = "CHOOSES_ERRORS";
+    pub const TICKS_PER_SECOND: &str = "TICKS_PER_SECOND";
     pub const SETTINGS: &str = "SETTINGS";
     pub const FLOWS4: &str = "FLOWS4";
     pub const FLOWS6: &str = "FLOWS6";
@@ -83,12 +89,6 @@ pub const MAX_PORTS: usize = 256;
 pub const MAX_LOCALS: usize = 65_536;
 /// Leases at once: no more VIPs than virtual servers, and no more virtual MACs than virtual routers have numbers, in each family.
 pub const MAX_LEASES: usize = MAX_SERVICES + 2 * 255;
-/// Places of programs that `xdp_ingress` hands packets on to.
-pub mod programs {
-    pub const ICMP: u32 = 0;
-    pub const COUNT: usize = 1;
-}
-
 /// Bytes of the ring of [`News`](crate::flow::News): 2,000 new connections in 20 ms.
 pub const NEWS_BYTES: usize = 1 << 18;
 
@@ -583,7 +583,9 @@ const _: () = {
     assert!(size_of::<Source>() == 20);
     assert!(size_of::<Access>() == 4);
     assert!(size_of::<Backend>() == 40);
-    assert!(size_of::<Policy>() == 8);
+    assert!(size_of::<Policy>() == 16);
+    assert!(size_of::<Inflow>() == 16);
+    assert!(size_of::<Sieve>() == 64);
     assert!(size_of::<Load>() == 24);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<Local>() == 48);

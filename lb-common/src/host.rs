@@ -1,32 +1,42 @@
 //! The tables in plain memory, for tests and fuzzing: what the maps are in the kernel.
 
 use std::{
-    boxed::Box,
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, RefMut},
     collections::HashMap,
+    vec,
     vec::Vec,
 };
 
 use crate::{
     abi::{
-        Access, Backend, BackendId, Counter, Fence, Lease, Load, Local, Policy, Port, Range, SUSPICION_REST, ServiceId,
-        ServiceKey, Settings, Source, Traffic,
+        Access, Backend, BackendId, Counter, Fence, Inflow, Lease, Load, Local, Policy, Port, Range, SUSPICION_REST,
+        ServiceId, ServiceKey, Settings, Sieve, Source, Traffic,
     },
     address::{Address, V4, V6},
     checksum::{Delta, adjust},
     conntrack::Sender,
-    datapath::{self, Draft, Family, Outgoing, Route, Tables, Verdict, local::Locals},
+    datapath::{self, Draft, Family, Outgoing, Part, Route, Tables, Verdict, local::Locals},
     flow::{Flow, Hop, Key, News, mix},
     frame::Frame,
-    shared::Tally,
+    shared::{Allowance, Tally},
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
 };
 
 /// What becomes of a frame that arrives, by whichever of the programs decides.
-pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> Verdict {
-    match datapath::ingress(frame, tables, interface, now) {
-        Verdict::Icmp => datapath::icmp(frame, tables, interface, now),
+pub fn received(frame: &mut Vec<u8>, tables: &Memory, interface: u32, now: u64) -> Verdict {
+    match datapath::ingress(&mut frame[..], tables, interface, now) {
+        Verdict::HandedOn(Part::Icmp) => datapath::icmp(&mut frame[..], tables, interface, now),
+        Verdict::HandedOn(Part::Expired) => match datapath::expired(&frame[..], tables, interface, now) {
+            Ok(room) => {
+                frame.truncate(room.kept);
+                frame.splice(0..0, core::iter::repeat_n(0, room.front));
+                datapath::time_exceeded(&mut frame[..], &room, now)
+            }
+            Err(verdict) => verdict,
+        },
+        Verdict::HandedOn(Part::Settle4) => datapath::settle::<V4, _, _>(&mut frame[..], tables),
+        Verdict::HandedOn(Part::Settle6) => datapath::settle::<V6, _, _>(&mut frame[..], tables),
         verdict => verdict,
     }
 }
@@ -54,10 +64,15 @@ pub struct Memory {
     hashing: Hashing,
     flows4: Vec<Set<V4>>,
     flows6: Vec<Set<V6>>,
+    draft4: RefCell<Draft<V4>>,
+    draft6: RefCell<Draft<V6>>,
     /// What the data path has told about connections.
     pub news4: RefCell<Vec<News<V4>>>,
     pub news6: RefCell<Vec<News<V6>>>,
     turns: Vec<Tally>,
+    pub allowance: Allowance,
+    inflows: Vec<Inflow>,
+    sieve: Vec<Sieve>,
     /// Backends that the data path has told of, and when it did last.
     pub suspicions: RefCell<Vec<BackendId>>,
     suspected: RefCell<HashMap<BackendId, u32>>,
@@ -94,13 +109,18 @@ impl Memory {
             uptime: 0,
             news4: RefCell::default(),
             news6: RefCell::default(),
+            allowance: Allowance::default(),
             turns: (0..COUNTED).map(|_| Tally::default()).collect(),
+            inflows: vec![Inflow::default(); COUNTED],
+            sieve: vec![Sieve::default(); SIEVE],
             suspicions: RefCell::default(),
             suspected: RefCell::default(),
             locals: RefCell::default(),
             hashing,
             flows4: sets.clone().map(|_| Set::default()).collect(),
             flows6: sets.map(|_| Set::default()).collect(),
+            draft4: RefCell::default(),
+            draft6: RefCell::default(),
             counters: RefCell::default(),
             traffic: RefCell::default(),
             lookups: Cell::default(),
@@ -155,6 +175,10 @@ impl Memory {
 
 /// Virtual servers and backends, counted from 0, whose turns and connections are counted.
 const COUNTED: usize = 32;
+/// Lines of the sieve.
+const SIEVE: usize = 64;
+/// Ticks in a second.
+const SECOND: u32 = 250;
 
 impl Tables for Memory {
     fn settings(&self) -> Option<&Settings> {
@@ -186,6 +210,22 @@ impl Tables for Memory {
 
     fn turn(&self, service: ServiceId) -> Option<&Tally> {
         self.turns.get(service.0 as usize)
+    }
+
+    fn allowance(&self) -> Option<&Allowance> {
+        Some(&self.allowance)
+    }
+
+    fn inflow(&self, service: ServiceId) -> Option<&Inflow> {
+        self.inflows.get(service.0 as usize)
+    }
+
+    fn sieve(&self, place: u32) -> Option<&Sieve> {
+        self.sieve.get(place as usize % SIEVE)
+    }
+
+    fn ticks_per_second(&self) -> u32 {
+        SECOND
     }
 
     fn load(&self, id: BackendId) -> Option<&Load> {
@@ -241,7 +281,7 @@ impl Locals for Memory {
 }
 
 macro_rules! family {
-    ($address:ty, $flows:ident, $news:ident) => {
+    ($address:ty, $flows:ident, $news:ident, $draft:ident) => {
         impl Sets<$address> for Memory {
             fn hashing(&self) -> Option<&Hashing> {
                 Some(&self.hashing)
@@ -253,10 +293,10 @@ macro_rules! family {
         }
 
         impl Family<$address> for Memory {
-            type Sheet<'a> = Box<Draft<$address>>;
+            type Sheet<'a> = RefMut<'a, Draft<$address>>;
 
-            fn draft(&self) -> Option<Box<Draft<$address>>> {
-                Some(Box::default())
+            fn draft(&self) -> Option<RefMut<'_, Draft<$address>>> {
+                Some(self.$draft.borrow_mut())
             }
 
             fn tell(&self, key: &Key<$address>, flow: &Flow<$address>) {
@@ -271,8 +311,8 @@ macro_rules! family {
         }
     };
 }
-family!(V4, flows4, news4);
-family!(V6, flows6, news6);
+family!(V4, flows4, news4, draft4);
+family!(V6, flows6, news6, draft6);
 
 impl Outgoing for [u8] {
     fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool {

@@ -7,14 +7,14 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Lease, Load, Local, MAX_BACKENDS, MAX_LEASES,
-        MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Policy, Port, SUSPICION_BYTES, ServiceId,
-        ServiceKey, Settings, Source, Traffic, programs,
+        Access, Backend, BackendId, Counter, DEFAULT_CONNECTIONS, Fence, Inflow, LINES, Lease, Load, Local,
+        MAX_BACKENDS, MAX_LEASES, MAX_LOCALS, MAX_PORTS, MAX_RANGES, MAX_SERVICES, NEWS_BYTES, Policy, Port,
+        SUSPICION_BYTES, ServiceId, ServiceKey, Settings, Sieve, Source, Traffic,
     },
     address::{V4, V6},
-    datapath::Draft,
+    datapath::{Draft, Part},
     maglev::SLOTS,
-    shared::{Shared, Tally},
+    shared::{Allowance, Shared, Tally},
     table::{Hashing, Set, sets_for},
 };
 
@@ -68,6 +68,13 @@ pub(crate) static POLICIES: Array<Policy, MAX_SERVICES> = Array::new();
 #[btf_map]
 pub(crate) static TURNS: Array<Tally, MAX_SERVICES> = Array::new();
 
+/// New connections of each virtual server, by the daemon's number of it, and the SYNs that came when there were too many.
+#[btf_map]
+pub(crate) static INFLOWS: Array<Inflow, MAX_SERVICES> = Array::new();
+
+#[btf_map]
+pub(crate) static SIEVE: Array<Sieve, { LINES as usize }> = Array::new();
+
 /// Connections of each backend; the daemon corrects them in its own memory.
 #[btf_map]
 pub(crate) static LOADS: Array<Load, MAX_BACKENDS, MAPPABLE> = Array::new();
@@ -86,9 +93,9 @@ pub(crate) static PORTS: HashMap<Port, Port, MAX_PORTS> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
-/// Programs that `xdp_ingress` hands packets on to, by [`programs`].
+/// Programs that `xdp_ingress` hands packets on to, by [`Part`].
 #[btf_map]
-pub(crate) static PROGRAMS: ProgramArray<{ programs::COUNT }> = ProgramArray::new();
+pub(crate) static PROGRAMS: ProgramArray<{ Part::ALL.len() }> = ProgramArray::new();
 
 /// How long this node may speak for each VIP, and the tick until which that need not be looked up. The fence is not in `SETTINGS`, which
 /// another thread writes.
@@ -110,6 +117,10 @@ pub(crate) static NEWS: RingBuf<u8, NEWS_BYTES> = RingBuf::new();
 /// Backends that have left a SYN unanswered or refused it, by their numbers. It wakes the daemon.
 #[btf_map]
 pub(crate) static SUSPICIONS: RingBuf<u8, SUSPICION_BYTES> = RingBuf::new();
+
+/// ICMP errors of this node's own that may be sent yet.
+#[btf_map]
+pub(crate) static ALLOWANCE: Array<Allowance, 1> = Array::new();
 
 /// When each backend was last told there, in kernel ticks.
 #[btf_map]

@@ -4,16 +4,17 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action},
     helpers::{
-        bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type, bpf_skb_vlan_pop, bpf_xdp_adjust_meta,
-        bpf_xdp_adjust_tail,
+        bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type, bpf_skb_vlan_pop, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
     },
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use lb_common::{
-    abi::{Counter, programs},
-    datapath::{self, Leaving, Tables as _, Verdict},
+    abi::Counter,
+    address::{Address, V4, V6},
+    datapath::{self, Family, Leaving, Part, Tables as _, Verdict},
     shared::opaque,
 };
 
@@ -47,12 +48,45 @@ fn xdp_ingress(ctx: XdpContext) -> u32 {
     // SAFETY: a plain helper call. Ticks cost half a nanosecond, nanoseconds cost 36.
     let now = unsafe { bpf_jiffies64() };
     let verdict = datapath::ingress(&mut Packet::received(&ctx), &tables, interface, now);
-    if verdict == Verdict::Icmp {
-        // SAFETY: a plain helper call, which returns only if there is no such program; then the message is the host's.
-        let _ = unsafe { PROGRAMS.tail_call(&ctx, programs::ICMP) };
-        return xdp_action::XDP_PASS;
+    match verdict {
+        // With a constant each: the kernel makes a jump of such a call.
+        Verdict::HandedOn(Part::Icmp) => hand_on(&ctx, Part::Icmp, xdp_action::XDP_PASS),
+        Verdict::HandedOn(Part::Settle4) => hand_on(&ctx, Part::Settle4, xdp_action::XDP_DROP),
+        Verdict::HandedOn(Part::Settle6) => hand_on(&ctx, Part::Settle6, xdp_action::XDP_DROP),
+        Verdict::HandedOn(Part::Expired) => hand_on(&ctx, Part::Expired, xdp_action::XDP_DROP),
+        decided => carry_out(&ctx, &tables, decided),
     }
-    carry_out(&ctx, &tables, verdict)
+}
+
+/// Ends this program and begins another; `otherwise` is what becomes of the frame should there be none.
+#[inline(always)]
+fn hand_on(ctx: &XdpContext, part: Part, otherwise: u32) -> u32 {
+    // SAFETY: a plain helper call, which returns only if there is no such program.
+    let _ = unsafe { PROGRAMS.tail_call(ctx, part as u32) };
+    otherwise
+}
+
+/// Segments that `xdp_ingress` hands on: new connections, their beginning and end, and what has become of date.
+#[xdp]
+#[inline(always)]
+fn xdp_settle4(ctx: XdpContext) -> u32 {
+    settle::<V4>(&ctx)
+}
+
+#[xdp]
+#[inline(always)]
+fn xdp_settle6(ctx: XdpContext) -> u32 {
+    settle::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn settle<A: Address>(ctx: &XdpContext) -> u32
+where
+    Maps: Family<A>,
+{
+    let tables = Maps::new(ctx.as_ptr());
+    let verdict = datapath::settle::<A, _, _>(&mut Packet::received(ctx), &tables);
+    carry_out(ctx, &tables, verdict)
 }
 
 /// ICMP messages to a VIP, handed on by `xdp_ingress`.
@@ -67,15 +101,39 @@ fn xdp_icmp(ctx: XdpContext) -> u32 {
     carry_out(&ctx, &tables, verdict)
 }
 
+/// Segments to a VIP that have no hop left, handed on by `xdp_ingress`.
+#[xdp]
+#[inline(always)]
+fn xdp_expired(ctx: XdpContext) -> u32 {
+    let tables = Maps::new(ctx.as_ptr());
+    let interface = ctx.ingress_ifindex() as u32;
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_jiffies64() };
+    let room = match datapath::expired(&Packet::received(&ctx), &tables, interface, now) {
+        Ok(room) => room,
+        Err(verdict) => return carry_out(&ctx, &tables, verdict),
+    };
+    cut(&ctx, room.kept);
+    // SAFETY: a plain helper call; packet pointers are taken anew below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(room.front as i32)) } != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    let verdict = datapath::time_exceeded(&mut Packet::received(&ctx), &room, now);
+    carry_out(&ctx, &tables, verdict)
+}
+
 #[inline(always)]
 fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::Pass | Verdict::Icmp => xdp_action::XDP_PASS,
+        Verdict::Pass | Verdict::HandedOn(_) => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Transmit => xdp_action::XDP_TX,
         // SAFETY: a plain helper call.
         Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
-        Verdict::Answer(length) => answer(ctx, length),
+        Verdict::Answer(length) => {
+            cut(ctx, length);
+            xdp_action::XDP_TX
+        }
         Verdict::Kernel(interface) => hand_over(ctx, tables, Note { interface, ..Note::EMPTY }),
         Verdict::Neighbour(interface) => {
             let (family, neighbour) = tables::asked();
@@ -84,9 +142,9 @@ fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
     }
 }
 
-/// Cuts the frame to `length` and sends it back.
+/// Cuts the frame to `length`.
 #[inline(always)]
-fn answer(ctx: &XdpContext, length: usize) -> u32 {
+fn cut(ctx: &XdpContext, length: usize) {
     // The compiler would take `length` off a packet pointer first, which the verifier refuses.
     let whole = opaque((ctx.data_end() - ctx.data()) as u64);
     let excess = whole as i32 - length as i32;
@@ -94,7 +152,6 @@ fn answer(ctx: &XdpContext, length: usize) -> u32 {
         // SAFETY: a plain helper call. If the driver cannot shrink the frame, the rest is padding after the IP packet.
         let _ = unsafe { bpf_xdp_adjust_tail(ctx.ctx, -excess) };
     }
-    xdp_action::XDP_TX
 }
 
 /// Sends the packet up with a note for `tc_ingress`. Up the stack as it is, it would be dropped as a martian: its source

@@ -1,6 +1,7 @@
 //! The tables of the data path, kept in maps.
 
 use aya_ebpf::{
+    Global,
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup,
@@ -11,20 +12,24 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BANKS, Backend, BackendId, Counter, Fence, Lease, Load, Local, Policy, Port, ServiceId, ServiceKey, Settings,
-        Source,
+        BANKS, Backend, BackendId, Counter, Fence, Inflow, LINES, Lease, Load, Local, Policy, Port, ServiceId,
+        ServiceKey, Settings, Sieve, Source,
     },
     address::{Address, V4, V6},
     conntrack::Sender,
     datapath::{Draft, Family, Route, Tables, local::Locals, selection::Asker},
     flow::{Flow, Hop, Key},
     maglev::SLOTS,
-    shared::Tally,
+    shared::{Allowance, Tally},
     table::{Existing, Hashing, Set, Sets},
     wire::Tags,
 };
 
 use crate::{functions, maps};
+
+/// The kernel's ticks in a second; the loader sets it.
+#[unsafe(no_mangle)]
+static TICKS_PER_SECOND: Global<u32> = Global::new(0);
 
 /// The maps, seen from one run of a program.
 pub(crate) struct Maps {
@@ -77,6 +82,26 @@ impl Tables for Maps {
     #[inline(always)]
     fn turn(&self, service: ServiceId) -> Option<&Tally> {
         maps::TURNS.get(service.0 / BANKS)
+    }
+
+    #[inline(always)]
+    fn allowance(&self) -> Option<&Allowance> {
+        maps::ALLOWANCE.get(0)
+    }
+
+    #[inline(always)]
+    fn inflow(&self, service: ServiceId) -> Option<&Inflow> {
+        maps::INFLOWS.get(service.0 / BANKS)
+    }
+
+    #[inline(always)]
+    fn sieve(&self, place: u32) -> Option<&Sieve> {
+        maps::SIEVE.get(place % LINES)
+    }
+
+    #[inline(always)]
+    fn ticks_per_second(&self) -> u32 {
+        TICKS_PER_SECOND.load()
     }
 
     #[inline(always)]

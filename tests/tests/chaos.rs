@@ -22,10 +22,13 @@ fn streams_outlive_restarts_upgrades_reloads_and_failovers() {
         (Mode::Nat, Event::Reload, 4),
         (Mode::Nat, Event::Kill, 1),
         (Mode::Nat, Event::LinkLoss, 1),
+        (Mode::Nat, Event::Return, 1),
+        (Mode::Nat, Event::Heal, 1),
         (Mode::Dsr, Event::Kill, 1),
         (Mode::Dsr, Event::LinkLoss, 1),
+        (Mode::Dsr, Event::Return, 1),
+        (Mode::Dsr, Event::Heal, 1),
     ] {
-        // A holder that was cut off may count that against its backends when it returns, so what is lost then says nothing.
         assert_eq!(report.line(mode, event).map(|line| (line.rounds, line.lost)), Some((rounds, 0)), "{report}");
     }
     for event in [Event::Restart, Event::Upgrade, Event::Reload] {

@@ -14,7 +14,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use lb_userspace::{
     config::model::{
-        AllDown, Backend, Balance, Check, CheckKind, HttpRequest, OnDown, PreferLocal, ServerMode, VirtualServer,
+        AllDown, Backend, Balance, Check, CheckKind, Excess, HttpRequest, OnDown, PreferLocal, ServerMode,
+        VirtualServer,
     },
     health::{Checkers, Report, Reports, State},
 };
@@ -107,6 +108,8 @@ fn check_every_second(port: u16, fall: u32) -> anyhow::Result<Checkers> {
         slow_start: Duration::ZERO,
         prefer_local: PreferLocal::default(),
         all_down: AllDown::default(),
+        connection_rate: 0,
+        over_rate: Excess::default(),
         allow: Vec::new(),
         deny: Vec::new(),
         drain: Duration::ZERO,

@@ -53,8 +53,11 @@ fn programs_are_where_loaders_look_for_them() {
         (names::TC_EGRESS, "classifier"),
         (names::TC_INGRESS, "classifier"),
         (names::XDP_CLOCK, "xdp"),
+        (names::XDP_EXPIRED, "xdp"),
         (names::XDP_ICMP, "xdp"),
         (names::XDP_INGRESS, "xdp"),
+        (names::XDP_SETTLE4, "xdp"),
+        (names::XDP_SETTLE6, "xdp"),
     ];
     assert_eq!(found, expected.map(|(name, section)| (name, section.to_owned())));
 }

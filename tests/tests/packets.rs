@@ -6,7 +6,7 @@ use std::{
 };
 
 use etherparse::PacketBuilder;
-use lb_common::abi::Backend;
+use lb_common::{abi::Backend, conntrack::Phase};
 use lb_tests::{
     packets::{
         self,
@@ -16,7 +16,7 @@ use lb_tests::{
     wait,
 };
 use lb_userspace::{
-    dataplane::{Dataplane, Ender, Swept, Timeouts},
+    dataplane::{Connection, Dataplane, Ended, Ender, Swept, Timeouts},
     host::Reset,
 };
 
@@ -29,7 +29,7 @@ fn every_case_comes_out_as_written() {
     println!("{} cases", summary.cases);
     assert!(summary.failed.is_empty(), "{}", summary.failed.join("\n"));
     assert!(summary.cases >= 40, "only {} cases", summary.cases);
-    assert_eq!(summary.programs.len(), 10, "{:?}", summary.programs);
+    assert_eq!(summary.programs.len(), 13, "{:?}", summary.programs);
     for (name, verified) in &summary.programs {
         println!("{name}: {verified} instructions verified");
         assert!(*verified <= MOST_INSTRUCTIONS, "{name} takes {verified}");
@@ -123,7 +123,8 @@ fn a_connection_is_ended_by_the_number_that_its_client_acknowledged_last_and_by_
             let flags = Backend::DOWN | Backend::PRESENT;
             let backend = |host| Backend::new(family.mapped(host), BACKEND_PORT.to_be_bytes(), flags);
             let down = |host| BTreeMap::from([(REMOTE.id(family), backend(host))]);
-            let end = |ender: &Ender, host| ender.end(&down(host), &local);
+            let told = |ended: Vec<Ended>| ended.into_iter().map(|each| (each.backend, each.reset)).collect::<Vec<_>>();
+            let end = |ender: &Ender, host| told(ender.end(&down(host), &local));
             let mut pass = |from_client, flags, number| {
                 dataplane.ingress(&segment(family, REMOTE, from_client, flags, number).bytes()).map(drop)
             };
@@ -142,7 +143,19 @@ fn a_connection_is_ended_by_the_number_that_its_client_acknowledged_last_and_by_
             assert_eq!(end(&ender, REMOTE.backend + 1), [], "another backend had that number before");
             let [from, to] = [family.socket(VIP, REMOTE.port), family.socket(CLIENTS[0], 40_000)];
             let reset = Reset { from, to, sequence: LAST.to_be_bytes() };
-            assert_eq!(end(&ender, REMOTE.backend), [(REMOTE.id(family), reset)]);
+            let ended = ender.end(&down(REMOTE.backend), &local);
+            let connection = Connection {
+                client: to,
+                vip: from,
+                backend: family.socket(REMOTE.backend, BACKEND_PORT),
+                seen: ended[0].connection.seen,
+                is_direct: false,
+                phase: Phase::Closed,
+                idle: ended[0].connection.idle,
+                acknowledged: LAST.to_be_bytes(),
+            };
+            assert_eq!(ended, [Ended { backend: REMOTE.id(family), reset, connection }]);
+            assert_eq!((connection.seen.ip(), connection.idle < Duration::from_secs(5)), (from.ip(), true));
             assert_eq!(end(&ender, REMOTE.backend), [], "it has ended");
             // Both halves: a new connection by the same ports is one.
             pass(true, SYN, 0)?;
@@ -157,7 +170,7 @@ fn a_connection_is_ended_by_the_number_that_its_client_acknowledged_last_and_by_
             }
             let here = BTreeMap::from([(HERE.id(family), backend(HERE.backend))]);
             let reset = Reset { from: family.socket(VIP, HERE.port), to, sequence: 6_u32.to_be_bytes() };
-            assert_eq!(ender.end(&here, &local), [(HERE.id(family), reset)]);
+            assert_eq!(told(ender.end(&here, &local)), [(HERE.id(family), reset)]);
         }
         Ok(())
     });

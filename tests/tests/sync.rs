@@ -179,13 +179,12 @@ fn where_backends_take_turns_what_was_told_goes_on_and_nothing_else_is_left_hang
     pair.deployment.lab.assert_checksums_clean();
 }
 
-#[test]
-fn idle_clients_of_a_backend_that_the_new_master_does_not_reach_are_told() {
-    let pair = Pair::up("unreached", SETUP).unwrap();
-    let (deployment, b) = (&pair.deployment, pair.xvip(B));
+/// Clients of one address each that wait for what a backend says; whether that is the one that is to go.
+fn waiting(pair: &Pair) -> Vec<(TcpStream, bool)> {
+    let deployment = &pair.deployment;
     let sources = deployment.sources(false, STREAMS).unwrap();
     let answers = deployment.map(false, &sources).unwrap();
-    let before = b.status().unwrap().sync.map_or(0, |sync| sync.taken);
+    let before = pair.xvip(B).status().unwrap().sync.map_or(0, |sync| sync.taken);
     let open = |source: &IpAddr| {
         let vip = Topology::C.endpoint(false);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -196,8 +195,30 @@ fn idle_clients_of_a_backend_that_the_new_master_does_not_reach_are_told() {
     };
     let clients = deployment.client_host().enter(|| sources.iter().map(open).collect::<Vec<_>>()).unwrap();
     assert!(clients.iter().filter(|(_, doomed)| *doomed).count() >= 3);
-    wait_for_taken(b, before as u32 + STREAMS);
+    wait_for_taken(pair.xvip(B), before as u32 + STREAMS);
+    clients
+}
 
+/// Nothing is sent after such a reset by which the data path would notice.
+#[test]
+fn what_the_daemon_ends_is_over_on_the_other_node_too() {
+    let pair = Pair::up("over", SETUP).unwrap();
+    let clients = waiting(&pair);
+    let doomed = clients.iter().filter(|(_, doomed)| *doomed).count() as u64;
+    let b = pair.xvip(B);
+    let ended = |status: &Status| status.sync.as_ref().map_or(0, |sync| sync.ended);
+    let before = ended(&b.status().unwrap());
+    pair.host(ABSENT).unplug().unwrap();
+    let all = |status: &Status| status.connections.reset == doomed;
+    pair.xvip(A).wait_for("its clients to be told", LIMIT, all).unwrap();
+    b.wait_for("the other node to be told", LIMIT, |status| ended(status) == before + doomed).unwrap();
+}
+
+#[test]
+fn idle_clients_of_a_backend_that_the_new_master_does_not_reach_are_told() {
+    let pair = Pair::up("unreached", SETUP).unwrap();
+    let clients = waiting(&pair);
+    let (deployment, b) = (&pair.deployment, pair.xvip(B));
     let [absent, _] = deployment.node(ABSENT).unwrap().addresses();
     pair.host(B).exec(&["ip", "route", "add", "unreachable", &absent.to_string()]).unwrap();
     let down = |status: &Status| status.virtual_servers[0].backends.iter().any(|backend| backend.state == State::Down);

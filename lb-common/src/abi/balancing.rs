@@ -1,6 +1,6 @@
 //! How a backend is chosen, as the daemon tells the programs, and what they count for that.
 
-use super::BackendId;
+use super::{BackendId, Excess};
 use crate::shared::{Shared, Tally};
 
 /// What decides which backend a new connection gets.
@@ -57,17 +57,37 @@ pub struct Policy {
     balance: u32,
     /// One more than the [`BackendId`] that processes of this host prefer; 0 if there is none.
     own: u32,
+    /// New connections a second; 0 sets no limit.
+    rate: u32,
+    /// An [`Excess`].
+    excess: u32,
 }
 
 impl Policy {
     pub const fn new(balance: Balance) -> Self {
-        Self { balance: balance as u32, own: 0 }
+        Self { balance: balance as u32, own: 0, rate: 0, excess: Excess::Challenge as u32 }
     }
 
     /// Processes of this host get that backend.
     #[must_use]
     pub const fn preferring(self, own: BackendId) -> Self {
         Self { own: own.0.wrapping_add(1), ..self }
+    }
+
+    /// That many new connections a second are taken, and what becomes of more.
+    #[must_use]
+    pub const fn limited(self, rate: u32, excess: Excess) -> Self {
+        Self { rate, excess: excess as u32, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn rate(&self) -> Option<u32> {
+        if self.rate == 0 { None } else { Some(self.rate) }
+    }
+
+    #[inline(always)]
+    pub const fn excess(&self) -> Excess {
+        Excess::from_raw(self.excess)
     }
 
     #[inline(always)]

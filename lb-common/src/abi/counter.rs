@@ -48,7 +48,7 @@ counters! {
     Stray = "stray",
     /// Replies of backends to connections that are not known here, dropped: their client's next packet makes the entry again.
     Orphan = "orphan",
-    /// Packets whose time to live ended here, dropped.
+    /// Packets whose time to live ended here, dropped. Who sent a segment is told, but not too often.
     Expired = "expired",
     /// Connections dropped because no source port was free towards their backend.
     NoPort = "no_port",
@@ -84,6 +84,12 @@ counters! {
     Refused = "refused",
     /// Repeated SYNs given to another backend than the one that refused them or did not answer.
     Retried = "retried",
+    /// SYNs beyond their virtual server's rate of new connections, dropped.
+    OverRate = "over_rate",
+    /// SYNs beyond that rate, refused.
+    OverRateRefused = "over_rate_refused",
+    /// SYNs beyond that rate that have come before and were let through.
+    OverRateRepeated = "over_rate_repeated",
 }
 
 impl Counter {

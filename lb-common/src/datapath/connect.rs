@@ -3,11 +3,11 @@
 use core::hint::black_box;
 
 use super::{
-    Draft, Family, Refused, Stop, fence, passive,
+    Arrival, Draft, Family, Refused, Stop, admission, fence, passive,
     selection::{self, Asker, Kind},
 };
 use crate::{
-    abi::{Backend, BackendId, Counter, ServiceKey, source_hash},
+    abi::{Backend, BackendId, Counter, ServiceKey, flow_hash, source_hash},
     address::Address,
     conntrack::Phase,
     flow::{Flow, Key, Ports, Role},
@@ -66,11 +66,7 @@ where
     let key = &arrival.segment.key;
     *asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
     let Some(service) = tables.service(asked) else {
-        fence::carries(tables, arrival)?;
-        // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
-        *asked = ServiceKey::new(key.source.mapped(), key.source_port);
-        let reply = tables.service(asked);
-        return Err(if reply.is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) });
+        return Err(stranger(tables, arrival, asked));
     };
     *chosen = tables.turned(key, *sender);
     let turns = 1 - is_zero(u64::from(chosen.0 ^ BackendId::NONE.0));
@@ -86,6 +82,9 @@ where
         let is_new = arrival.segment.flags.opens() && former == BackendId::NONE;
         let kind = if is_new { Kind::New } else { Kind::Lost };
         let (source, port) = (source_hash(&key.source), u16::from_be_bytes(key.source_port).into());
+        if is_new {
+            admission::admit(tables, service, flow_hash(source, port), arrival.now)?;
+        }
         let wanted = tables.select(service, &Asker { source, port, kind, former });
         *chosen = passive::choose(tables, service, arrival, half, wanted);
     }
@@ -107,6 +106,22 @@ where
     let itself = is_zero(arrives.source.difference(&key.source).into());
     *kept = Role::forward(backend.has(Backend::LOCAL), direct, itself);
     Ok(())
+}
+
+/// What becomes of a segment that no virtual server asks for. There is room for what is looked up.
+#[inline(always)]
+pub(super) fn stranger<A, T>(tables: &T, arrival: &Arrival<A>, asked: &mut ServiceKey) -> Stop
+where
+    A: Address,
+    T: Family<A>,
+{
+    if let Err(stop) = fence::carries(tables, arrival) {
+        return stop;
+    }
+    // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
+    let key = &arrival.segment.key;
+    *asked = ServiceKey::new(key.source.mapped(), key.source_port);
+    if tables.service(asked).is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) }
 }
 
 /// Finds a source port under which the backend's replies can be told from all others', and inserts their half.

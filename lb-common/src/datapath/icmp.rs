@@ -17,7 +17,7 @@ use crate::{
     flow::{Flow, Key},
     frame::Frame,
     shared,
-    wire::{self, Checksum, Icmp, Link, Quote, QuotedTcp, Tcp},
+    wire::{self, Checksum, Icmp, Link, NotTcp, Quote, QuotedTcp, Tcp},
 };
 
 /// Decides about an ICMP message to a VIP, which [`super::ingress`] has left to this. Errors about connections that are known here
@@ -48,8 +48,15 @@ where
     let Some(mut sheet) = tables.draft() else {
         return Verdict::Pass;
     };
-    let Ok(Some(quote)) = wire::quote::<A, F>(frame, &mut link, &mut sheet.arrives, now) else {
-        return Verdict::Pass;
+    let quote = match wire::quote::<A, F>(frame, &mut link, &mut sheet.arrives, now) {
+        Ok(quote) => quote,
+        Err(reason) => {
+            // Left to the host, as a malformed segment is: it discards both by the same lengths.
+            if reason == NotTcp::Malformed {
+                tables.count(Counter::Malformed);
+            }
+            return Verdict::Pass;
+        }
     };
     let from = Port { interface, tags: link.tags };
     let generation = settings.generation();

@@ -6,12 +6,15 @@
 //!                                        \- route or health changed -> look up again | reset
 //!                       unknown          -- no such service ---------> pass, untouched
 //!                                        -- SYN, or a segment ------> choose a backend, rewrite, send
+//!            to a VIP, with no hop left -----------------------------> tell the sender
 //!            ARP or neighbour discovery for a VIP, its lease over ---> drop
 //!  egress:   from a backend on this host, known connection ----------> the source becomes the VIP again
 //! ```
 
+mod admission;
 mod connect;
 mod direct;
+mod expired;
 mod fence;
 mod icmp;
 pub mod local;
@@ -25,6 +28,7 @@ mod virtual_mac;
 use core::ops::DerefMut;
 
 pub use direct::turned;
+pub use expired::{Room, expired, time_exceeded};
 pub use fence::overdue;
 pub use icmp::icmp;
 pub use passive::another;
@@ -32,12 +36,14 @@ use selection::Asker;
 pub use virtual_mac::accepts;
 
 use crate::{
-    abi::{Backend, BackendId, Counter, Fence, Lease, Load, Policy, Port, ServiceId, ServiceKey, Settings},
+    abi::{
+        Backend, BackendId, Counter, Fence, Inflow, Lease, Load, Policy, Port, ServiceId, ServiceKey, Settings, Sieve,
+    },
     address::{Address, V4, V6},
     conntrack::{Phase, Sender},
     flow::{Flow, Hop, Key, News, Role},
     frame::Frame,
-    shared::{self, Tally},
+    shared::{self, Allowance, Tally},
     table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
@@ -58,8 +64,31 @@ pub enum Verdict {
     Kernel(u32),
     /// As it was but for its hops; out of that interface by the kernel, to the neighbour that was asked for last, which it resolves.
     Neighbour(u32),
-    /// An ICMP message to a VIP, for [`icmp()`] to decide about: a program of its own in the kernel, because it is rare and long.
-    Icmp,
+    /// Another part of the data path decides: a program of its own in the kernel, because it is rarer and longer.
+    HandedOn(Part),
+}
+
+/// What [`ingress`] leaves to others, and its place in the kernel's table of programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Part {
+    /// [`icmp()`]: an ICMP message to a VIP.
+    Icmp = 0,
+    /// [`settle`]: a segment whose entry is to be made, brought up to date or ended. It stands in the draft.
+    Settle4 = 1,
+    Settle6 = 2,
+    /// [`expired()`]: a segment to a VIP that has no hop left.
+    Expired = 3,
+}
+
+impl Part {
+    pub const ALL: [Self; 4] = [Self::Icmp, Self::Settle4, Self::Settle6, Self::Expired];
+
+    /// The one of that family.
+    #[inline(always)]
+    const fn settle<A: Address>() -> Self {
+        if size_of::<A>() == size_of::<V4>() { Self::Settle4 } else { Self::Settle6 }
+    }
 }
 
 /// How a destination is reached.
@@ -93,6 +122,14 @@ pub trait Tables {
     fn policy(&self, service: ServiceId) -> Option<Policy>;
     /// Turns that a virtual server's backends have had.
     fn turn(&self, service: ServiceId) -> Option<&Tally>;
+    /// Errors of this node's own that may be sent yet.
+    fn allowance(&self) -> Option<&Allowance>;
+    /// New connections of a virtual server in the last second.
+    fn inflow(&self, service: ServiceId) -> Option<&Inflow>;
+    /// The line of the sieve at a place: of as many as there are, whichever that hash leads to.
+    fn sieve(&self, place: u32) -> Option<&Sieve>;
+    /// Kernel ticks in a second.
+    fn ticks_per_second(&self) -> u32;
     /// Connections that a backend has.
     fn load(&self, id: BackendId) -> Option<&Load>;
     fn count(&self, counter: Counter);
@@ -194,7 +231,17 @@ struct Arrival<A> {
     bytes: usize,
 }
 
-/// Room to make the two halves of a connection in, and what they are made for.
+impl<A: Address> Arrival<A> {
+    /// A copy from the draft, for the kernel's verifier: it knows nothing of what it reads there, and an offset into a packet must have bounds.
+    #[inline(always)]
+    fn placed(&self) -> Self {
+        let mut copy = *self;
+        copy.segment.limit();
+        copy
+    }
+}
+
+/// Room to make the two halves of a connection in, and what they are made for: what [`ingress`] leaves to [`settle`].
 ///
 /// Two entries and a route lookup are more than a BPF program's stack. And what was written here and is read back are numbers of which
 /// the kernel's verifier knows nothing: it follows what comes after once, not for each way that led there.
@@ -266,6 +313,14 @@ impl Stop {
     const fn reset(counter: Counter) -> Self {
         Self { counter, act: Act::Reset }
     }
+
+    /// Of what is not answered.
+    const fn verdict(self) -> Verdict {
+        match self.act {
+            Act::Pass => Verdict::Pass,
+            Act::Drop | Act::Reset => Verdict::Drop,
+        }
+    }
 }
 
 /// Decides about a frame that arrived by `interface`, rewriting it in place. `now` is in kernel ticks.
@@ -315,7 +370,7 @@ where
         Err(NotTcp::Other) => return Verdict::Pass,
         Err(NotTcp::Icmp) => {
             return match fence::other::<A, _, _>(frame, tables, settings, link.at) {
-                Verdict::Pass => Verdict::Icmp,
+                Verdict::Pass => Verdict::HandedOn(Part::Icmp),
                 withheld => withheld,
             };
         }
@@ -324,6 +379,9 @@ where
             return Verdict::Pass;
         }
     };
+    if segment.hops <= 1 {
+        return Verdict::HandedOn(Part::Expired);
+    }
     segment.forget_ways(&mut from.tags, now);
     let arrival = Arrival { generation: settings.generation(), segment, from, now, bytes: frame.len() };
     carry(frame, tables, &arrival).unwrap_or_else(|stop| {
@@ -332,7 +390,7 @@ where
     })
 }
 
-/// Sends a segment on by its connection's entry, which is made or brought up to date first where that is needed.
+/// Sends a segment on by its connection's entry, where that takes no more than to look at it.
 #[inline(always)]
 fn carry<A, F, T>(frame: &mut F, tables: &T, arrival: &Arrival<A>) -> Result<Verdict, Stop>
 where
@@ -340,8 +398,6 @@ where
     F: Frame + ?Sized,
     T: Family<A>,
 {
-    // Nearly every packet ends here. Kept apart from what follows: merged with it, the compiler spills all it knows, which costs a
-    // third of the whole way.
     let key = &arrival.segment.key;
     let known = table::home(tables, key).map_err(|NoTable| Stop::drop(Counter::TableFull))?;
     if let Some(flow) = known
@@ -356,15 +412,35 @@ where
     let mut sheet = tables.draft().ok_or(Stop::drop(Counter::TableFull))?;
     sheet.arrival = *arrival;
     sheet.sender = frame.get::<wire::Ethernet>(0)?.source;
+    Ok(Verdict::HandedOn(Part::settle::<A>()))
+}
+
+/// Decides about the segment that [`ingress`] has left in the draft: makes its connection's entry or brings it up to date, and sends the segment
+/// on by that.
+#[inline(always)]
+pub fn settle<A, F, T>(frame: &mut F, tables: &T) -> Verdict
+where
+    A: Address,
+    F: Frame + ?Sized,
+    T: Family<A>,
+{
+    // Headers are looked at from the front: the compiler leaves out a check that a later place implies, and the verifier misses it.
+    let (Some(mut sheet), Ok(_)) = (tables.draft(), frame.get::<wire::Ethernet>(0)) else {
+        return Verdict::Drop;
+    };
     let next = enter(tables, &mut sheet);
-    frame.forget();
-    match next {
-        Next::Send => send::out(frame, tables, arrival, &sheet.half, Way::Kept),
-        Next::SendByKernel => send::out(frame, tables, arrival, &sheet.half, Way::Kernel(sheet.kernel)),
+    let arrival = sheet.arrival.placed();
+    let sent = match next {
+        Next::Send => send::out(frame, tables, &arrival, &sheet.half, Way::Kept),
+        Next::SendByKernel => send::out(frame, tables, &arrival, &sheet.half, Way::Kernel(sheet.kernel)),
         Next::Pass => Ok(Verdict::Pass),
         Next::Drop => Ok(Verdict::Drop),
         Next::Reset => Ok(reset::answer(frame, &arrival.segment)),
-    }
+    };
+    sent.unwrap_or_else(|stop| {
+        tables.count(stop.counter);
+        Verdict::Drop
+    })
 }
 
 /// Segments that may change the phase of an established connection.
@@ -378,7 +454,7 @@ fn current<A: Address>(flow: &Flow<A>, arrival: &Arrival<A>) -> bool {
 
 /// Makes the entry for the segment of the draft, or brings the known one up to date, and leaves it there. Counts what is in the way.
 ///
-/// A function of its own in the kernel too: so the way of nearly every packet is not burdened with what this one keeps on the stack.
+/// A function of its own in the kernel too: its stack is free again when the segment is sent.
 #[inline(never)]
 fn enter<A, T>(tables: &T, draft: &mut Draft<A>) -> Next
 where

@@ -4,6 +4,7 @@ use super::{Draft, Family, Stop};
 use crate::{
     abi::{Backend, Counter, ServiceKey},
     address::Address,
+    conntrack::Phase,
     table::Existing,
 };
 
@@ -38,13 +39,15 @@ where
     Err(if from_client { Stop::reset(Counter::BackendDown) } else { Stop::drop(Counter::BackendDown) })
 }
 
-/// Removes both halves.
+/// Removes both halves, which counts as the connection's end.
 #[inline(always)]
 fn forget<A, T>(tables: &T, draft: &Draft<A>)
 where
     A: Address,
     T: Family<A>,
 {
+    draft.half.set_phase(Phase::Closed);
+    tables.tell(&draft.arrival.segment.key, &draft.half);
     tables.remove(&draft.arrival.segment.key, draft.arrival.now);
     tables.remove(&draft.half.other, draft.arrival.now);
 }

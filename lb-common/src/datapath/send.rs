@@ -30,9 +30,6 @@ where
     F: Frame + ?Sized,
     T: Tables,
 {
-    if arrival.segment.hops <= 1 {
-        return Err(Stop::drop(Counter::Expired));
-    }
     if flow.role.is_direct() {
         return direct::along::<A, _, _>(
             frame,

@@ -119,6 +119,8 @@ impl Checker<'_> {
             elsewhere: *raw.elsewhere.value()?,
             on_down: *raw.on_down.value()?,
             all_down: *raw.all_down.value()?,
+            connection_rate: *raw.connection_rate.value()?,
+            over_rate: *raw.over_rate.value()?,
             allow: allow?,
             deny: deny?,
             drain: raw.drain.value()?.0,

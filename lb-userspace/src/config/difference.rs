@@ -147,6 +147,8 @@ impl Found {
             elsewhere,
             on_down,
             all_down,
+            connection_rate,
+            over_rate,
             allow,
             deny,
             drain,
@@ -163,6 +165,8 @@ impl Found {
         self.compare(&format!("{of} slow_start"), [slow_start, &then.slow_start], time, Effect::AtOnce);
         self.compare(&format!("{of} prefer_local"), [prefer_local, &then.prefer_local], shown, Effect::AtOnce);
         self.compare(&format!("{of} all_down"), [all_down, &then.all_down], shown, Effect::AtOnce);
+        self.compare(&format!("{of} connection_rate"), [connection_rate, &then.connection_rate], shown, Effect::AtOnce);
+        self.compare(&format!("{of} over_rate"), [over_rate, &then.over_rate], shown, Effect::AtOnce);
         self.compare(&format!("{of} mode"), [mode, &then.mode], shown, Effect::AtOnce);
         self.compare(&format!("{of} elsewhere"), [elsewhere, &then.elsewhere], shown, Effect::AtOnce);
         self.compare(&format!("{of} on_down"), [on_down, &then.on_down], shown, Effect::AtOnce);
@@ -388,7 +392,7 @@ mod tests {
 
     #[test]
     fn each_difference_is_told_with_what_it_does() {
-        let table: [(&str, &str, &[&str]); 21] = [
+        let table: [(&str, &str, &[&str]); 22] = [
             ("vrid = 51", "vrid = 51\npriority = 100", &[]),
             (r#"name = "api""#, r#"name = "new""#, &[r#"virtual_server "new" name: api -> new: AtOnce"#]),
             (r#"name = "m1""#, r#"name = "x""#, &[r#"virtual_server "api" backend "x" name: m1 -> x: AtOnce"#]),
@@ -433,6 +437,14 @@ mod tests {
                 ],
             ),
             ("port = 6443", "port = 6443\nmode = \"dsr\"", &[r#"virtual_server "api" mode: nat -> dsr: AtOnce"#]),
+            (
+                "port = 6443",
+                "port = 6443\nconnection_rate = 0\nover_rate = \"drop\"",
+                &[
+                    r#"virtual_server "api" connection_rate: 10000 -> 0: AtOnce"#,
+                    r#"virtual_server "api" over_rate: challenge -> drop: AtOnce"#,
+                ],
+            ),
             ("port = 6443", "port = 6443\ndrain = \"1h\"", &[r#"virtual_server "api" drain: 10m -> 1h: AtOnce"#]),
             (
                 "port = 6443",

@@ -18,8 +18,8 @@ use toml::{
 
 use super::{
     model::{
-        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, ServerMode, Version,
-        XdpMode,
+        AllDown, Balance, Cgroup, ChecksumForm, Excess, HmacMode, OnDown, OnStop, Password, PreferLocal, ServerMode,
+        Version, XdpMode,
     },
     report::Span,
 };
@@ -145,7 +145,7 @@ macro_rules! integers {
     };
 }
 
-integers!(u8, u16, i16, NonZeroU32);
+integers!(u8, u16, i16, u32, NonZeroU32);
 
 impl Leaf for Version {
     const KIND: &'static str = "2 or 3";
@@ -223,6 +223,9 @@ strings! {
         choice(text, &[("off", PreferLocal::Off), ("processes", PreferLocal::Processes), ("all", PreferLocal::All)])
     };
     AllDown: "\"reset\" or \"open\"" by |text| choice(text, &[("reset", AllDown::Reset), ("open", AllDown::Open)]);
+    Excess: "\"challenge\", \"drop\" or \"reset\"" by |text| {
+        choice(text, &[("challenge", Excess::Challenge), ("drop", Excess::Drop), ("reset", Excess::Reset)])
+    };
     CheckType: "\"https\", \"http\" or \"tcp\"" by |text| {
         choice(text, &[("https", CheckType::Https), ("http", CheckType::Http), ("tcp", CheckType::Tcp)])
     };

@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use lb_common::abi::Balance;
+pub use lb_common::abi::{Balance, Excess};
 
 pub use crate::vrrp::{Version, packet::ChecksumForm, reception::HmacMode};
 use crate::vrrp::{Vrid, packet::Family};
@@ -155,6 +155,9 @@ pub struct VirtualServer {
     pub elsewhere: bool,
     pub on_down: OnDown,
     pub all_down: AllDown,
+    /// New connections a second; 0 sets no limit.
+    pub connection_rate: u32,
+    pub over_rate: Excess,
     /// Of the VIP's family, no duplicates, and none on loopback. The most specific range that a client is in counts, and of two equal ones
     /// that which denies; where any is allowed, all others are denied.
     pub allow: Vec<IpNet>,

@@ -13,8 +13,8 @@ use super::{
         VipAddress,
     },
     model::{
-        AllDown, Balance, Cgroup, ChecksumForm, HmacMode, OnDown, OnStop, Password, PreferLocal, ServerMode, Version,
-        XdpMode,
+        AllDown, Balance, Cgroup, ChecksumForm, Excess, HmacMode, OnDown, OnStop, Password, PreferLocal, ServerMode,
+        Version, XdpMode,
     },
 };
 
@@ -120,6 +120,12 @@ section! {
         /// backends as though they were up, and leaves the connections alone that are there, for when the checks may be wrong rather than the
         /// backends.
         all_down: AllDown = default("reset"),
+        /// How many new connections are taken in a second, and in one go; 0 sets no limit. More than that is taken for a flood of SYNs, see `over_rate`.
+        /// Those of this node's own processes that go straight to a backend do not count.
+        connection_rate: u32 = default(10000) from 0 to 1000000,
+        /// What becomes of a SYN beyond `connection_rate`: "challenge" drops it, and lets it through when it comes again, which a client's does after a
+        /// second and one of a flood with invented sources does not; "drop" drops it, and "reset" refuses it, however often it comes.
+        over_rate: Excess = default("challenge"),
         /// Clients that may use it. The most specific range that a client is in counts, here and in `deny`, and of two equal ones that in `deny`.
         /// If there is any here, everybody else is denied. Processes of this node are not asked where they go straight to a backend.
         allow: Vec<Spanned<SourceRange>> = default([]),

@@ -334,6 +334,8 @@ fn what_is_left_out_has_the_documented_default() {
         elsewhere: false,
         on_down: model::OnDown::Reset,
         all_down: model::AllDown::Reset,
+        connection_rate: 10_000,
+        over_rate: model::Excess::Challenge,
         allow: Vec::new(),
         deny: Vec::new(),
         drain: seconds(600),

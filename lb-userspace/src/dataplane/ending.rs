@@ -16,11 +16,26 @@ use lb_common::{
     table::{Set, Slot, advance},
 };
 
-use super::{Dataplane, LoadError, fence, flows::Flows, run::Ticker};
+use super::{
+    Dataplane, LoadError, fence,
+    flows::Flows,
+    mirror::{Connection, connection},
+    run::Ticker,
+};
 use crate::host::Reset;
 
 /// How often a set is tried again that somebody writes, who is done after some hundred instructions.
 const TRIES: u32 = 10_000;
+
+/// A connection that was ended here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub backend: BackendId,
+    /// What tells the client.
+    pub reset: Reset,
+    /// What tells other nodes.
+    pub connection: Connection,
+}
 
 /// Ends connections in the tables. On its own, as the sweeper is.
 pub struct Ender {
@@ -45,13 +60,13 @@ impl Dataplane {
 }
 
 impl Ender {
-    /// Ends the connections of clients to these backends, and gives the reset for each. They stay in the table as closed for a while: what
+    /// Ends the connections of clients to these backends. They stay in the table as closed for a while: what
     /// a client sends nevertheless is answered by the data path, and its next SYN from the same port finds another backend.
     ///
     /// A handshake that is not complete is left alone, since the client's next SYN goes elsewhere. So is a connection of which no number
     /// is known, until its next packet, and every one through an address that is not of `local` or that this node has no right to speak for at this moment:
     /// another node may carry it.
-    pub fn end(&self, down: &BTreeMap<BackendId, Backend>, local: &BTreeSet<IpAddr>) -> Vec<(BackendId, Reset)> {
+    pub fn end(&self, down: &BTreeMap<BackendId, Backend>, local: &BTreeSet<IpAddr>) -> Vec<Ended> {
         let vips = local.iter().filter(|vip| self.may_claim(**vip)).map(|vip| fence::mapped(*vip)).collect();
         let lost = Lost { down, vips };
         let mut ended = Vec::new();
@@ -70,13 +85,19 @@ impl Ender {
         self.leases.get(&fence::mapped(vip), 0).map_or(true, |lease| lease.claimed_until() > fence::now())
     }
 
-    fn walk<A: Address>(&self, flows: &Flows<A>, lost: &Lost<'_>, ended: &mut Vec<(BackendId, Reset)>) {
+    fn walk<A: Address>(&self, flows: &Flows<A>, lost: &Lost<'_>, ended: &mut Vec<Ended>) {
         flows.walk(0..flows.len(), |sets| {
             for set in sets {
                 for (way, slot) in set.entries().filter(|(_, slot)| lost.includes(slot)) {
                     if let Some((key, flow)) = self.close(set, way, slot, lost) {
                         advance(&flows.near(), &flow.other, &key, &flow);
-                        ended.push((flow.backend(), reset(&key, &flow)));
+                        let idle = self.ticker.time(flow.idle(self.ticker.now() as u32));
+                        let keys = (&key, &flow.other);
+                        ended.push(Ended {
+                            backend: flow.backend(),
+                            reset: reset(&key, &flow),
+                            connection: connection(keys, flow.role, flow.phase(), idle, flow.acknowledged()),
+                        });
                     }
                 }
             }

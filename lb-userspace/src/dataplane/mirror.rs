@@ -22,6 +22,7 @@ use lb_common::{
     table::Set,
 };
 
+pub(super) use self::copies::connection;
 use self::copies::{Ticks, client_key};
 use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
 
@@ -144,5 +145,5 @@ fn decoded<A: Address>(item: &[u8]) -> Option<Connection> {
     }
     // SAFETY: as long as the value, whose every bit pattern is valid.
     let news = unsafe { ptr::read_unaligned(item.as_ptr().cast::<News<A>>()) };
-    Some(copies::connection((&news.key, &news.other), news.role, news.phase(), Duration::ZERO, news.acknowledged))
+    Some(connection((&news.key, &news.other), news.role, news.phase(), Duration::ZERO, news.acknowledged))
 }

@@ -34,8 +34,9 @@ use aya::{
 use lb_common::{
     abi::{
         Access, BANKS, Backend, BackendId, Counter, Policy, Port, Range, ServiceId, ServiceKey, Settings, Traffic,
-        names, programs,
+        names,
     },
+    datapath::Part,
     maglev::SLOTS,
     table::{self, Hashing, SECRET_WORDS},
 };
@@ -45,7 +46,7 @@ use crate::host::namespace;
 pub use adopt::{Loss, losses};
 pub use attach::{AttachError, Mode};
 pub use detach::Left;
-pub use ending::Ender;
+pub use ending::{Ended, Ender};
 pub use fence::Fence;
 pub use local::{HookError, Locals};
 pub use mirror::{Connection, Mirror, Taken};
@@ -176,12 +177,13 @@ impl Dataplane {
         let former = pins.as_ref().map(|pins| adopt::Former::find(pins, &sizes)).transpose()?.unwrap_or_default();
         let home = namespace::cookie().map_err(LoadError::Home)?;
         let (level, chooses_errors) = (records::level(), u32::from(local::chooses_errors()));
+        let second = ticks_per_second() as u32;
         let mut loader = EbpfLoader::new();
-        loader.override_global(aya_log::LEVEL, &level, true).override_global(names::HOME, &home, true).override_global(
-            names::CHOOSES_ERRORS,
-            &chooses_errors,
-            true,
-        );
+        loader
+            .override_global(aya_log::LEVEL, &level, true)
+            .override_global(names::HOME, &home, true)
+            .override_global(names::CHOOSES_ERRORS, &chooses_errors, true)
+            .override_global(names::TICKS_PER_SECOND, &second, true);
         for (name, entries) in sizes {
             loader.map_max_entries(name, entries);
         }
@@ -190,7 +192,7 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
-        for name in [names::XDP_ICMP, names::XDP_CLOCK] {
+        for name in [names::XDP_ICMP, names::XDP_EXPIRED, names::XDP_SETTLE4, names::XDP_SETTLE6, names::XDP_CLOCK] {
             program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
         for name in [names::TC_INGRESS, names::TC_EGRESS] {
@@ -310,9 +312,17 @@ fn hand_on(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
     let failed = |source| LoadError::Map { name: names::PROGRAMS, source };
     let map = ebpf.take_map(names::PROGRAMS).expect("the object has the maps it was built with");
     let mut places = ProgramArray::try_from(map).map_err(failed)?;
-    let icmp = program::<Xdp>(ebpf, names::XDP_ICMP);
-    let icmp = icmp.fd().map_err(|source| LoadError::Program { name: names::XDP_ICMP, source })?;
-    places.set(programs::ICMP, icmp, 0).map_err(failed)?;
+    for part in Part::ALL {
+        let name = match part {
+            Part::Icmp => names::XDP_ICMP,
+            Part::Settle4 => names::XDP_SETTLE4,
+            Part::Settle6 => names::XDP_SETTLE6,
+            Part::Expired => names::XDP_EXPIRED,
+        };
+        let program = program::<Xdp>(ebpf, name);
+        let program = program.fd().map_err(|source| LoadError::Program { name, source })?;
+        places.set(part as u32, program, 0).map_err(failed)?;
+    }
     Ok(places)
 }
 

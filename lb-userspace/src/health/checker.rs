@@ -22,10 +22,12 @@ use tokio::{
 
 use super::{
     State,
+    connection::is_own,
     counter::{Counter, Outcome},
     failure::Failure,
     probe::Probe,
     schedule,
+    silence::{self, Evidence},
 };
 use crate::config::model::{Backend, Check, VirtualServer};
 
@@ -67,12 +69,24 @@ pub struct Report {
     pub failures: u64,
     /// How many checks in a row, up to the latest, were good, or failed.
     pub consecutive: u32,
+    /// Whether it is the backend that is dead, and not this node that is cut off.
+    pub evidence: Evidence,
 }
 
 impl Report {
-    fn unknown() -> Self {
+    pub(super) fn unknown() -> Self {
         let since = SystemTime::now();
-        Self { state: State::Down, since, last_check: None, checks: 0, failures: 0, consecutive: 0 }
+        let evidence = Evidence::default();
+        Self { state: State::Down, since, last_check: None, checks: 0, failures: 0, consecutive: 0, evidence }
+    }
+
+    /// What follows for connections: those of a backend that is down go on as long as this node may be to blame.
+    pub fn consequence(&self) -> State {
+        if self.is_in_doubt() { State::Draining } else { self.state }
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.state == State::Down && !self.evidence.is_enough()
     }
 }
 
@@ -96,12 +110,21 @@ pub struct Checkers {
     board: Arc<watch::Sender<Reports>>,
 }
 
+/// What one task is told.
+#[derive(Debug, Default)]
+struct Signals {
+    /// Clients get no answer.
+    suspicion: Notify,
+    /// Another check is wanted at once.
+    question: Notify,
+}
+
 /// What is made of one backend.
 #[derive(Debug)]
 struct Running {
     vip: SocketAddr,
     check: Check,
-    suspicion: Arc<Notify>,
+    signals: Arc<Signals>,
     /// `None` where the check cannot be made.
     task: Option<AbortHandle>,
 }
@@ -146,9 +169,9 @@ impl Checkers {
         });
         for (key, server, backend, report) in fresh {
             let vip = SocketAddr::new(server.address, server.port);
-            let suspicion = Arc::new(Notify::new());
-            let task = self.begin(key.clone(), &server.check, backend, report, Arc::clone(&suspicion));
-            self.running.insert(key, Running { vip, check: server.check.clone(), suspicion, task });
+            let signals = Arc::new(Signals::default());
+            let task = self.begin(key.clone(), &server.check, backend, report, Arc::clone(&signals));
+            self.running.insert(key, Running { vip, check: server.check.clone(), signals, task });
         }
         former.into_values().filter_map(|running| running.task).for_each(|task| task.abort());
     }
@@ -157,7 +180,14 @@ impl Checkers {
     /// a failed check nothing else comes of it.
     pub fn suspect(&self, key: &BackendKey) {
         if let Some(running) = self.running.get(key) {
-            running.suspicion.notify_one();
+            running.signals.suspicion.notify_one();
+        }
+    }
+
+    /// Has those checked at once by whom it is known which backends are silent, if some are. To be called with each change of the reports.
+    pub fn ask_around(&self, reports: &Reports) {
+        for running in silence::to_ask(reports, &is_own).into_iter().filter_map(|key| self.running.get(key)) {
+            running.signals.question.notify_one();
         }
     }
 
@@ -167,11 +197,11 @@ impl Checkers {
         check: &Check,
         backend: &Backend,
         report: Report,
-        suspicion: Arc<Notify>,
+        signals: Arc<Signals>,
     ) -> Option<AbortHandle> {
         let mut board = Board { key, report, reports: self.board.clone() };
         match Probe::new(check, backend) {
-            Ok(probe) => Some(self.tasks.spawn(run(probe, check.clone(), board, suspicion))),
+            Ok(probe) => Some(self.tasks.spawn(run(probe, check.clone(), board, signals))),
             Err(error) => {
                 log::error!("backend {} cannot be checked: {error}", board.key);
                 let last = LastCheck { text: error.to_string(), latency: Duration::ZERO };
@@ -225,6 +255,14 @@ struct Board {
 }
 
 impl Board {
+    fn others_answer(&self) -> bool {
+        silence::others_answer(&self.reports.borrow(), &self.key, is_own)
+    }
+
+    fn has_no_witness(&self) -> bool {
+        silence::has_no_witness(&self.reports.borrow(), &self.key, is_own)
+    }
+
     fn update(&mut self, change: impl FnOnce(&mut Report)) {
         change(&mut self.report);
         self.reports.send_modify(|all| {
@@ -239,7 +277,8 @@ impl Board {
 /// Checks one backend until it is dropped.
 ///
 /// Cancel-safe: everything between two awaits is complete in itself, and a check that is dropped closes its connection.
-async fn run(mut probe: impl Checks, check: Check, mut board: Board, suspicion: Arc<Notify>) -> Infallible {
+async fn run(mut probe: impl Checks, check: Check, mut board: Board, signals: Arc<Signals>) -> Infallible {
+    let Signals { suspicion, question } = &*signals;
     let mut counter = Counter::resume(check.rise, check.fall, board.report.state);
     let mut due = Instant::now() + SPREAD.mul_f64(fastrand::f64());
     // No check may be made before.
@@ -247,21 +286,27 @@ async fn run(mut probe: impl Checks, check: Check, mut board: Board, suspicion: 
     loop {
         select! {
             () = sleep_until(due) => {}
-            () = suspected(&suspicion, &mut counter) => {
+            () = suspected(suspicion, &mut counter) => {
                 log::debug!("backend {}: clients get no answer, checking at once", board.key);
+                due = due.min(soonest);
+                continue;
+            }
+            () = question.notified() => {
                 due = due.min(soonest);
                 continue;
             }
         }
         let start = Instant::now();
         soonest = start + schedule::hurry(&check);
-        let silence = schedule::silence(&check, counter.next_dead_decides() || counter.is_hurried());
+        let others_answer = board.others_answer();
+        let decides = counter.next_dead_decides() || board.report.is_in_doubt() && others_answer;
+        let silence = schedule::silence(&check, decides || counter.is_hurried());
         let result = select! {
             result = probe.check(silence) => result,
             // It may have been silent for long, and be so for longer.
-            () = suspected(&suspicion, &mut counter) => continue,
+            () = suspected(suspicion, &mut counter) => continue,
         };
-        record(&mut counter, &mut board, result, start.elapsed());
+        record(&mut counter, &mut board, result, (start, others_answer));
         let roll = fastrand::f64() * 2.0 - 1.0;
         let usual = start + schedule::wait(&check, counter.is_failing(), roll);
         due = if counter.is_hurried() { soonest } else { usual };
@@ -280,13 +325,31 @@ async fn suspected(suspicion: &Notify, counter: &mut Counter) {
     }
 }
 
-fn record(counter: &mut Counter, board: &mut Board, result: Result<String, Failure>, latency: Duration) {
-    let (outcome, text) = match result {
+/// Takes in a check: when it began, and whether other backends are known to have answered by then since this one does not.
+fn record(
+    counter: &mut Counter,
+    board: &mut Board,
+    result: Result<String, Failure>,
+    (begun, others_answer): (Instant, bool),
+) {
+    let latency = begun.elapsed();
+    let (outcome, mut text) = match result {
         Ok(text) => (Some(Outcome::Healthy), text),
         Err(failure) => (failure.outcome, failure.to_string()),
     };
     let before = counter.state();
     let state = outcome.map_or(before, |outcome| counter.record(outcome));
+    let mut evidence = board.report.evidence;
+    if let Some(outcome) = outcome {
+        evidence.record(outcome, begun.into_std(), || others_answer || board.has_no_witness());
+    }
+    let is_in_doubt = state == State::Down && !evidence.is_enough();
+    if is_in_doubt && outcome == Some(Outcome::Silent) {
+        text += "; its connections stay until another backend answers and it does not";
+    }
+    if state == State::Down && !is_in_doubt && board.report.is_in_doubt() && before == State::Down {
+        log::warn!("backend {} is down and others answer: its connections end", board.key);
+    }
     if state != before {
         let level = if state == State::Up { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "backend {}: {before} -> {state}: {text}", board.key);
@@ -296,9 +359,10 @@ fn record(counter: &mut Counter, board: &mut Board, result: Result<String, Failu
             report.since = SystemTime::now();
         }
         report.state = state;
+        report.evidence = evidence;
         report.last_check = Some(LastCheck { text, latency });
         report.checks += u64::from(outcome.is_some());
-        report.failures += u64::from(matches!(outcome, Some(Outcome::Refused | Outcome::Dead)));
+        report.failures += u64::from(matches!(outcome, Some(Outcome::Refused | Outcome::Dead | Outcome::Silent)));
         report.consecutive = counter.consecutive();
     });
 }

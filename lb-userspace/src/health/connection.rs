@@ -1,6 +1,11 @@
 //! TCP and HTTP/1.1 connections as checks use them: opened in a bounded time, and closed without an RST.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -36,7 +41,7 @@ const GOODBYE: Duration = Duration::from_millis(100);
 /// Connects, or says why not. The address may be this host's own.
 pub(super) async fn connect(address: SocketAddr, within: Duration) -> Result<TcpStream, Failure> {
     match timeout(within, TcpStream::connect(address)).await {
-        Err(_elapsed) => Err(Failure::dead(Reason::Silent { address, after: within })),
+        Err(_elapsed) => Err(Failure::silent(Reason::Silent { address, after: within })),
         Ok(Err(error)) => Err(Failure::connect(address, error)),
         // A connect to a closed port of this host can meet itself: RFC 9293, 3.5, simultaneous open.
         Ok(Ok(stream)) if stream.local_addr().is_ok_and(|local| local == address) => {
@@ -47,10 +52,25 @@ pub(super) async fn connect(address: SocketAddr, within: Duration) -> Result<Tcp
     }
 }
 
-/// Whether `address` accepts a TCP connection until `end`. In doubt, for want of a socket, it does.
-pub(super) async fn answers(address: SocketAddr, end: Instant) -> bool {
+/// What a check has come to whose request got no answer: refused if `address` accepts a TCP connection until `end`. In doubt, for want of a
+/// socket, it does.
+pub(super) async fn without_answer(address: SocketAddr, end: Instant) -> Outcome {
     let connected = connect(address, end - Instant::now()).await;
-    !connected.is_err_and(|failure| failure.outcome == Some(Outcome::Dead))
+    connected.err().and_then(|failure| failure.outcome).unwrap_or(Outcome::Refused)
+}
+
+/// Whether an address is this host's own, so that what is sent there does not leave it. Nothing is sent.
+pub(super) fn is_own(address: IpAddr) -> bool {
+    let any = match address {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    // Whatever port; the kernel looks for a way and says by which address.
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == address)
 }
 
 /// Closes by FIN, and reads what the peer still has to say: closing a socket with unread data would send an RST.

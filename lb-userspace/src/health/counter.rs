@@ -23,6 +23,8 @@
 //! What is suspected, because clients get no answer from it, is checked in a hurry until the checks have decided: it is the checks that
 //! count, and no fewer of them.
 //!
+//! `Silent` counts as `Dead` in all of this.
+//!
 //! A backend is `Down` until something is known of it. Its first `Healthy` brings it `Up` at once: a daemon that
 //! restarts must not leave the VIP without backends for `rise` intervals.
 
@@ -37,8 +39,17 @@ pub enum Outcome {
     Healthy,
     /// TCP lives but the check is refused: wrong status, no answer in time, TLS failure, garbage.
     Refused,
-    /// TCP connections are refused, unreachable or unanswered.
+    /// TCP connections are refused.
     Dead,
+    /// Nothing has come back. That is counted as dead is; whether it costs connections, `silence` says.
+    Silent,
+}
+
+impl Outcome {
+    /// Nobody is there who takes TCP connections, as far as this node can see.
+    pub fn is_dead(self) -> bool {
+        matches!(self, Self::Dead | Self::Silent)
+    }
 }
 
 /// Rise and fall of one backend.
@@ -116,8 +127,8 @@ impl Counter {
         self.state = match (self.state, outcome) {
             (State::Up, Outcome::Healthy) => State::Up,
             (State::Up, Outcome::Refused) if self.failed >= self.fall => State::Draining,
-            (State::Up, Outcome::Dead) if self.failed >= self.fall => State::Down,
-            (State::Up, Outcome::Refused | Outcome::Dead) => State::Up,
+            (State::Up, Outcome::Dead | Outcome::Silent) if self.failed >= self.fall => State::Down,
+            (State::Up, Outcome::Refused | Outcome::Dead | Outcome::Silent) => State::Up,
 
             (State::Draining | State::Down, Outcome::Healthy) if first_healthy || self.healthy >= self.rise => {
                 State::Up
@@ -125,11 +136,11 @@ impl Counter {
             (State::Draining, Outcome::Healthy) => State::Draining,
             (State::Down, Outcome::Healthy) => State::Down,
 
-            (State::Draining, Outcome::Dead) if self.dead >= self.fall => State::Down,
-            (State::Draining, Outcome::Refused | Outcome::Dead) => State::Draining,
+            (State::Draining, Outcome::Dead | Outcome::Silent) if self.dead >= self.fall => State::Down,
+            (State::Draining, Outcome::Refused | Outcome::Dead | Outcome::Silent) => State::Draining,
 
             (State::Down, Outcome::Refused) => State::Draining,
-            (State::Down, Outcome::Dead) => State::Down,
+            (State::Down, Outcome::Dead | Outcome::Silent) => State::Down,
         };
         self.hurried &= self.state == State::Up && outcome != Outcome::Healthy;
         self.state
@@ -139,7 +150,7 @@ impl Counter {
         let extend = |run: u32, goes_on: bool| if goes_on { run.saturating_add(1) } else { 0 };
         self.healthy = extend(self.healthy, outcome == Outcome::Healthy);
         self.failed = extend(self.failed, outcome != Outcome::Healthy);
-        self.dead = extend(self.dead, outcome == Outcome::Dead);
+        self.dead = extend(self.dead, outcome.is_dead());
         self.ever_healthy |= outcome == Outcome::Healthy;
     }
 }
@@ -149,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        Outcome::{Dead, Healthy, Refused},
+        Outcome::{Dead, Healthy, Refused, Silent},
         State::{Down, Draining, Up},
         *,
     };
@@ -278,7 +289,7 @@ mod tests {
     }
 
     fn any_outcome() -> impl Strategy<Value = Outcome> {
-        prop_oneof![Just(Healthy), Just(Refused), Just(Dead)]
+        prop_oneof![Just(Healthy), Just(Refused), Just(Dead), Just(Silent)]
     }
 
     /// The length of the run at the end of `history` in which `belongs` holds.
@@ -302,11 +313,11 @@ mod tests {
 
                 let healthy = tail(seen, |o| o == Healthy);
                 let failed = tail(seen, |o| o != Healthy);
-                let dead = tail(seen, |o| o == Dead);
+                let dead = tail(seen, Outcome::is_dead);
                 let first = !seen[..end - 1].contains(&Healthy);
                 prop_assert_eq!(counter.consecutive() as usize, healthy.max(failed));
                 prop_assert_eq!(counter.is_failing(), failed > 0);
-                if outcome == Dead {
+                if outcome.is_dead() {
                     prop_assert_eq!(decides, before != Down && after == Down);
                 }
                 // What each state promises, whatever came before.
@@ -320,7 +331,7 @@ mod tests {
                 // What each change needs.
                 match (before, after) {
                     (Up, Draining) => prop_assert!(outcome == Refused && failed >= fall as usize),
-                    (Up, Down) => prop_assert!(outcome == Dead && failed >= fall as usize),
+                    (Up, Down) => prop_assert!(outcome.is_dead() && failed >= fall as usize),
                     (Draining, Down) => prop_assert!(dead >= fall as usize),
                     (Down, Draining) => prop_assert!(outcome == Refused),
                     (Draining | Down, Up) => {

@@ -48,6 +48,10 @@ impl Failure {
         Self { reason, outcome: Some(Outcome::Dead) }
     }
 
+    pub(super) fn silent(reason: Reason) -> Self {
+        Self { reason, outcome: Some(Outcome::Silent) }
+    }
+
     /// A failure on this side.
     pub(super) fn not_made(reason: impl Into<Reason>) -> Self {
         Self { reason: reason.into(), outcome: None }
@@ -65,7 +69,8 @@ impl Failure {
                 | libc::EPERM
                 | libc::EACCES,
             ) => Self::not_made(Reason::Local(source)),
-            _ => Self::dead(Reason::Connect { address, source }),
+            Some(libc::ECONNREFUSED | libc::ECONNRESET) => Self::dead(Reason::Connect { address, source }),
+            _ => Self::silent(Reason::Connect { address, source }),
         }
     }
 }
@@ -79,7 +84,7 @@ impl From<FileError> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.reason, self.outcome) {
-            (Reason::Lost { .. } | Reason::Slow { .. }, Some(Outcome::Dead)) => {
+            (Reason::Lost { .. } | Reason::Slow { .. }, Some(Outcome::Dead | Outcome::Silent)) => {
                 write!(f, "{}, and TCP does not answer any more", self.reason)
             }
             (reason, _) => reason.fmt(f),
@@ -200,9 +205,14 @@ mod tests {
         for errno in [libc::EMFILE, libc::ENOBUFS, libc::EADDRNOTAVAIL, libc::EPERM] {
             assert_eq!(outcome(errno), None);
         }
-        for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ETIMEDOUT] {
-            assert_eq!(outcome(errno), Some(Outcome::Dead));
+        for errno in [libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ETIMEDOUT] {
+            assert_eq!(outcome(errno), Some(Outcome::Silent));
         }
+        assert_eq!(
+            [libc::ECONNREFUSED, libc::ECONNRESET].map(outcome),
+            [Some(Outcome::Dead); 2],
+            "somebody has answered"
+        );
         let refused = Failure::connect(address, io::Error::from_raw_os_error(libc::ECONNREFUSED));
         assert_eq!(refused.to_string(), "10.0.0.1:6443: connection refused");
     }

@@ -12,6 +12,7 @@ pub mod counter;
 mod failure;
 mod probe;
 mod schedule;
+mod silence;
 #[cfg(test)]
 mod stand_in;
 mod tls;
@@ -25,7 +26,7 @@ pub enum State {
     Up,
     /// Its TCP port lives but the check is refused: no new connections, established ones stay.
     Draining,
-    /// Nothing answers: its connections are lost.
+    /// Nothing answers: its connections are lost, if it is not this node that is cut off.
     Down,
 }
 

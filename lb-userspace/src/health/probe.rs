@@ -1,10 +1,10 @@
 //! One check of one backend, over a connection that is kept between checks.
 //!
 //! What fails on a kept connection because the peer closed it (its keep-alive ran out, it restarted) is tried again at once
-//! on a new one, within the same timeout. Whether a failure means *refused* or *dead* is decided by TCP, in the same timeout:
+//! on a new one, within the same timeout. Whether a failure means *refused*, *dead* or *silent* is decided by TCP, in the same timeout:
 //!
 //! * A host that vanished does not acknowledge the request. The kernel then ends the connection after the `silence` the caller
-//!   allows (`TCP_USER_TIMEOUT`), and a connect is given no longer: dead.
+//!   allows (`TCP_USER_TIMEOUT`), and a connect is given no longer: silent.
 //! * An answer that is late by three quarters of the timeout is waited for, while a second connection finds out whether TCP
 //!   still answers. An apiserver without etcd needs 2.01 s for its answer and, with the default timeout, is spared this.
 //! * A connection that is lost on a fresh attempt is followed by one more connect, which decides.
@@ -22,7 +22,8 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    connection::{Answer, Connection, answers, connect, say_goodbye},
+    connection::{Answer, Connection, connect, say_goodbye, without_answer},
+    counter::Outcome,
     failure::{Broken, Failure, Reason, quote},
     tls,
     watched::{FileError, Watched},
@@ -77,33 +78,29 @@ impl Probe {
         let mut attempt = pin!(http.attempt(silence));
         let mut lives = pin!(async {
             sleep_until(start + self.timeout.mul_f64(0.75)).await;
-            answers(address, end).await
+            without_answer(address, end).await
         });
-        let mut alive = None;
+        let mut outcome = None;
         let done = loop {
             tokio::select! {
                 biased;
                 done = &mut attempt => break done,
-                answered = &mut lives, if alive.is_none() => alive = Some(answered),
+                known = &mut lives, if outcome.is_none() => outcome = Some(known),
                 () = sleep_until(end) => {
                     let slow = Reason::Slow { url, after: self.timeout };
-                    return Err(decided(slow, alive == Some(true)));
+                    return Err(Failure { reason: slow, outcome: outcome.or(Some(Outcome::Silent)) });
                 }
             }
         };
         match done {
             // A refused check over a connection that broke: one more connect tells what is behind it.
             Err(Failure { reason: reason @ Reason::Lost { .. }, .. }) => {
-                let alive = answers(address, end).await;
-                Err(decided(reason, alive))
+                let outcome = without_answer(address, end).await;
+                Err(Failure { reason, outcome: Some(outcome) })
             }
             done => done,
         }
     }
-}
-
-fn decided(reason: Reason, alive: bool) -> Failure {
-    if alive { Failure::refused(reason) } else { Failure::dead(reason) }
 }
 
 struct Http {
@@ -210,7 +207,7 @@ impl Http {
     fn failure(&self, broken: Broken, silence: Duration) -> Failure {
         let (address, url) = (self.address, self.url.clone());
         match broken {
-            Broken::Silent => Failure::dead(Reason::Silent { address, after: silence }),
+            Broken::Silent => Failure::silent(Reason::Silent { address, after: silence }),
             Broken::Lost(text) => Failure::refused(Reason::Lost { address, text }),
             Broken::Tls(text) => Failure::refused(Reason::Tls { address, text }),
             Broken::Local(error) => Failure::not_made(Reason::Local(error)),

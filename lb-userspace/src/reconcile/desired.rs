@@ -224,7 +224,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::{
-        config::model::{self, AllDown, Check, CheckKind, PreferLocal},
+        config::model::{self, AllDown, Check, CheckKind, Excess, PreferLocal},
         reconcile::Way,
     };
 
@@ -243,6 +243,8 @@ pub(super) mod tests {
             elsewhere: false,
             on_down: OnDown::Reset,
             all_down: AllDown::Reset,
+            connection_rate: 0,
+            over_rate: Excess::Challenge,
             allow: Vec::new(),
             deny: Vec::new(),
             drain: 600 * second,

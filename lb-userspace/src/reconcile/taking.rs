@@ -66,7 +66,7 @@ impl Taking {
     }
 
     pub(super) fn policy(&self, server: &VirtualServer) -> Policy {
-        let policy = Policy::new(server.balance);
+        let policy = Policy::new(server.balance).limited(server.connection_rate, server.over_rate);
         self.own.map_or(policy, |own| policy.preferring(own))
     }
 

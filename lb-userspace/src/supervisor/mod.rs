@@ -196,6 +196,7 @@ impl Node {
     /// Follows the checks. Most of them change nothing but their own counts, which the next refresh shows.
     fn health_changed(&mut self) -> anyhow::Result<()> {
         let reports = self.reports.borrow_and_update().clone();
+        self.checkers.ask_around(&reports);
         let now = self.health(&reports);
         if now == self.health(&self.followed) && self.unknown(&reports) == self.unknown(&self.followed) {
             self.followed = reports;

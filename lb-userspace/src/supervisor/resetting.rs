@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr},
-    sync::mpsc::{self, Receiver, Sender},
+    sync::mpsc::{self, Receiver, Sender, SyncSender},
     thread,
     time::Duration,
 };
@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use super::closing::address;
 use crate::{
-    dataplane::Ender,
-    host::{Reset, ResetSocket},
+    dataplane::{Connection, Ended, Ender},
+    host::ResetSocket,
 };
 
 /// So many resets are sent at once…
@@ -36,10 +36,11 @@ struct Request {
 }
 
 impl Resetter {
-    /// Starts the thread: a walk over a large table takes a while, and sending as well. `count` is how many were reset so far.
-    pub(super) fn start(ender: Ender, count: watch::Sender<u64>) -> io::Result<Self> {
+    /// Starts the thread: a walk over a large table takes a while, and sending as well. `count` is how many were reset so far; `over` goes to
+    /// whoever tells other nodes.
+    pub(super) fn start(ender: Ender, count: watch::Sender<u64>, over: SyncSender<Connection>) -> io::Result<Self> {
         let (sender, requests) = mpsc::channel();
-        thread::Builder::new().name("xvip-resetter".to_owned()).spawn(move || run(&ender, &requests, &count))?;
+        thread::Builder::new().name("xvip-resetter".to_owned()).spawn(move || run(&ender, &requests, &count, &over))?;
         Ok(Self(sender))
     }
 
@@ -51,15 +52,15 @@ impl Resetter {
     }
 }
 
-fn run(ender: &Ender, requests: &Receiver<Request>, count: &watch::Sender<u64>) {
+fn run(ender: &Ender, requests: &Receiver<Request>, count: &watch::Sender<u64>, over: &SyncSender<Connection>) {
     while let Ok(Request { down, local }) = requests.recv() {
-        let mut by_vip: BTreeMap<IpAddr, Vec<(BackendId, Reset)>> = BTreeMap::new();
-        for (backend, reset) in ender.end(&down, &local) {
-            by_vip.entry(reset.from.ip()).or_default().push((backend, reset));
+        let mut by_vip: BTreeMap<IpAddr, Vec<Ended>> = BTreeMap::new();
+        for ended in ender.end(&down, &local) {
+            by_vip.entry(ended.reset.from.ip()).or_default().push(ended);
         }
         let mut sent: BTreeMap<BackendId, u64> = BTreeMap::new();
-        for (vip, resets) in by_vip {
-            if let Err(error) = send(vip, &resets, || ender.may_claim(vip), &mut sent) {
+        for (vip, ended) in by_vip {
+            if let Err(error) = send(vip, &ended, || ender.may_claim(vip), &mut sent, over) {
                 log::warn!("idle clients of {vip} are not all reset: {error}");
             }
         }
@@ -72,27 +73,30 @@ fn run(ender: &Ender, requests: &Receiver<Request>, count: &watch::Sender<u64>) 
     }
 }
 
-/// Sends resets burst by burst, as long as this node may.
+/// Sends resets burst by burst, as long as this node may. Another one that has taken the VIP goes on with the rest.
 fn send(
     vip: IpAddr,
-    resets: &[(BackendId, Reset)],
+    ended: &[Ended],
     may: impl Fn() -> bool,
     sent: &mut BTreeMap<BackendId, u64>,
+    over: &SyncSender<Connection>,
 ) -> io::Result<()> {
     let socket = ResetSocket::open(vip)?;
     let mut failed = None;
-    for (number, burst) in resets.chunks(BURST).enumerate() {
+    for (number, burst) in ended.chunks(BURST).enumerate() {
         if number > 0 {
             thread::sleep(PAUSE);
         }
         if !may() {
             return Err(io::Error::other("another node has taken the VIP"));
         }
-        for (backend, reset) in burst {
+        for Ended { backend, reset, connection } in burst {
             match patiently(|| socket.send(reset)) {
                 Ok(()) => *sent.entry(*backend).or_default() += 1,
                 Err(error) => failed = Some(error),
             }
+            // Where no other node is told, nobody listens.
+            let _ = over.send(*connection);
         }
     }
     failed.map_or(Ok(()), Err)

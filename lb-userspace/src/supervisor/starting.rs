@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::Arc,
+    sync::{Arc, mpsc as threads},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -34,11 +34,14 @@ use crate::{
         hints,
         model::{Config, VirtualServer},
     },
-    dataplane::{Dataplane, Options, Swept},
+    dataplane::{Connection, Dataplane, Options, Swept},
     health::{Checkers, Reports},
     host::{self, Changes, Forwarding, Interface, preflight},
     reconcile::{Applied, Numbers, Part, Returns},
 };
+
+/// Connections that were ended and wait until other nodes are told: more than they are told of at once.
+const ENDED: usize = 4096;
 
 impl Node {
     /// Brings everything up. If that fails half-way, what is up goes down again; VIPs come last.
@@ -70,7 +73,8 @@ impl Node {
         let closer = Closer::start(dataplane.locals()?, own).context("starting a thread")?;
         let resets = watch::Sender::new(0);
         let reset = resets.subscribe();
-        let resetter = Resetter::start(dataplane.ender()?, resets).context("starting a thread")?;
+        let (over, ended) = threads::sync_channel(ENDED);
+        let resetter = Resetter::start(dataplane.ender()?, resets, over).context("starting a thread")?;
         let suspicions = dataplane.suspicions()?;
         let checkers = Checkers::spawn(&config.virtual_servers);
         let reports = checkers.reports();
@@ -131,7 +135,7 @@ impl Node {
             forwarding: vec![forwarding],
         };
         node.servers.spawn(sweeping);
-        if let Err(error) = node.bring_up().await {
+        if let Err(error) = node.bring_up(ended).await {
             node.stop().await;
             return Err(error);
         }
@@ -154,13 +158,13 @@ impl Node {
 
     /// From the programs on the interfaces to the VIPs. Until the first tables are there, a former daemon's programs go on with the old
     /// ones, and where there are none, everything passes: connections must not be reset because no backend is known yet.
-    async fn bring_up(&mut self) -> anyhow::Result<()> {
+    async fn bring_up(&mut self, ended: threads::Receiver<Connection>) -> anyhow::Result<()> {
         self.servers.spawn(self.dataplane.log()?.pass_on());
         self.attach()?;
         self.attach_hooks()?;
         self.await_health().await?;
         self.dataplane.take_over()?;
-        self.sync = syncing::start(self.config.sync.as_ref(), &mut self.dataplane)?;
+        self.sync = syncing::start(self.config.sync.as_ref(), &mut self.dataplane, ended)?;
         self.hold().await?;
         self.vrrp.settle().await;
         let broken = self.broken();

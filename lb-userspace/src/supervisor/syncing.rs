@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    sync::mpsc::Receiver,
 };
 
 use anyhow::Context as _;
@@ -13,20 +14,24 @@ use crate::{
         self,
         model::{self, VirtualServer},
     },
-    dataplane::Dataplane,
+    dataplane::{Connection, Dataplane},
     reconcile::{Endpoint, Numbers},
     sync::{Backends, Key, Options, Sync, View},
 };
 
-/// Starts it, where it is configured.
-pub(super) fn start(configured: Option<&model::Sync>, dataplane: &mut Dataplane) -> anyhow::Result<Option<Sync>> {
+/// Starts it, where it is configured. `over` are connections that this daemon has ended.
+pub(super) fn start(
+    configured: Option<&model::Sync>,
+    dataplane: &mut Dataplane,
+    over: Receiver<Connection>,
+) -> anyhow::Result<Option<Sync>> {
     let Some(model::Sync { listen, peers, key_file }) = configured else {
         return Ok(None);
     };
     let secret = config::shared_key(key_file).map_err(|why| anyhow::anyhow!("{} {why}", key_file.display()))?;
     let mirror = dataplane.mirror().context("reading connections")?;
     let options = Options { listen: *listen, peers: peers.clone(), key: Key::new(&secret) };
-    Ok(Some(Sync::start(options, mirror)?))
+    Ok(Some(Sync::start(options, mirror, over)?))
 }
 
 /// Backends by what all nodes know them by, in the numbering of the tables; `local` are this host's own addresses, where no connection

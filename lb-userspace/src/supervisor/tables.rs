@@ -121,9 +121,10 @@ impl Node {
     pub(super) fn health(&self, reports: &Reports) -> Health {
         let state = |server: &VirtualServer, backend: &model::Backend| {
             let report = reports.get(&BackendKey::of(server, backend))?;
-            report.last_check.is_some().then_some(report.state)
+            report.last_check.is_some().then(|| report.consequence())
         };
-        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has.
+        // Of what was not checked yet nobody knows whether it lives: it gets nothing new, and keeps what it has. So does what may be silent for
+        // want of a way.
         let of = |server: &VirtualServer| {
             let ordered = |backend: &model::Backend| {
                 self.orders.state(server, backend, state(server, backend).unwrap_or(State::Draining))

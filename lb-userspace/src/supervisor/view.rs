@@ -200,6 +200,7 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::IcmpError
             | Counter::Unanswered
             | Counter::Retried
+            | Counter::OverRateRepeated
             | Counter::EvictedHalfOpen
             | Counter::EvictedClosing
             | Counter::EvictedIdle => sorted.events.insert(label, *count),
@@ -207,7 +208,7 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
                 *sorted.verdicts.entry("pass".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)
             }
-            Counter::NoBackend | Counter::BackendDown => {
+            Counter::NoBackend | Counter::BackendDown | Counter::OverRateRefused => {
                 *sorted.verdicts.entry("reset".to_owned()).or_default() += count;
                 sorted.events.insert(label, *count)
             }
@@ -222,6 +223,7 @@ fn counters(counts: &BTreeMap<Counter, u64>, forwarded: u64) -> Counters {
             | Counter::Overdue
             | Counter::Circling
             | Counter::Denied
+            | Counter::OverRate
             | Counter::Refused => {
                 *sorted.verdicts.entry("drop".to_owned()).or_default() += count;
                 sorted.drops.insert(label, *count)

@@ -8,6 +8,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc::Receiver,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -121,8 +122,8 @@ struct Shared {
 }
 
 impl Sync {
-    /// Binds the socket and starts.
-    pub fn start(options: Options, mirror: Mirror) -> Result<Self, StartError> {
+    /// Binds the socket and starts. `over` are connections that have ended by no packet of theirs.
+    pub fn start(options: Options, mirror: Mirror, over: Receiver<Connection>) -> Result<Self, StartError> {
         let failed = |source| StartError::Bind { address: options.listen, source };
         let socket = UdpSocket::bind(options.listen).map_err(failed)?;
         // Beyond what the system allows by itself, if this process may; a smaller one only loses more.
@@ -146,6 +147,7 @@ impl Sync {
         let speaker = Speaker {
             socket,
             mirror,
+            over,
             peers: options.peers.iter().map(peer).collect(),
             shared: Arc::clone(&shared),
             view: View::default(),
@@ -182,6 +184,7 @@ impl Drop for Sync {
 struct Speaker {
     socket: UdpSocket,
     mirror: Mirror,
+    over: Receiver<Connection>,
     peers: Vec<Conversation>,
     shared: Arc<Shared>,
     view: View,
@@ -229,6 +232,7 @@ impl Speaker {
         while let Some(connection) = self.mirror.news() {
             told.add(&connection);
         }
+        self.over.try_iter().take(MOST).for_each(|connection| told.add(&connection));
         self.go_on(now, &mut told);
         for body in told.bodies {
             for conversation in self.peers.iter_mut().filter(|each| each.peer.is_connected(now)) {

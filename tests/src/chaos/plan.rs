@@ -129,13 +129,21 @@ impl Fault {
         }
     }
 
-    /// Whether connections with this backend may end by it. To a holder that nobody hears, each backend is as good as dead; if it is back
-    /// before its checks have all failed, it still resets what is with those that fail now.
+    /// Whether connections with this backend may end by it.
     pub(super) fn may_end(self, backend: &str) -> bool {
         match self {
             Self::BackendKilled(n) | Self::BackendStopped(n) | Self::BackendCut(n) => backend == master(n),
-            Self::Cut(node) | Self::Carrier(node) => node == A,
             _ => false,
+        }
+    }
+
+    /// Whether the appliances do not hear each other while it lasts, so that neither is told of what ends at the other.
+    pub(super) fn parts(self) -> bool {
+        match self {
+            Self::Kill(_) | Self::Stop(_) | Self::Terminate(_) | Self::Restart(_) | Self::Upgrade(_) => true,
+            Self::Carrier(_) | Self::Cut(_) | Self::Part => true,
+            Self::Release | Self::Forget(_) | Self::Drain(_) | Self::Flood => false,
+            Self::BackendKilled(_) | Self::BackendStopped(_) | Self::BackendCut(_) | Self::BackendMoved(_) => false,
         }
     }
 }

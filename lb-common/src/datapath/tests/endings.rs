@@ -63,7 +63,7 @@ where
                         payload: payload.clone(),
                         extra: extra.to_vec(),
                         tags: tags.clone(),
-                        hops: 1,
+                        hops: 2,
                         ..asks(flags)
                     };
                     let answer = if flags.any(ACK) {
@@ -113,6 +113,13 @@ where
     world.expect(&reply, Verdict::Transmit, &sent_back(&reply));
 }
 
+/// How many connections the daemon was told to be over.
+fn told<A: Net>(world: &World<A>) -> usize {
+    let Memory { news4, news6, .. } = &world.memory;
+    let four = news4.borrow().iter().filter(|news| news.phase() == Phase::Closed).count();
+    four + news6.borrow().iter().filter(|news| news.phase() == Phase::Closed).count()
+}
+
 fn a_dead_backends_connection_is_reset_and_forgotten<A: Net>()
 where
     Memory: Family<A>,
@@ -123,7 +130,7 @@ where
     world.down();
     let data = Segment { payload: b"are you there".to_vec(), ..asks(ACK) };
     refused(&world, &data, &reset(&data, data.acknowledgement, 0, RST));
-    assert_eq!(world.memory.counter(Counter::BackendDown), 1);
+    assert_eq!((world.memory.counter(Counter::BackendDown), told(&world)), (1, 1));
     assert!(!world.knows(&data));
     assert!(!world.knows(&answers(CLIENT_PORT, ACK)));
 }
@@ -136,6 +143,7 @@ where
     world.ingress(&asks::<A>(SYN).bytes());
     world.down();
     world.dropped(&answers(CLIENT_PORT, SYN_ACK), Counter::BackendDown);
+    assert_eq!(told(&world), 1);
     assert!(!world.knows(&asks(SYN)));
     assert!(!world.knows(&answers(CLIENT_PORT, SYN_ACK)));
 }

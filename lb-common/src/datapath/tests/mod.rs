@@ -3,6 +3,7 @@
 mod access;
 mod connections;
 mod endings;
+mod expired;
 mod fence;
 mod icmp_errors;
 mod leaving;

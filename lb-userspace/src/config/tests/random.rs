@@ -105,7 +105,8 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let balance = prop::sample::select(Balance::ALL.to_vec());
     let prefer_local = prop_oneof![Just(PreferLocal::Off), Just(PreferLocal::Processes), Just(PreferLocal::All)];
     let all_down = prop_oneof![Just(AllDown::Reset), Just(AllDown::Open)];
-    let balancing = (balance, duration(0..=3_600_000), prefer_local, all_down);
+    let over_rate = prop_oneof![Just(Excess::Challenge), Just(Excess::Drop), Just(Excess::Reset)];
+    let balancing = (balance, duration(0..=3_600_000), prefer_local, all_down, (0..=1_000_000_u32, over_rate));
     let on_down = prop_oneof![Just(OnDown::Reset), Just(OnDown::Keep)];
     let mode = prop_oneof![Just(ServerMode::Nat), Just(ServerMode::Dsr), Just(ServerMode::Auto)];
     let interface = prop::option::of("[a-z0-9._-]{3,15}");
@@ -114,7 +115,7 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
     let ends = (mode, on_down);
     (name(), any::<bool>(), 1_u16.., interface, ends, drain, (ranges(), ranges()), check(), (backends, balancing))
         .prop_map(|(name, v4, port, interface, (mode, on_down), drain, (allow, deny), check, (backends, balancing))| {
-            let (balance, slow_start, prefer_local, all_down) = balancing;
+            let (balance, slow_start, prefer_local, all_down, (connection_rate, over_rate)) = balancing;
             let range = |(bits, length): &(u128, u8)| {
                 let net = if v4 {
                     IpNet::new(IpAddr::from((*bits as u32).to_be_bytes()), length % 33)
@@ -157,6 +158,8 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
                 prefer_local,
                 on_down,
                 all_down,
+                connection_rate,
+                over_rate,
                 drain,
                 allow,
                 deny,
@@ -347,6 +350,7 @@ fn written(config: &Config) -> String {
     for server in virtual_servers {
         let VirtualServer { name, address, port, interface, drain, allow, deny, check, backends, .. } = server;
         let VirtualServer { balance, slow_start, prefer_local, mode, elsewhere, on_down, all_down, .. } = server;
+        let VirtualServer { connection_rate, over_rate, .. } = server;
         text += "[[virtual_server]]\n";
         let mut key = |name: &str, value: toml::Value| text += &format!("{name} = {value}\n");
         key("name", name.as_str().into());
@@ -360,6 +364,8 @@ fn written(config: &Config) -> String {
         key("elsewhere", (*elsewhere).into());
         key("on_down", format!("{on_down:?}").to_lowercase().into());
         key("all_down", format!("{all_down:?}").to_lowercase().into());
+        key("connection_rate", i64::from(*connection_rate).into());
+        key("over_rate", format!("{over_rate:?}").to_lowercase().into());
         for (name, list) in [("allow", allow), ("deny", deny)] {
             key(name, list.iter().map(ToString::to_string).collect::<Vec<_>>().into());
         }

@@ -115,7 +115,7 @@ pub(super) fn own<A: Address>(sets: &[Set<A>], vips: &BTreeSet<IpAddr>, now: u64
 }
 
 /// A connection in nobody's numbering, by the keys of its two directions.
-pub(super) fn connection<A: Address>(
+pub(in crate::dataplane) fn connection<A: Address>(
     (key, other): (&Key<A>, &Key<A>),
     role: Role,
     phase: Phase,

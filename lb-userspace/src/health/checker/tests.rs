@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{
-    config::model::{AllDown, Backend, Balance, CheckKind, OnDown, PreferLocal, ServerMode},
+    config::model::{AllDown, Backend, Balance, CheckKind, Excess, OnDown, PreferLocal, ServerMode},
     health::{
         failure::Reason,
         stand_in::{Reply, StandIn, check, closed_port, readyz},
@@ -81,6 +81,7 @@ fn unknown() -> Report {
         checks: 0,
         failures: 0,
         consecutive: 0,
+        evidence: Evidence::default(),
     }
 }
 
@@ -198,7 +199,7 @@ async fn waits_count_from_start_to_start_and_differ() {
 
 /// Checks that take a while and are good until the backend is lost; who waits for news of one.
 struct Suspected {
-    suspicion: Arc<Notify>,
+    signals: Arc<Signals>,
     story: Arc<Mutex<Story>>,
     reports: watch::Receiver<Reports>,
     _task: JoinSet<Infallible>,
@@ -209,11 +210,11 @@ impl Suspected {
         let story = Arc::new(Mutex::new(Story::default()));
         let probe = Imagined { lost_after: Duration::MAX, loss, story: story.clone(), timeout: check.timeout };
         let (board, mut reports) = board();
-        let suspicion = Arc::new(Notify::new());
+        let signals = Arc::new(Signals::default());
         let mut task = JoinSet::new();
-        task.spawn(run(probe, check.clone(), board, Arc::clone(&suspicion)));
+        task.spawn(run(probe, check.clone(), board, Arc::clone(&signals)));
         becomes(&mut reports, State::Up).await;
-        Self { suspicion, story, reports, _task: task }
+        Self { signals, story, reports, _task: task }
     }
 
     fn checks(&self) -> usize {
@@ -236,7 +237,7 @@ async fn what_clients_get_no_answer_from_is_found_out_quickly() {
                     continue;
                 }
                 let news = Instant::now();
-                backend.suspicion.notify_one();
+                backend.signals.suspicion.notify_one();
                 becomes(&mut backend.reports, State::Down).await;
                 let (took, limit) = (news.elapsed(), Duration::from_millis(each * u64::from(check.fall.get()) + 205));
                 assert!(took <= limit, "{loss:?} at {part}: {took:?} of {limit:?}, {check:?}");
@@ -253,7 +254,7 @@ async fn suspicions_alone_take_no_backend_out_and_cost_few_checks() {
         let backend = Suspected::up(&check, Loss::Process).await;
         let (before, start) = (backend.checks(), Instant::now());
         while start.elapsed() < check.interval * 4 {
-            backend.suspicion.notify_one();
+            backend.signals.suspicion.notify_one();
             sleep(Duration::from_millis(10)).await;
         }
         let made = backend.checks() - before;
@@ -264,7 +265,7 @@ async fn suspicions_alone_take_no_backend_out_and_cost_few_checks() {
         // One that comes at rest is followed by one check, and then all is as before.
         sleep(Duration::from_millis(210)).await;
         let rest = backend.checks();
-        backend.suspicion.notify_one();
+        backend.signals.suspicion.notify_one();
         sleep(Duration::from_millis(200)).await;
         assert_eq!(backend.checks(), rest + 1, "{check:?}");
     }
@@ -275,17 +276,131 @@ fn check_that_could_not_be_made_changes_nothing_but_the_text() {
     let (mut board, reports) = board();
     let one = NonZeroU32::MIN;
     let mut counter = Counter::new(one, one);
-    record(&mut counter, &mut board, Ok("HTTP 200".into()), Duration::from_millis(5));
+    let now = (Instant::now(), false);
+    record(&mut counter, &mut board, Ok("HTTP 200".into()), now);
     let before = board.report.clone();
     assert_eq!((before.state, before.checks), (State::Up, 1));
     assert!(before.since > SystemTime::UNIX_EPOCH);
 
     let error = FileError::new("/ca.crt".as_ref(), "gone");
-    record(&mut counter, &mut board, Err(error.into()), Duration::from_millis(5));
+    record(&mut counter, &mut board, Err(error.into()), now);
     let text = "check not made: cannot use /ca.crt: gone".to_owned();
-    let last_check = Some(LastCheck { text, latency: Duration::from_millis(5) });
-    let expected = Report { last_check, ..before };
-    assert_eq!(reports.borrow()[&board.key], expected);
+    let after = reports.borrow()[&board.key].clone();
+    let latency = after.last_check.as_ref().expect("it has been tried").latency;
+    assert_eq!(after, Report { last_check: Some(LastCheck { text, latency }), ..before });
+}
+
+/// Three backends on hosts of their own, which this node does not reach while it is cut off.
+struct Network {
+    cut: Mutex<Option<(Instant, Instant)>>,
+    dead: Mutex<Option<SocketAddr>>,
+}
+
+struct Reached {
+    network: Arc<Network>,
+    address: SocketAddr,
+}
+
+impl Checks for Reached {
+    async fn check(&mut self, silence: Duration) -> Result<String, Failure> {
+        let now = Instant::now();
+        let is_cut = self.network.cut.lock().unwrap().is_some_and(|(from, to)| (from..to).contains(&now));
+        if is_cut || *self.network.dead.lock().unwrap() == Some(self.address) {
+            sleep(silence).await;
+            return Err(Failure::silent(Reason::Silent { address: self.address, after: silence }));
+        }
+        sleep(Duration::from_millis(3)).await;
+        Ok("HTTP 200".into())
+    }
+}
+
+/// Their checks, and whoever has them asked as the supervisor does. Notes who was found dead, and when.
+struct Checked {
+    network: Arc<Network>,
+    reports: watch::Receiver<Reports>,
+    lost: Arc<Mutex<BTreeMap<SocketAddr, Instant>>>,
+    _tasks: JoinSet<Infallible>,
+}
+
+impl Checked {
+    async fn up(check: &Check) -> Self {
+        let addresses = [1, 2, 3].map(|last| SocketAddr::from(([10, 0, 0, last], 6443)));
+        let key = |address| BackendKey { virtual_server: "api".into(), backend: "b".into(), address };
+        let (sender, mut reports) = watch::channel(Arc::new(addresses.map(|address| (key(address), unknown())).into()));
+        let sender = Arc::new(sender);
+        let network = Arc::new(Network { cut: Mutex::default(), dead: Mutex::default() });
+        let mut tasks = JoinSet::new();
+        let mut signals = BTreeMap::new();
+        for address in addresses {
+            let board = Board { key: key(address), report: unknown(), reports: sender.clone() };
+            let told = signals.entry(key(address)).or_insert_with(Arc::<Signals>::default).clone();
+            tasks.spawn(run(Reached { network: network.clone(), address }, check.clone(), board, told));
+        }
+        let lost = Arc::new(Mutex::new(BTreeMap::new()));
+        let (noted, mut changes) = (lost.clone(), reports.clone());
+        becomes(&mut reports, State::Up).await;
+        tasks.spawn(async move {
+            loop {
+                let all = changes.borrow_and_update().clone();
+                silence::to_ask(&all, &|_| false).into_iter().for_each(|key| signals[key].question.notify_one());
+                for (key, _) in all.iter().filter(|(_, report)| report.consequence() == State::Down) {
+                    noted.lock().unwrap().entry(key.address).or_insert_with(Instant::now);
+                }
+                changes.changed().await.unwrap();
+            }
+        });
+        Self { network, reports, lost, _tasks: tasks }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_cut_off_takes_nobody_for_dead() {
+    for check in checks() {
+        for tenths in 1..60 {
+            let mut checked = Checked::up(&check).await;
+            sleep(check.interval.mul_f64(fastrand::f64())).await;
+            let cut = Instant::now();
+            let back = cut + check.interval.mul_f64(f64::from(tenths) / 10.0);
+            *checked.network.cut.lock().unwrap() = Some((cut, back));
+            sleep(check.interval * 7).await;
+            becomes(&mut checked.reports, State::Up).await;
+            assert_eq!(*checked.lost.lock().unwrap(), BTreeMap::new(), "{:?} of {check:?}", back - cut);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_dies_among_others_is_lost_within_the_promise() {
+    for check in checks() {
+        for _ in 0..30 {
+            let checked = Checked::up(&check).await;
+            sleep(check.interval.mul_f64(fastrand::f64() * 3.0)).await;
+            let (dead, died) = (SocketAddr::from(([10, 0, 0, 2], 6443)), Instant::now());
+            *checked.network.dead.lock().unwrap() = Some(dead);
+            sleep(check.interval * (check.fall.get() + 2) + Duration::from_secs(2)).await;
+            let lost = checked.lost.lock().unwrap().clone();
+            // With fewer than three checks, one more may be needed to know whose fault it is.
+            let more = if check.fall.get() < 3 { Duration::from_millis(620) } else { Duration::ZERO };
+            let promise = check.interval * check.fall.get() + Duration::from_secs(1) + more;
+            assert_eq!(lost.keys().collect::<Vec<_>>(), [&dead]);
+            assert!(lost[&dead] - died <= promise, "{:?}: {check:?}", lost[&dead] - died);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_died_while_this_node_was_cut_off_is_found_out_when_it_is_back() {
+    for check in checks() {
+        let checked = Checked::up(&check).await;
+        let (cut, dead) = (Instant::now(), SocketAddr::from(([10, 0, 0, 3], 6443)));
+        let back = cut + check.interval * 6;
+        *checked.network.cut.lock().unwrap() = Some((cut, back));
+        *checked.network.dead.lock().unwrap() = Some(dead);
+        sleep(check.interval * 8 + Duration::from_secs(3)).await;
+        let lost = checked.lost.lock().unwrap().clone();
+        assert_eq!(lost.keys().collect::<Vec<_>>(), [&dead]);
+        assert!(lost[&dead] >= back && lost[&dead] <= back + check.interval * 2 + Duration::from_secs(2), "{check:?}");
+    }
 }
 
 fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualServer {
@@ -301,6 +416,8 @@ fn server(name: &str, check: Check, backends: &[(&str, SocketAddr)]) -> VirtualS
         elsewhere: false,
         on_down: OnDown::Reset,
         all_down: AllDown::Reset,
+        connection_rate: 0,
+        over_rate: Excess::Challenge,
         allow: Vec::new(),
         deny: Vec::new(),
         drain: Duration::ZERO,

@@ -19,7 +19,7 @@ use crate::{
     config::model::Verify,
     health::{
         connection::BODY,
-        counter::Outcome::{self, Dead, Refused},
+        counter::Outcome::{self, Dead, Refused, Silent},
         stand_in::{Authority, Deaf, Reply, StandIn, backend, check, closed_port, readyz, unverified, verified},
     },
 };
@@ -280,7 +280,7 @@ async fn slow_answer_is_waited_for() {
 
 /// The kept connection is acknowledged but not answered, and a new one is not even accepted: one timeout decides.
 #[tokio::test]
-async fn hanging_server_without_tcp_is_dead_in_one_timeout() {
+async fn hanging_server_without_tcp_is_silent_in_one_timeout() {
     let mut deaf = Deaf::new();
     let timeout = Duration::from_millis(400);
     let mut probe = hasty(CheckKind::Http(readyz()), deaf.address, timeout);
@@ -297,13 +297,13 @@ async fn hanging_server_without_tcp_is_dead_in_one_timeout() {
     deaf.fill();
     let start = Instant::now();
     let (outcome, text) = failure(&mut probe).await;
-    assert_eq!(outcome, Some(Dead), "{text}");
+    assert_eq!(outcome, Some(Silent), "{text}");
     assert!(text.ends_with("within 400ms, and TCP does not answer any more"), "{text}");
     assert!(start.elapsed() < timeout + Duration::from_millis(200));
 }
 
 #[tokio::test]
-async fn host_that_does_not_answer_a_syn_is_dead_after_the_silence() {
+async fn host_that_does_not_answer_a_syn_is_silent_after_the_silence() {
     let mut deaf = Deaf::new();
     deaf.fill();
     for kind in [CheckKind::Tcp, CheckKind::Http(readyz())] {
@@ -311,7 +311,7 @@ async fn host_that_does_not_answer_a_syn_is_dead_after_the_silence() {
         let start = Instant::now();
         let failure = probe.check(Duration::from_millis(150)).await.unwrap_err();
         assert!(start.elapsed() < Duration::from_secs(1));
-        assert_eq!(failure.outcome, Some(Dead));
+        assert_eq!(failure.outcome, Some(Silent));
         let expected = format!("{} does not answer TCP (waited 150ms)", deaf.address);
         assert_eq!(failure.to_string(), expected);
     }

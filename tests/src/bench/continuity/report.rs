@@ -106,14 +106,14 @@ impl Line {
 }
 
 fn target(mode: Mode, event: Event) -> Option<Target> {
+    let survived_percent = if mode == Mode::Dsr { 100.0 } else { 99.9 };
     Some(match event {
-        Event::Quiet | Event::Return | Event::Heal => return None,
+        Event::Quiet => return None,
+        // However long the former holder was away, nobody notices that it has been.
+        Event::Return | Event::Heal => Target { survived_percent, gap: None },
         Event::Restart | Event::Upgrade | Event::Reload => Target { survived_percent: 100.0, gap: None },
         // 400 ms until another node answers; TCP tries again after 200, 600 and 1400 ms.
-        Event::Kill | Event::LinkLoss => {
-            let survived_percent = if mode == Mode::Dsr { 100.0 } else { 99.9 };
-            Target { survived_percent, gap: Some(Duration::from_millis(800)) }
-        }
+        Event::Kill | Event::LinkLoss => Target { survived_percent, gap: Some(Duration::from_millis(800)) },
     })
 }
 

@@ -1,12 +1,12 @@
 //! Which of two backends a new connection gets.
 
 use lb_common::{
-    abi::{Backend, Balance, Counter, Policy, flow_hash, source_hash},
+    abi::{Backend, Balance, Counter, Excess, Policy, flow_hash, source_hash},
     address::{V4, V6},
     maglev,
 };
 
-use super::{CLIENT, REDIRECT, Scene, Script};
+use super::{CLIENT, DROP, REDIRECT, Scene, Script, TRANSMIT};
 use crate::packets::{
     Change,
     frames::{ACK, FIN, PSH, RST, SYN, Segment},
@@ -93,6 +93,28 @@ pub(super) fn fewest(scene: &Scene) -> Script {
         script = goes(script, scene, "the other", &nth(scene, number, FIN | ACK), SPARE, &[]);
     }
     goes(script, scene, "four have ended", &nth(scene, 7, SYN), SPARE, &[Connected])
+}
+
+/// One connection a second is taken, so the second SYN comes too early.
+pub(super) fn rate(scene: &Scene) -> Script {
+    use Counter::{Connected, OverRate, OverRateRefused, OverRateRepeated};
+    let limited =
+        |excess| Change::Policy(PAIR.service(scene.family), Policy::new(Balance::SourceHash).limited(1, excess));
+    let dropped = |script: Script, number| {
+        let syn = nth(scene, number, SYN).bytes();
+        script.then("beyond it", syn.clone(), DROP, syn, &[OverRate])
+    };
+    let mut script = goes(Script::default(), scene, "within the rate", &nth(scene, 0, SYN), PAIR, &[Connected])
+        .after([limited(Excess::Challenge)]);
+    script = dropped(script, 1);
+    script = goes(script, scene, "it comes again", &nth(scene, 1, SYN), PAIR, &[Connected, OverRateRepeated]);
+    script = goes(script, scene, "what goes on is not counted", &nth(scene, 0, ACK), PAIR, &[]);
+    script = dropped(script, 2).after([limited(Excess::Drop)]);
+    script = dropped(script, 2);
+    let refused = nth(scene, 3, SYN);
+    script
+        .then("refused", refused.bytes(), TRANSMIT, scene.reset(&refused), &[OverRateRefused])
+        .after([limited(Excess::Reset)])
 }
 
 pub(super) fn flows(scene: &Scene) -> Script {

@@ -1,0 +1,243 @@
+//! Whose silence it is when nothing comes back from a backend: a node that is cut off hears nobody, and its backends live. Pure.
+//!
+//! ```text
+//!   a backend   x-------x-------x-----     x  a check begins that nothing comes back to
+//!   another         o                      o  one that is answered
+//! ```
+//! Once another backend of the same virtual server has answered a check that began within the silence, this node is heard and hears. What begins
+//! after that and is left without an answer as well, as the second check here, shows that the backend is silent by itself. With the third one it
+//! is down, and its connections are lost.
+//!
+//! Where all have fallen silent together and none has refused anything, it is more likely this node than all of them. New connections find nobody, and
+//! those that are there are left alone until one of them answers. It says by itself what has become of its own, and by that the
+//! others are judged.
+
+use std::{net::IpAddr, time::Instant};
+
+use super::{
+    State,
+    checker::{BackendKey, Report, Reports},
+    counter::Outcome,
+};
+
+/// What speaks for and against the death of a backend. The times are those at which checks began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// The latest to which something came back.
+    answered: Option<Instant>,
+    /// TCP was refused since it was accepted last.
+    refused: bool,
+    /// The first of those in a row to which nothing came back.
+    silent: Option<Instant>,
+    /// That is not for want of a way.
+    alone: bool,
+}
+
+impl Evidence {
+    /// Takes in a check that began at `begun`. `alone` says that nobody but the backend is to blame for its silence.
+    pub(super) fn record(&mut self, outcome: Outcome, begun: Instant, alone: impl FnOnce() -> bool) {
+        match outcome {
+            Outcome::Silent => {
+                self.alone = self.alone || alone();
+                self.silent.get_or_insert(begun);
+            }
+            answer => {
+                *self = Self { answered: Some(begun), refused: answer == Outcome::Dead, silent: None, alone: false };
+            }
+        }
+    }
+
+    /// It is the backend that is dead, if it is down.
+    pub(super) fn is_enough(&self) -> bool {
+        self.refused || self.alone
+    }
+
+    fn has_answered_after(&self, moment: Instant) -> bool {
+        self.answered.is_some_and(|answered| answered > moment)
+    }
+}
+
+/// Whether this node reaches another backend since this one is silent. `is_own` says which addresses are this host's, which it reaches in any case.
+pub(super) fn others_answer(all: &Reports, key: &BackendKey, is_own: impl Fn(IpAddr) -> bool) -> bool {
+    let since = all.get(key).and_then(|report| report.evidence.silent);
+    since.is_some_and(|since| {
+        others(all, key).any(|(key, other)| other.evidence.has_answered_after(since) && !is_own(key.address.ip()))
+    })
+}
+
+/// Whether there is nobody who could tell. Whoever was silent by himself before cannot.
+pub(super) fn has_no_witness(all: &Reports, key: &BackendKey, is_own: impl Fn(IpAddr) -> bool) -> bool {
+    let tells = |(key, other): (&BackendKey, &Report)| {
+        let Evidence { answered, silent, alone, .. } = other.evidence;
+        (answered.is_some() || silent.is_some()) && !alone && !is_own(key.address.ip())
+    };
+    is_own(key.address.ip()) || !others(all, key).any(tells)
+}
+
+/// Who is to be checked at once, so that it is soon known who is silent by himself.
+pub(super) fn to_ask<'a>(all: &'a Reports, is_own: &impl Fn(IpAddr) -> bool) -> Vec<&'a BackendKey> {
+    let mut asked = Vec::new();
+    for (key, report) in all.iter().filter(|(_, report)| !report.evidence.is_enough()) {
+        let Some(since) = report.evidence.silent else { continue };
+        let knows = |other: &Report| other.evidence.silent.is_some() || other.evidence.has_answered_after(since);
+        asked.extend(others(all, key).filter(|(_, other)| !knows(other)).map(|(key, _)| key));
+        if report.state == State::Down && others_answer(all, key, is_own) {
+            asked.push(key);
+        }
+    }
+    asked
+}
+
+/// The other hosts' backends of the same virtual server.
+fn others<'a>(all: &'a Reports, key: &BackendKey) -> impl Iterator<Item = (&'a BackendKey, &'a Report)> {
+    all.iter()
+        .filter(move |(other, _)| other.virtual_server == key.virtual_server && other.address.ip() != key.address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+    use Outcome::{Dead, Healthy, Refused, Silent};
+
+    use super::*;
+
+    /// Reports of backends of one virtual server at 10.0.0.1 and so on, whose checks had these outcomes and began at these moments.
+    struct Scene {
+        start: Instant,
+        all: Reports,
+    }
+
+    fn key(server: &str, last: u8) -> BackendKey {
+        let address = SocketAddr::from(([10, 0, 0, last], 6443));
+        BackendKey { virtual_server: server.to_owned(), backend: format!("b{last}"), address }
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            Self { start: Instant::now(), all: Arc::default() }
+        }
+
+        /// The outcome of a check of a backend that began at a moment, as the checker would take it in.
+        fn check(&mut self, last: u8, outcome: Outcome, at: u64) {
+            let key = key("api", last);
+            let alone = others_answer(&self.all, &key, is_own) || has_no_witness(&self.all, &key, is_own);
+            let begun = self.start + Duration::from_millis(at);
+            let all: &mut BTreeMap<_, _> = Arc::make_mut(&mut self.all);
+            let report = all.entry(key).or_insert_with(Report::unknown);
+            report.evidence.record(outcome, begun, || alone);
+            report.state = if outcome == Healthy { State::Up } else { State::Down };
+        }
+
+        fn dead(&self) -> Vec<u8> {
+            let dead = self.all.iter().filter(|(_, report)| report.evidence.is_enough());
+            dead.map(|(key, _)| last(key)).collect()
+        }
+
+        fn asked(&self) -> Vec<u8> {
+            let mut asked: Vec<u8> = to_ask(&self.all, &is_own).into_iter().map(last).collect();
+            asked.sort_unstable();
+            asked.dedup();
+            asked
+        }
+    }
+
+    fn is_own(address: IpAddr) -> bool {
+        address == IpAddr::from([10, 0, 0, 9])
+    }
+
+    fn last(key: &BackendKey) -> u8 {
+        match key.address.ip() {
+            IpAddr::V4(v4) => v4.octets()[3],
+            IpAddr::V6(_) => unreachable!(),
+        }
+    }
+
+    /// Backends with these numbers were well.
+    fn well(backends: &[u8]) -> Scene {
+        let mut scene = Scene::new();
+        backends.iter().for_each(|last| scene.check(*last, Healthy, u64::from(*last)));
+        scene
+    }
+
+    #[test]
+    fn one_that_is_silent_among_others_is_dead_by_its_next_check() {
+        let mut scene = well(&[1, 2, 3]);
+        scene.check(1, Silent, 100);
+        assert_eq!((scene.dead(), scene.asked()), (vec![], vec![2, 3]), "what they said before says nothing");
+        scene.check(2, Healthy, 99);
+        assert_eq!(scene.asked(), [2, 3], "that check began before the silence did");
+        scene.check(2, Healthy, 110);
+        assert_eq!((scene.dead(), scene.asked()), (vec![], vec![1, 3]));
+        scene.check(1, Silent, 120);
+        assert_eq!((scene.dead(), scene.asked()), (vec![1], vec![]));
+        scene.check(1, Healthy, 300);
+        assert!(scene.dead().is_empty());
+    }
+
+    #[test]
+    fn any_answer_of_another_counts_and_this_hosts_own_does_not() {
+        for (other, outcome, dead) in
+            [(2, Refused, &[1][..]), (2, Dead, &[1, 2]), (2, Silent, &[]), (9, Healthy, &[]), (9, Dead, &[9])]
+        {
+            let mut scene = well(&[1, 2, 9]);
+            scene.check(1, Silent, 100);
+            scene.check(other, outcome, 110);
+            scene.check(1, Silent, 120);
+            assert_eq!(scene.dead(), dead, "{other}: {outcome:?}");
+        }
+        let mut scene = well(&[1, 2, 9]);
+        scene.check(9, Silent, 100);
+        assert_eq!(scene.dead(), [9], "this host reaches itself");
+    }
+
+    #[test]
+    fn who_hears_nobody_blames_nobody_however_long() {
+        let mut scene = well(&[1, 2, 3]);
+        for round in 1..100 {
+            (1..=3).for_each(|last| scene.check(last, Silent, round * 100 + u64::from(last)));
+            assert_eq!((scene.dead(), scene.asked()), (vec![], vec![]));
+        }
+        scene.check(2, Healthy, 10_000);
+        assert_eq!((scene.dead(), scene.asked()), (vec![], vec![1, 3]), "the others are asked at once");
+        scene.check(1, Healthy, 10_010);
+        scene.check(3, Silent, 10_010);
+        assert_eq!(scene.dead(), [3]);
+    }
+
+    #[test]
+    fn a_refusal_needs_no_witness() {
+        let mut scene = well(&[1, 2]);
+        (1..=2).for_each(|last| scene.check(last, Dead, 100));
+        assert_eq!((scene.dead(), scene.asked()), (vec![1, 2], vec![]));
+        scene.check(1, Silent, 200);
+        assert_eq!(scene.dead(), [1, 2], "what was dead does not live by being silent");
+        scene.check(1, Refused, 300);
+        assert_eq!(scene.dead(), [2]);
+    }
+
+    #[test]
+    fn the_last_one_dies_at_once() {
+        let mut scene = well(&[1]);
+        scene.check(1, Silent, 100);
+        assert_eq!(scene.dead(), [1], "there is nobody to ask");
+
+        let mut scene = well(&[1, 2]);
+        scene.check(1, Silent, 100);
+        scene.check(2, Healthy, 110);
+        scene.check(1, Silent, 120);
+        scene.check(2, Silent, 130);
+        assert_eq!(scene.dead(), [1, 2], "who was dead before cannot tell");
+    }
+
+    #[test]
+    fn other_virtual_servers_may_go_other_ways() {
+        let mut scene = well(&[1, 2]);
+        scene.check(1, Silent, 100);
+        let mut elsewhere = Report::unknown();
+        elsewhere.evidence.record(Healthy, scene.start + Duration::from_millis(110), || unreachable!());
+        Arc::make_mut(&mut scene.all).insert(key("other", 3), elsewhere);
+        scene.check(1, Silent, 120);
+        assert!(scene.dead().is_empty());
+    }
+}
