@@ -325,6 +325,8 @@ impl Backend {
     pub const PRESENT: u8 = 4;
     /// Its own xvip turns what is for the virtual server: new connections are sent on as they are.
     pub const DIRECT: u8 = 8;
+    /// Its check fails, and it takes new connections all the same, as all others do: what it refuses is refused.
+    pub const FAILING: u8 = 16;
 
     pub const fn new(address: [u8; 16], port: [u8; 2], flags: u8) -> Self {
         Self { address, port, flags: flags | Self::PRESENT, reserved: 0, service: ServiceKey::new([0; 16], [0; 2]) }

@@ -156,8 +156,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn another(&self, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
-        BackendId(functions::another(service.0, than.0, seed) as u32)
+    fn another(&self, service: ServiceId, than: BackendId, seed: u32, shunned: u8) -> BackendId {
+        BackendId(functions::another(service.0, than.0, seed, shunned.into()) as u32)
     }
 
     #[inline(always)]

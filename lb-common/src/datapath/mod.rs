@@ -147,8 +147,8 @@ pub trait Tables {
     fn suspect(&self, id: BackendId, now: u64);
     /// See [`another`]; [`BackendId::NONE`] if there is none.
     #[inline(always)]
-    fn another(&self, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
-        another(self, service, than, seed)
+    fn another(&self, service: ServiceId, than: BackendId, seed: u32, shunned: u8) -> BackendId {
+        another(self, service, than, seed, shunned)
     }
     /// Nanoseconds of `CLOCK_BOOTTIME`. Dear: for the few packets that depend on a lease.
     fn uptime(&self) -> u64;

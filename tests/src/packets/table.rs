@@ -120,6 +120,7 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("an error whose lengths contradict each other", icmp::malformed),
     ("a backend refuses, and another takes the connection", passive::refused),
     ("the only backend refuses", passive::refused_by_all),
+    ("a backend refuses, and the other one is failing", passive::refused_by_failing),
     ("a backend leaves a SYN unanswered", passive::unanswered),
     ("a backend on this host refuses", passive::refused_here),
     ("the last hop", expired),
