@@ -31,6 +31,7 @@ pub mod names {
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
+    pub const TC_LOOPBACK: &str = "tc_loopback";
     pub const CONNECT4: &str = "connect4";
     pub const CONNECT6: &str = "connect6";
     pub const GETPEERNAME4: &str = "getpeername4";
@@ -638,6 +639,7 @@ mod tests {
             names::XDP_INGRESS,
             names::TC_INGRESS,
             names::TC_EGRESS,
+            names::TC_LOOPBACK,
             names::GETPEERNAME4,
             names::SOCK_RELEASE,
         ]) {

@@ -315,11 +315,12 @@ family!(V4, flows4, news4, draft4);
 family!(V6, flows6, news6, draft6);
 
 impl Outgoing for [u8] {
-    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool {
+    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>, keeps_receiver: bool) -> bool {
         let Ok(header) = Frame::get_mut::<A::Header>(self, segment.network) else {
             return false;
         };
-        A::readdress(header, *flow.new_source(), *flow.new_destination());
+        let receiver = if keeps_receiver { segment.key.destination } else { *flow.new_destination() };
+        A::readdress(header, *flow.new_source(), receiver);
         let Ok(tcp) = Frame::get_mut::<Tcp>(self, segment.transport) else {
             return false;
         };

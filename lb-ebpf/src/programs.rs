@@ -236,3 +236,16 @@ fn tc_egress(ctx: TcContext) -> i32 {
         Leaving::Goes | Leaving::Turned => TC_ACT_OK,
     }
 }
+
+/// What the host sends to itself: replies of backends here to clients that they know by the VIP leave for those.
+#[classifier]
+fn tc_loopback(ctx: TcContext) -> i32 {
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_jiffies64() };
+    match datapath::loopback(&mut Buffer::leaving(&ctx), &Maps::new(ctx.as_ptr()), now) {
+        // SAFETY: a plain helper call.
+        Verdict::Kernel(interface) => unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 },
+        Verdict::Drop => TC_ACT_SHOT,
+        _ => TC_ACT_OK,
+    }
+}

@@ -52,6 +52,7 @@ fn programs_are_where_loaders_look_for_them() {
         (names::SOCK_RELEASE, "cgroup/sock_release"),
         (names::TC_EGRESS, "classifier"),
         (names::TC_INGRESS, "classifier"),
+        (names::TC_LOOPBACK, "classifier"),
         (names::XDP_CLOCK, "xdp"),
         (names::XDP_EXPIRED, "xdp"),
         (names::XDP_ICMP, "xdp"),

@@ -9,7 +9,7 @@
 //! ```
 //! In both cases the error takes the way of its sender's own packets, and what it quotes becomes the key of the other half.
 
-use super::{Draft, Family, Route, Stop, Verdict, Way, direct, send};
+use super::{Draft, Family, Route, Stop, Verdict, Way, direct, inherited, send};
 use crate::{
     abi::{Counter, Port, Settings},
     address::{Address, V4, V6},
@@ -76,7 +76,10 @@ where
             return direct::along::<A, _, _>(frame, tables, quote.network, interface, &flow.hop, way);
         }
         rewrite(frame, &quote, arrives, flow)?;
-        if flow.role.is_local() { Ok(Verdict::Pass) } else { send::leave(frame, tables, interface, &flow.hop, way) }
+        if flow.role.is_local() {
+            return Ok(inherited::up(flow.role));
+        }
+        send::leave(frame, tables, interface, &flow.hop, way)
     });
     match sent {
         Ok(verdict) => {

@@ -9,6 +9,7 @@
 //!            to a VIP, with no hop left -----------------------------> tell the sender
 //!            ARP or neighbour discovery for a VIP, its lease over ---> drop
 //!  egress:   from a backend on this host, known connection ----------> the source becomes the VIP again
+//!  loopback: from a backend on this host to a VIP, inherited --------> source and destination become VIP and client, send
 //! ```
 
 mod admission;
@@ -17,6 +18,7 @@ mod direct;
 mod expired;
 mod fence;
 mod icmp;
+mod inherited;
 pub mod local;
 mod passive;
 mod renew;
@@ -31,6 +33,7 @@ pub use direct::turned;
 pub use expired::{Room, expired, time_exceeded};
 pub use fence::overdue;
 pub use icmp::icmp;
+pub use inherited::{LOOPBACK, loopback};
 pub use passive::another;
 use selection::Asker;
 pub use virtual_mac::accepts;
@@ -60,7 +63,7 @@ pub enum Verdict {
     Redirect(u32),
     /// Back to its sender, cut to that many bytes.
     Answer(usize),
-    /// Rewritten; out of that interface by the kernel, which resolves the neighbour.
+    /// Rewritten; out of that interface by the kernel, which resolves the neighbour. By [`LOOPBACK`], up the stack.
     Kernel(u32),
     /// As it was but for its hops; out of that interface by the kernel, to the neighbour that was asked for last, which it resolves.
     Neighbour(u32),
@@ -211,8 +214,9 @@ pub trait Family<A: Address>: Tables + Sets<A> {
 
 /// A frame on its way out of the host, whose checksums the hardware may yet have to finish.
 pub trait Outgoing: Frame {
-    /// Writes the entry's addresses and ports over the segment's and keeps its checksums right. Whether that succeeded.
-    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool;
+    /// Writes the entry's addresses and ports over the segment's and keeps its checksums right. Whether that succeeded. `keeps_receiver` says
+    /// that the destination's address is the same.
+    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>, keeps_receiver: bool) -> bool;
 
     /// Writes the MAC address `new` over `old` at an even distance from the start, and keeps the checksum at that place right, if it is in
     /// one. Whether that succeeded.
@@ -622,7 +626,7 @@ where
             }
             let arrival = Arrival { segment, bytes: frame.len(), now, ..Arrival::default() };
             note(tables, flow, &arrival);
-            frame.turn(&segment, flow).into()
+            frame.turn(&segment, flow, true).into()
         }
         _ => Leaving::Goes,
     }

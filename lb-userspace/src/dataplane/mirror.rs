@@ -48,6 +48,13 @@ pub struct Connection {
     pub acknowledged: [u8; 4],
 }
 
+impl Connection {
+    /// Whether its backend knows the client by the VIP.
+    pub fn is_seen_by_vip(&self) -> bool {
+        !self.is_direct && self.seen.ip() == self.vip.ip()
+    }
+}
+
 /// What became of a connection that another node told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -107,11 +114,11 @@ impl Mirror {
         (to < first + second).then_some(to)
     }
 
-    /// Takes in what another node has told, for the backend with that number.
-    pub fn take(&self, connection: &Connection, backend: BackendId) -> Taken {
+    /// Takes in what another node has told, for the backend with that number; `is_here` says whether that is on this host.
+    pub fn take(&self, connection: &Connection, backend: BackendId, is_here: bool) -> Taken {
         match connection.client {
-            SocketAddr::V4(_) => self.take_as(&self.flows4, connection, backend),
-            SocketAddr::V6(_) => self.take_as(&self.flows6, connection, backend),
+            SocketAddr::V4(_) => self.take_as(&self.flows4, connection, backend, is_here),
+            SocketAddr::V6(_) => self.take_as(&self.flows6, connection, backend, is_here),
         }
     }
 
@@ -125,10 +132,10 @@ impl Mirror {
         copies::tell(sets, self.ticker.now() as u32, |ticks| self.ticker.time(ticks), each);
     }
 
-    fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId) -> Taken {
+    fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId, is_here: bool) -> Taken {
         let Self { ticker, .. } = self;
         let ticks = Ticks { now: ticker.now(), idle: ticker.count(told.idle), fresh: ticker.count(FRESH) };
-        copies::take(&flows.near(), flows.peek(&client_key(told)), told, backend, &ticks)
+        copies::take(&flows.near(), flows.peek(&client_key(told)), told, (backend, is_here), &ticks)
     }
 
     fn own_as<A: Address>(&self, flows: &Flows<A>, vips: &BTreeSet<IpAddr>) {

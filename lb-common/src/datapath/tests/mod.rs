@@ -6,6 +6,7 @@ mod endings;
 mod expired;
 mod fence;
 mod icmp_errors;
+mod inherited;
 mod leaving;
 mod passive;
 mod random;

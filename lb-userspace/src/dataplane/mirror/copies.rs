@@ -43,12 +43,12 @@ pub(super) fn tell<A: Address>(
     }
 }
 
-/// Takes in what another node has told. `known` is what is under its [`client_key`].
+/// Takes in what another node has told, for a backend that may be on this host. `known` is what is under its [`client_key`].
 pub(super) fn take<A: Address>(
     sets: &impl Sets<A>,
     known: Option<Flow<A>>,
     told: &Connection,
-    backend: BackendId,
+    (backend, is_here): (BackendId, bool),
     ticks: &Ticks,
 ) -> Taken {
     let Connection { backend: server, seen, is_direct, phase, acknowledged, .. } = told;
@@ -99,8 +99,9 @@ pub(super) fn take<A: Address>(
         let alone = insert(&key, &half(&key, &other, Role::DIRECT), Existing::Replaced);
         return if alone { Taken::In } else { Taken::Refused };
     }
-    let whole = insert(&other, &half(&other, &key, Role::REPLY), Existing::Kept)
-        && insert(&key, &half(&key, &other, Role::FORWARD), Existing::Replaced);
+    let forward = if is_here { Role::INHERITED_FORWARD } else { Role::FORWARD };
+    let whole = insert(&other, &half(&other, &key, forward.opposite()), Existing::Kept)
+        && insert(&key, &half(&key, &other, forward), Existing::Replaced);
     if whole { Taken::In } else { Taken::Refused }
 }
 

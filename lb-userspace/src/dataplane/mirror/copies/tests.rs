@@ -38,8 +38,12 @@ impl Node {
 
     /// Hears of a connection whose last packet was so many ticks ago.
     fn hear(&self, told: &Connection, idle: u64) -> Taken {
+        self.hear_of(told, (BACKEND, false), idle)
+    }
+
+    fn hear_of(&self, told: &Connection, backend: (BackendId, bool), idle: u64) -> Taken {
         let known = self.client(told).cloned();
-        take(self, known, told, BACKEND, &Ticks { now: self.now, idle, fresh: FRESH })
+        take(self, known, told, backend, &Ticks { now: self.now, idle, fresh: FRESH })
     }
 
     /// The client's half.
@@ -98,6 +102,19 @@ fn direct() -> Connection {
 
 fn over(connection: Connection) -> Connection {
     Connection { phase: Phase::Closed, ..connection }
+}
+
+/// The backend's socket knows the client by the VIP, unless the connection is direct.
+#[test]
+fn a_backend_on_this_host_is_reached_by_the_loopback_interface() {
+    for (connection, roles) in
+        [(nat(), (Role::INHERITED_FORWARD, Some(Role::INHERITED_REPLY))), (direct(), (Role::DIRECT, None))]
+    {
+        let node = Node::new();
+        assert_eq!(node.hear_of(&connection, (BACKEND, true), 0), Taken::In);
+        let client = node.client(&connection).expect("the client's half").role;
+        assert_eq!((client, node.reply(&connection).map(|flow| flow.role)), roles);
+    }
 }
 
 #[test]
