@@ -262,7 +262,9 @@ fn by_itself_it_is_direct_while_all_backends_nodes_say_that_they_turn_packets() 
             let table = String::from_utf8_lossy(&table.stdout).into_owned();
             assert!(table.lines().any(|line| line.contains("auto") && line.contains("dsr")), "{table}");
 
+            // It says so before it goes: nobody is sent to a node that turns nothing any more.
             turning[2].take().map(Xvip::stop).transpose()?;
+            assert!(ask(&site, false, &sources).iter().any(|(backend, _)| backend == MASTERS[2]));
             let because = wait_for_mode(&site.xvip, InUse::Nat).remove(0).because;
             assert_eq!(because.as_deref(), Some("not said to turn packets: master-3"));
             assert!(ask(&site, false, &sources).iter().all(|(_, peer)| *peer == vip));

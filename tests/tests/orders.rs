@@ -58,6 +58,7 @@ fn a_drained_backend_keeps_its_connections_and_gets_no_new_ones() {
             // What is loaded again does not take it back.
             site.xvip.reload(&configuration(&site).replace("interval = \"500ms\"", "interval = \"400ms\""))?;
             assert_eq!(shares(&site), now);
+            assert_eq!(shown(&site.xvip.status()?, "master-1"), [(State::Draining, 1), (State::Up, 1)]);
             order(&site.xvip, &["enable", "master-1"]);
             assert_eq!(shares(&site), before);
             Ok(())

@@ -26,7 +26,8 @@ use super::{
     report::{Mistakes, Span, line_of},
 };
 
-/// What is on its way to a VIP that another node has taken arrives within this, where its announcement was heard.
+/// What is on its way to a VIP that another node has taken arrives within this, where its announcement was heard. What is sent on to a node
+/// that turns packets goes elsewhere within it, too: a holder looks once a second at what it was told.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// State of the checks between keys.
@@ -45,7 +46,7 @@ impl Checker<'_> {
         self.check_loopback(&raw.dataplane.0, &raw.virtual_server.0);
         self.refuse_held_elsewhere(&raw.vrrp.0, &raw.virtual_server.0);
         let vrrp = self.vrrp(&raw.vrrp.0, &raw.virtual_server.0);
-        let dataplane = self.dataplane(raw.dataplane.0, !raw.vrrp.0.is_empty());
+        let dataplane = self.dataplane(raw.dataplane.0, !raw.vrrp.0.is_empty() || raw.sync.0.is_some());
         let admin = admin(raw.admin.0);
         let sync = match &raw.sync.0 {
             Some(sync) => self.sync(sync).map(Some),
@@ -61,7 +62,7 @@ impl Checker<'_> {
         })
     }
 
-    fn dataplane(&mut self, raw: raw::Dataplane, moves: bool) -> Option<model::Dataplane> {
+    fn dataplane(&mut self, raw: raw::Dataplane, has_peers: bool) -> Option<model::Dataplane> {
         let timeouts = self.timeouts(&raw.timeouts.0);
         let names = raw.interfaces.value().map(Vec::as_slice).unwrap_or_default();
         self.refuse_duplicates(names.iter().map(|name| (name.get_ref().0.as_str(), name.span())), |name, line| {
@@ -76,7 +77,7 @@ impl Checker<'_> {
             timeouts: timeouts?,
             bpffs: raw.bpffs.value()?.0.clone(),
             cgroup: raw.cgroup.value()?.clone(),
-            drain: optional(&raw.drain)?.map_or(if moves { DRAIN } else { Duration::ZERO }, |drain| drain.0),
+            drain: optional(&raw.drain)?.map_or(if has_peers { DRAIN } else { Duration::ZERO }, |drain| drain.0),
         })
     }
 

@@ -49,7 +49,8 @@ section! {
         /// and below it. "auto" takes the root, which is every process and pod of the node; "off" takes none.
         cgroup: Cgroup = default("auto"),
         /// When the daemon ends: how long packets are still carried after the VIPs were given away, so that those on their way
-        /// arrive. Without it, 2s where there is a [[vrrp]] section, and 0s where there is none.
+        /// arrive, and after other nodes were told that they are no longer turned here. Without it, 2s where there is a [[vrrp]]
+        /// or a [sync] section, and 0s where there is neither.
         drain: Time = optional("2s") from "0s" to "60s",
     } sections {
         timeouts: One<Timeouts>,

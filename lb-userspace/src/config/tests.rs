@@ -345,3 +345,18 @@ fn what_is_left_out_has_the_documented_default() {
     let admin = model::Admin { control_socket: "/run/xvip/xvip.sock".into(), metrics, healthz: None };
     assert_eq!(config, Config { dataplane, admin, virtual_servers: vec![server], vrrp: Vec::new(), sync: None });
 }
+
+#[test]
+fn who_has_peers_carries_on_for_a_moment_when_it_ends_and_others_do_not() {
+    const LEAST: &str = "[dataplane]\ninterfaces = [\"eth0\"]\n[[virtual_server]]\nname = \"v\"\naddress = \"10.0.0.100\"\nport = 443\n\
+                         [[virtual_server.backend]]\nname = \"b\"\naddress = \"10.0.0.2\"\n";
+    const VRRP: &str = "[[vrrp]]\nname = \"i\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"10.0.0.100\"]\n";
+    const SYNC: &str = "[sync]\nlisten = \"10.0.0.3:9096\"\npeers = [\"10.0.0.4:9096\"]\nkey_file = \"/k\"\n";
+    let at_once = LEAST.replacen("[[", "drain = \"0s\"\n[[", 1);
+    for (text, seconds) in
+        [(LEAST.to_owned(), 0), (LEAST.to_owned() + VRRP, 2), (LEAST.to_owned() + SYNC, 2), (at_once + SYNC, 0)]
+    {
+        let config = parse(&text, "f").unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(config.dataplane.drain.as_secs(), seconds, "{text}");
+    }
+}

@@ -11,10 +11,11 @@ use crate::{
 };
 
 impl Node {
-    /// Gives the VIPs that move to another node and, unless everything is kept, the others away too; then carries what is still on its way
-    /// for as long as configured, or until `enough`.
+    /// Gives the VIPs that move to another node and, unless everything is kept, the others away too, and says that nothing is turned here any
+    /// more; then carries what is still on its way for as long as configured, or until `enough`.
     pub(super) async fn resign(&mut self, enough: impl Future<Output = ()>) {
         let had_vips = self.vrrp.stop().await;
+        let turned = self.sync.is_some() && !self.turns().is_empty();
         if !self.keeps() {
             self.leaves = true;
             if let Err(error) = self.publish() {
@@ -29,7 +30,7 @@ impl Node {
             log::warn!("{error:#}");
         }
         let drain = self.config.dataplane.drain;
-        if !drain.is_zero() && (had_vips || self.config.vrrp.is_empty()) {
+        if !drain.is_zero() && (had_vips || turned || self.config.vrrp.is_empty()) {
             log::info!("carrying on for {}", humantime::format_duration(drain));
             tokio::select! {
                 () = sleep(drain) => {}
