@@ -25,11 +25,13 @@ pub use rate::{Excess, Inflow, LINES, Sieve};
 pub mod names {
     pub const XDP_INGRESS: &str = "xdp_ingress";
     pub const XDP_ICMP: &str = "xdp_icmp";
+    pub const XDP_EXPIRED: &str = "xdp_expired";
     pub const XDP_SETTLE4: &str = "xdp_settle4";
     pub const XDP_SETTLE6: &str = "xdp_settle6";
     pub const XDP_CLOCK: &str = "xdp_clock";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
+    pub const TC_LOOPBACK: &str = "tc_loopback";
     pub const CONNECT4: &str = "connect4";
     pub const CONNECT6: &str = "connect6";
     pub const GETPEERNAME4: &str = "getpeername4";
@@ -323,6 +325,8 @@ impl Backend {
     pub const PRESENT: u8 = 4;
     /// Its own xvip turns what is for the virtual server: new connections are sent on as they are.
     pub const DIRECT: u8 = 8;
+    /// Its check fails, and it takes new connections all the same, as all others do: what it refuses is refused.
+    pub const FAILING: u8 = 16;
 
     pub const fn new(address: [u8; 16], port: [u8; 2], flags: u8) -> Self {
         Self { address, port, flags: flags | Self::PRESENT, reserved: 0, service: ServiceKey::new([0; 16], [0; 2]) }
@@ -635,6 +639,7 @@ mod tests {
             names::XDP_INGRESS,
             names::TC_INGRESS,
             names::TC_EGRESS,
+            names::TC_LOOPBACK,
             names::GETPEERNAME4,
             names::SOCK_RELEASE,
         ]) {

@@ -55,8 +55,13 @@ pub struct Transport {
 pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
     type Header: Header;
 
-    /// Protocol number of the family's ICMP.
+    /// Protocol number of the family's ICMP, and whether its checksum covers the addresses in front of a message.
     const ICMP: u8;
+    const ICMP_COVERS_ADDRESSES: bool;
+    /// Type of the error that a packet's hops are used up.
+    const TIME_EXCEEDED: u8;
+    /// Bytes of the longest packet with an error: RFC 1812 §4.3.2.3, RFC 4443 §2.4 (c).
+    const LONGEST_ERROR: usize;
 
     /// Whether an ICMP message of this type is an error, and so quotes the packet that it is about.
     fn is_icmp_error(kind: u8) -> bool;
@@ -68,6 +73,10 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
     fn source(header: &Self::Header) -> Self;
     /// Time to live, or hop limit.
     fn hops(header: &Self::Header) -> u8;
+    /// Bytes of the packet with its header.
+    fn total(header: &Self::Header) -> usize;
+    /// Whether it may be one host's, as a source.
+    fn is_single(&self) -> bool;
     /// Finds the transport header of the IP packet at `at`; `None` where the header is not well formed. In IPv6 it looks through
     /// that many extension headers; what comes next is then the protocol.
     fn transport<F, const EXTENSIONS: usize>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>
@@ -85,8 +94,10 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug {
     fn delta(&self, delta: Delta, new: &Self) -> Delta;
     /// Turns the header round and gives it `payload` bytes after `header_length`, with a fresh hop count.
     fn answer(header: &mut Self::Header, header_length: u16, payload: u16);
-    /// Unfolded sum of the pseudo-header (RFC 9293 §3.1) for TCP.
-    fn pseudo_sum(header: &Self::Header, length: u16) -> u32;
+    /// Writes the header in front of an ICMP error of `payload` bytes.
+    fn begin_error(header: &mut Self::Header, source: &Self, destination: &Self, payload: u16);
+    /// Unfolded sum of the pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1).
+    fn pseudo_sum(header: &Self::Header, protocol: u8, length: u16) -> u32;
     /// IPv4 as `::ffff:a.b.c.d`.
     fn mapped(self) -> [u8; 16];
     /// The inverse of [`Self::mapped`], without a check.
@@ -111,6 +122,9 @@ impl Address for V4 {
     type Header = Ipv4Hdr;
 
     const ICMP: u8 = IpProto::Icmp as u8;
+    const ICMP_COVERS_ADDRESSES: bool = false;
+    const TIME_EXCEEDED: u8 = 11;
+    const LONGEST_ERROR: usize = 576;
 
     /// Destination unreachable, time exceeded, parameter problem (RFC 792).
     #[inline(always)]
@@ -139,6 +153,17 @@ impl Address for V4 {
     }
 
     #[inline(always)]
+    fn total(header: &Ipv4Hdr) -> usize {
+        u16::from_be_bytes(header.tot_len).into()
+    }
+
+    /// Not "this network", loopback, a group or reserved (RFC 1122 §3.2.1.3).
+    #[inline(always)]
+    fn is_single(&self) -> bool {
+        !matches!(self.0[0], 0 | 127 | 224..)
+    }
+
+    #[inline(always)]
     fn transport<F, const EXTENSIONS: usize>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>
     where
         F: Frame + ?Sized,
@@ -150,12 +175,7 @@ impl Address for V4 {
         }
         // More fragments, or an offset (RFC 791 §3.1); "don't fragment" is neither.
         let fragment = header.frags[0] & 0x3f != 0 || header.frags[1] != 0;
-        Ok(Some(Transport {
-            at: at + header_length,
-            protocol: header.proto,
-            end: at + usize::from(u16::from_be_bytes(header.tot_len)),
-            fragment,
-        }))
+        Ok(Some(Transport { at: at + header_length, protocol: header.proto, end: at + Self::total(header), fragment }))
     }
 
     #[inline(always)]
@@ -207,10 +227,34 @@ impl Address for V4 {
         header.check = crate::checksum::adjust(header.check, delta);
     }
 
+    /// With the precedence of internetwork control (RFC 1812 §4.3.2.5).
     #[inline(always)]
-    fn pseudo_sum(header: &Ipv4Hdr, length: u16) -> u32 {
+    fn begin_error(header: &mut Ipv4Hdr, source: &Self, destination: &Self, payload: u16) {
+        *header = Ipv4Hdr {
+            vihl: 0x45,
+            tos: 0xc0,
+            tot_len: (Ipv4Hdr::LEN as u16).wrapping_add(payload).to_be_bytes(),
+            id: [0; 2],
+            // "Don't fragment", and so no number (RFC 6864 §4.1).
+            frags: [0x40, 0],
+            ttl: OWN_HOPS,
+            proto: Self::ICMP,
+            check: [0; 2],
+            src_addr: source.0,
+            dst_addr: destination.0,
+        };
+        let words = sum_pairs([source.digest(), destination.digest()])
+            + crate::checksum::sum(&[0x45, 0xc0])
+            + crate::checksum::sum(&header.tot_len)
+            + crate::checksum::sum(&[0x40, 0])
+            + crate::checksum::sum(&[OWN_HOPS, Self::ICMP]);
+        header.check = (!crate::checksum::fold(words)).to_ne_bytes();
+    }
+
+    #[inline(always)]
+    fn pseudo_sum(header: &Ipv4Hdr, protocol: u8, length: u16) -> u32 {
         sum_pairs([Self(header.src_addr).digest(), Self(header.dst_addr).digest()])
-            + crate::checksum::sum(&[0, IpProto::Tcp as u8])
+            + crate::checksum::sum(&[0, protocol])
             + crate::checksum::sum(&length.to_be_bytes())
     }
 
@@ -257,6 +301,9 @@ impl Address for V6 {
     type Header = Ipv6Hdr;
 
     const ICMP: u8 = IpProto::Ipv6Icmp as u8;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+    const TIME_EXCEEDED: u8 = 3;
+    const LONGEST_ERROR: usize = 1280;
 
     /// RFC 4443 §2.1: messages up to 127 are errors; four of them are defined.
     #[inline(always)]
@@ -285,6 +332,18 @@ impl Address for V6 {
     }
 
     #[inline(always)]
+    fn total(header: &Ipv6Hdr) -> usize {
+        Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(header.payload_len))
+    }
+
+    /// Not a group, unspecified or loopback (RFC 4291 §2.5, §2.7).
+    #[inline(always)]
+    fn is_single(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        self.0[0] != 0xff && (a | b | c | (u32::from_be(d) & !1)) != 0
+    }
+
+    #[inline(always)]
     fn transport<F, const EXTENSIONS: usize>(frame: &F, at: usize) -> Result<Option<Transport>, Truncated>
     where
         F: Frame + ?Sized,
@@ -293,7 +352,7 @@ impl Address for V6 {
         if header.vcf[0] >> 4 != 6 {
             return Ok(None);
         }
-        let end = at + Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(header.payload_len));
+        let end = at + Self::total(header);
         let mut protocol = header.next_hdr;
         let mut offset = at + Ipv6Hdr::LEN;
         let mut fragment = false;
@@ -354,10 +413,22 @@ impl Address for V6 {
     }
 
     #[inline(always)]
-    fn pseudo_sum(header: &Ipv6Hdr, length: u16) -> u32 {
+    fn begin_error(header: &mut Ipv6Hdr, source: &Self, destination: &Self, payload: u16) {
+        *header = Ipv6Hdr {
+            vcf: [0x60, 0, 0, 0],
+            payload_len: payload.to_be_bytes(),
+            next_hdr: Self::ICMP,
+            hop_limit: OWN_HOPS,
+            src_addr: source.0,
+            dst_addr: destination.0,
+        };
+    }
+
+    #[inline(always)]
+    fn pseudo_sum(header: &Ipv6Hdr, protocol: u8, length: u16) -> u32 {
         sum_pairs(Self(header.src_addr).words())
             + sum_pairs(Self(header.dst_addr).words())
-            + crate::checksum::sum(&[0, IpProto::Tcp as u8])
+            + crate::checksum::sum(&[0, protocol])
             + crate::checksum::sum(&length.to_be_bytes())
     }
 

@@ -71,6 +71,11 @@ impl Role {
     pub const TURNED_FORWARD: Self = Self(6);
     /// What that backend sends, before it leaves.
     pub const TURNED_REPLY: Self = Self(7);
+    /// Client to VIP, for a backend on this host that knows the client by the VIP: another node carried the connection before. By way of the
+    /// loopback interface, since nothing that comes by a link may be from an address of this host.
+    pub const INHERITED_FORWARD: Self = Self(8);
+    /// What that backend sends to the VIP, which is the loopback interface's too.
+    pub const INHERITED_REPLY: Self = Self(9);
 
     /// Of the client's half: whether the backend is on this host, whether nodes send on to it as it is, and whether it is the client itself; 1 if
     /// so, 0 if not. Without a branch, which the verifier would follow.
@@ -92,9 +97,16 @@ impl Role {
         Self(self.0 ^ 1)
     }
 
+    /// Whether the backend is on this host.
     #[inline(always)]
     pub const fn is_local(self) -> bool {
-        self.0 & 2 != 0
+        self.0 & (Self::LOCAL_FORWARD.0 | Self::INHERITED_FORWARD.0) != 0
+    }
+
+    /// Whether the backend is on this host and knows the client by the VIP.
+    #[inline(always)]
+    pub const fn is_inherited(self) -> bool {
+        self.0 & Self::INHERITED_FORWARD.0 != 0
     }
 
     /// Whether its packets are sent on as they are.
@@ -109,7 +121,7 @@ impl Role {
         self.0 & Self::TURNED_FORWARD.0 == Self::TURNED_FORWARD.0
     }
 
-    /// Whether it is what a backend on this host sends.
+    /// Whether it is what a backend on this host sends to its client by a link.
     #[inline(always)]
     pub const fn leaves(self) -> bool {
         self.0 & Self::LOCAL_REPLY.0 == Self::LOCAL_REPLY.0

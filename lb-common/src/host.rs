@@ -18,17 +18,25 @@ use crate::{
     datapath::{self, Draft, Family, Outgoing, Part, Route, Tables, Verdict, local::Locals},
     flow::{Flow, Hop, Key, News, mix},
     frame::Frame,
-    shared::Tally,
+    shared::{Allowance, Tally},
     table::{Hashing, SECRET_WORDS, Set, Sets},
     wire::{Checksum, Segment, Tags, Tcp},
 };
 
 /// What becomes of a frame that arrives, by whichever of the programs decides.
-pub fn received(frame: &mut [u8], tables: &Memory, interface: u32, now: u64) -> Verdict {
-    match datapath::ingress(frame, tables, interface, now) {
-        Verdict::HandedOn(Part::Icmp) => datapath::icmp(frame, tables, interface, now),
-        Verdict::HandedOn(Part::Settle4) => datapath::settle::<V4, _, _>(frame, tables),
-        Verdict::HandedOn(Part::Settle6) => datapath::settle::<V6, _, _>(frame, tables),
+pub fn received(frame: &mut Vec<u8>, tables: &Memory, interface: u32, now: u64) -> Verdict {
+    match datapath::ingress(&mut frame[..], tables, interface, now) {
+        Verdict::HandedOn(Part::Icmp) => datapath::icmp(&mut frame[..], tables, interface, now),
+        Verdict::HandedOn(Part::Expired) => match datapath::expired(&frame[..], tables, interface, now) {
+            Ok(room) => {
+                frame.truncate(room.kept);
+                frame.splice(0..0, core::iter::repeat_n(0, room.front));
+                datapath::time_exceeded(&mut frame[..], &room, now)
+            }
+            Err(verdict) => verdict,
+        },
+        Verdict::HandedOn(Part::Settle4) => datapath::settle::<V4, _, _>(&mut frame[..], tables),
+        Verdict::HandedOn(Part::Settle6) => datapath::settle::<V6, _, _>(&mut frame[..], tables),
         verdict => verdict,
     }
 }
@@ -62,6 +70,7 @@ pub struct Memory {
     pub news4: RefCell<Vec<News<V4>>>,
     pub news6: RefCell<Vec<News<V6>>>,
     turns: Vec<Tally>,
+    pub allowance: Allowance,
     inflows: Vec<Inflow>,
     sieve: Vec<Sieve>,
     /// Backends that the data path has told of, and when it did last.
@@ -100,6 +109,7 @@ impl Memory {
             uptime: 0,
             news4: RefCell::default(),
             news6: RefCell::default(),
+            allowance: Allowance::default(),
             turns: (0..COUNTED).map(|_| Tally::default()).collect(),
             inflows: vec![Inflow::default(); COUNTED],
             sieve: vec![Sieve::default(); SIEVE],
@@ -202,6 +212,10 @@ impl Tables for Memory {
         self.turns.get(service.0 as usize)
     }
 
+    fn allowance(&self) -> Option<&Allowance> {
+        Some(&self.allowance)
+    }
+
     fn inflow(&self, service: ServiceId) -> Option<&Inflow> {
         self.inflows.get(service.0 as usize)
     }
@@ -301,11 +315,12 @@ family!(V4, flows4, news4, draft4);
 family!(V6, flows6, news6, draft6);
 
 impl Outgoing for [u8] {
-    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool {
+    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>, keeps_receiver: bool) -> bool {
         let Ok(header) = Frame::get_mut::<A::Header>(self, segment.network) else {
             return false;
         };
-        A::readdress(header, *flow.new_source(), *flow.new_destination());
+        let receiver = if keeps_receiver { segment.key.destination } else { *flow.new_destination() };
+        A::readdress(header, *flow.new_source(), receiver);
         let Ok(tcp) = Frame::get_mut::<Tcp>(self, segment.transport) else {
             return false;
         };

@@ -208,6 +208,31 @@ impl fmt::Debug for Lock {
     }
 }
 
+/// How often a thing may be done: once a kernel tick, and [`Self::MOST`] times at once after a while. Of two CPUs at the same moment, both may.
+///
+/// It keeps the tick up to which everything was spent (the generic cell rate algorithm).
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Allowance(Shared<u32>);
+
+impl Allowance {
+    /// As the kernel's `icmp_msgs_burst`.
+    pub const MOST: u32 = 50;
+
+    /// Whether it may be done now; then that is spent. `now` is in kernel ticks.
+    #[inline(always)]
+    pub fn take(&self, now: u32) -> bool {
+        let ahead = self.0.load().wrapping_sub(now);
+        // Further ahead than anything is spent is the past.
+        let ahead = if ahead > Self::MOST { 0 } else { ahead };
+        if ahead == Self::MOST {
+            return false;
+        }
+        self.0.store(now.wrapping_add(ahead + 1));
+        true
+    }
+}
+
 /// A number that CPUs and the daemon count up and down, and none of them loses a count.
 #[derive(Default)]
 #[repr(transparent)]
@@ -343,6 +368,15 @@ mod tests {
         assert_eq!(tally.load(), 0);
         tally.add(5);
         assert_eq!((tally.load(), tally.next(), tally.load()), (3, 3, 4));
+    }
+
+    #[test]
+    fn an_allowance_is_spent_at_once_and_grows_by_one_each_tick() {
+        for start in [5, 0x8000_0000, u32::MAX - 100] {
+            let allowance = Allowance::default();
+            let spent = |now: u32| (0..200).filter(|_| allowance.take(start.wrapping_add(now))).count();
+            assert_eq!([spent(0), spent(0), spent(1), spent(4), spent(5_000), spent(5_000)], [50, 0, 1, 3, 50, 0]);
+        }
     }
 
     #[test]

@@ -83,6 +83,13 @@ pub struct QuotedTcp {
 // SAFETY: bytes only.
 unsafe impl Header for QuotedTcp {}
 
+/// Bytes that mean nothing by themselves.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Bytes<const N: usize>(pub [u8; N]);
+// SAFETY: bytes only.
+unsafe impl<const N: usize> Header for Bytes<N> {}
+
 /// A checksum by itself.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
@@ -318,14 +325,17 @@ pub struct Quote {
     pub has_checksum: bool,
 }
 
-/// Reads the IP packet of a frame as an ICMP error about a TCP segment; `None` for anything else, also
-/// where the message did not go to who sent the segment: it is forged. Extension headers are not looked through, neither in front of
-/// the message nor in what it quotes: the two would multiply what the verifier has to follow, for a packet that nobody has seen.
+/// Reads the IP packet of a frame as an ICMP error about a TCP segment. One that did not go to who sent the segment is forged, and as good as
+/// [`NotTcp::Other`]. Extension headers are not looked through, neither in front of the message nor in what it quotes: the two would multiply what
+/// the verifier has to follow, for a packet that nobody has seen.
+///
+/// The quoted header's own length says nothing: it is the whole segment's, of which little is quoted. But eight bytes of TCP must be inside the
+/// message (RFC 1122 §3.2.2), and not in what comes after it in the frame.
 ///
 /// `key` becomes the quoted segment's, turned round: the key by which its receiver's packets arrive. (In place, because it would be
 /// too much for a BPF program's stack.)
 #[inline(always)]
-pub fn quote<A, F>(frame: &F, link: &mut Link, key: &mut Key<A>, now: u64) -> Result<Option<Quote>, Truncated>
+pub fn quote<A, F>(frame: &F, link: &mut Link, key: &mut Key<A>, now: u64) -> Result<Quote, NotTcp>
 where
     A: Address,
     F: Frame + ?Sized,
@@ -334,26 +344,28 @@ where
     let zero = (now >> 48) as usize;
     link.tags.0 = link.tags.0.wrapping_add(zero as u32 | (zero as u32) << 16);
     let network = link.at.wrapping_add(zero) & 0x3f;
-    let Some(outer) = A::transport::<F, 0>(frame, network)? else {
-        return Ok(None);
-    };
-    if outer.fragment || outer.protocol != A::ICMP || outer.end > frame.len() {
-        return Ok(None);
+    let outer = A::transport::<F, 0>(frame, network)?.ok_or(NotTcp::Malformed)?;
+    if outer.fragment || outer.protocol != A::ICMP {
+        return Err(NotTcp::Other);
+    }
+    if outer.end > frame.len() {
+        return Err(NotTcp::Malformed);
     }
     if !A::is_icmp_error(frame.get::<Icmp>(outer.at)?.kind) {
-        return Ok(None);
+        return Err(NotTcp::Other);
     }
     let message = outer.at.wrapping_add(zero) & 0x3fff;
     let end = outer.end.wrapping_add(zero) & 0xffff;
     // (So must LLVM, which would leave out the check of the message that this one implies.)
     let quoted = (message + Icmp::LEN).wrapping_add(zero) & 0x3fff;
-    let Some(inner) = A::transport::<F, 0>(frame, quoted)? else {
-        return Ok(None);
-    };
+    let inner = A::transport::<F, 0>(frame, quoted)?.ok_or(NotTcp::Malformed)?;
     if inner.fragment || inner.protocol != IpProto::Tcp as u8 {
-        return Ok(None);
+        return Err(NotTcp::Other);
     }
     let transport = inner.at.wrapping_add(zero) & 0x7fff;
+    if transport + size_of::<QuotedTcp>() > end {
+        return Err(NotTcp::Malformed);
+    }
     let about = frame.get::<A::Header>(quoted)?;
     key.source = A::destination(about);
     key.destination = A::source(about);
@@ -362,16 +374,16 @@ where
     key.destination_port = tcp.source;
     let header = frame.get::<A::Header>(network)?;
     if key.destination.difference(&A::destination(header)) != 0 {
-        return Ok(None);
+        return Err(NotTcp::Other);
     }
-    Ok(Some(Quote {
+    Ok(Quote {
         hops: A::hops(header),
         network,
         message,
         quoted,
         transport,
         has_checksum: transport + core::mem::offset_of!(Tcp, checksum) + size_of::<Checksum>() <= end,
-    }))
+    })
 }
 
 #[cfg(test)]

@@ -107,6 +107,16 @@ impl<'a> Buffer<'a> {
         unsafe { bpf_skb_store_bytes(self.ctx.as_ptr().cast(), at as u32, bytes.as_ptr().cast(), N as u32, 0) == 0 }
     }
 
+    #[inline(always)]
+    fn put<A: Address>(&self, at: usize, address: A) -> bool {
+        let mapped = address.mapped();
+        if size_of::<A>() == 4 {
+            self.store(at, &[mapped[12], mapped[13], mapped[14], mapped[15]])
+        } else {
+            self.store(at, &mapped)
+        }
+    }
+
     /// Corrects the TCP checksum at `at` and, in IPv4, the header's at `header`, for an address that changes.
     #[inline(always)]
     fn readdress<A: Address>(&self, header: usize, at: usize, from: A, to: A) -> bool {
@@ -154,25 +164,30 @@ impl Frame for Buffer<'_> {
 
 impl Outgoing for Buffer<'_> {
     #[inline(always)]
-    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool {
+    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>, keeps_receiver: bool) -> bool {
         let header = segment.network + core::mem::offset_of!(Ipv4Hdr, check);
         let checksum = segment.transport + core::mem::offset_of!(TcpHdr, check);
         let pair = |[a, b]: [u8; 2], [c, d]: [u8; 2]| [a, b, c, d];
         let old = pair(segment.key.source_port, segment.key.destination_port);
         let new = pair(flow.new_source_port(), flow.new_destination_port());
-        // Of the addresses only the source changes: the client keeps its own. Ports are not in the pseudo-header.
+        // Ports are not in the pseudo-header.
         let mut ok = self.readdress(header, checksum, segment.key.source, *flow.new_source());
+        if !keeps_receiver {
+            ok &= self.readdress(header, checksum, segment.key.destination, *flow.new_destination());
+        }
         let word = |bytes| u64::from(u32::from_ne_bytes(bytes));
         ok &= self.ctx.skb.l4_csum_replace(checksum, word(old), word(new), 4).is_ok();
         ok &= self.store(segment.transport, &new);
-        let mapped = flow.new_source().mapped();
-        if size_of::<A>() == 4 {
-            let source = segment.network + core::mem::offset_of!(Ipv4Hdr, src_addr);
-            ok & self.store(source, &[mapped[12], mapped[13], mapped[14], mapped[15]])
+        let [source, destination] = if size_of::<A>() == 4 {
+            [core::mem::offset_of!(Ipv4Hdr, src_addr), core::mem::offset_of!(Ipv4Hdr, dst_addr)]
         } else {
-            let source = segment.network + core::mem::offset_of!(Ipv6Hdr, src_addr);
-            ok & self.store(source, &mapped)
+            [core::mem::offset_of!(Ipv6Hdr, src_addr), core::mem::offset_of!(Ipv6Hdr, dst_addr)]
+        };
+        ok &= self.put(segment.network + source, *flow.new_source());
+        if !keeps_receiver {
+            ok &= self.put(segment.network + destination, *flow.new_destination());
         }
+        ok
     }
 
     #[inline(always)]

@@ -113,8 +113,8 @@ pub(crate) extern "C" fn select(service: u32, source: u32, port: u32, kind: u32,
 /// [`datapath::another`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn another(service: u32, than: u32, seed: u32) -> u64 {
-    datapath::another(&MAPS, ServiceId(service), BackendId(than), seed).0.into()
+pub(crate) extern "C" fn another(service: u32, than: u32, seed: u32, shunned: u32) -> u64 {
+    datapath::another(&MAPS, ServiceId(service), BackendId(than), seed, shunned as u8).0.into()
 }
 
 /// Tells the daemon of a backend, and wakes it, if that was not done a moment ago.

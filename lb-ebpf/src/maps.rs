@@ -14,7 +14,7 @@ use lb_common::{
     address::{V4, V6},
     datapath::{Draft, Part},
     maglev::SLOTS,
-    shared::{Shared, Tally},
+    shared::{Allowance, Shared, Tally},
     table::{Hashing, Set, sets_for},
 };
 
@@ -117,6 +117,10 @@ pub(crate) static NEWS: RingBuf<u8, NEWS_BYTES> = RingBuf::new();
 /// Backends that have left a SYN unanswered or refused it, by their numbers. It wakes the daemon.
 #[btf_map]
 pub(crate) static SUSPICIONS: RingBuf<u8, SUSPICION_BYTES> = RingBuf::new();
+
+/// ICMP errors of this node's own that may be sent yet.
+#[btf_map]
+pub(crate) static ALLOWANCE: Array<Allowance, 1> = Array::new();
 
 /// When each backend was last told there, in kernel ticks.
 #[btf_map]

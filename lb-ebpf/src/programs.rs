@@ -4,8 +4,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action},
     helpers::{
-        bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type, bpf_skb_vlan_pop, bpf_xdp_adjust_meta,
-        bpf_xdp_adjust_tail,
+        bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type, bpf_skb_vlan_pop, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
     },
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -53,6 +53,7 @@ fn xdp_ingress(ctx: XdpContext) -> u32 {
         Verdict::HandedOn(Part::Icmp) => hand_on(&ctx, Part::Icmp, xdp_action::XDP_PASS),
         Verdict::HandedOn(Part::Settle4) => hand_on(&ctx, Part::Settle4, xdp_action::XDP_DROP),
         Verdict::HandedOn(Part::Settle6) => hand_on(&ctx, Part::Settle6, xdp_action::XDP_DROP),
+        Verdict::HandedOn(Part::Expired) => hand_on(&ctx, Part::Expired, xdp_action::XDP_DROP),
         decided => carry_out(&ctx, &tables, decided),
     }
 }
@@ -100,6 +101,27 @@ fn xdp_icmp(ctx: XdpContext) -> u32 {
     carry_out(&ctx, &tables, verdict)
 }
 
+/// Segments to a VIP that have no hop left, handed on by `xdp_ingress`.
+#[xdp]
+#[inline(always)]
+fn xdp_expired(ctx: XdpContext) -> u32 {
+    let tables = Maps::new(ctx.as_ptr());
+    let interface = ctx.ingress_ifindex() as u32;
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_jiffies64() };
+    let room = match datapath::expired(&Packet::received(&ctx), &tables, interface, now) {
+        Ok(room) => room,
+        Err(verdict) => return carry_out(&ctx, &tables, verdict),
+    };
+    cut(&ctx, room.kept);
+    // SAFETY: a plain helper call; packet pointers are taken anew below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(room.front as i32)) } != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    let verdict = datapath::time_exceeded(&mut Packet::received(&ctx), &room, now);
+    carry_out(&ctx, &tables, verdict)
+}
+
 #[inline(always)]
 fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
     match verdict {
@@ -108,7 +130,10 @@ fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
         Verdict::Transmit => xdp_action::XDP_TX,
         // SAFETY: a plain helper call.
         Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
-        Verdict::Answer(length) => answer(ctx, length),
+        Verdict::Answer(length) => {
+            cut(ctx, length);
+            xdp_action::XDP_TX
+        }
         Verdict::Kernel(interface) => hand_over(ctx, tables, Note { interface, ..Note::EMPTY }),
         Verdict::Neighbour(interface) => {
             let (family, neighbour) = tables::asked();
@@ -117,9 +142,9 @@ fn carry_out(ctx: &XdpContext, tables: &Maps, verdict: Verdict) -> u32 {
     }
 }
 
-/// Cuts the frame to `length` and sends it back.
+/// Cuts the frame to `length`.
 #[inline(always)]
-fn answer(ctx: &XdpContext, length: usize) -> u32 {
+fn cut(ctx: &XdpContext, length: usize) {
     // The compiler would take `length` off a packet pointer first, which the verifier refuses.
     let whole = opaque((ctx.data_end() - ctx.data()) as u64);
     let excess = whole as i32 - length as i32;
@@ -127,7 +152,6 @@ fn answer(ctx: &XdpContext, length: usize) -> u32 {
         // SAFETY: a plain helper call. If the driver cannot shrink the frame, the rest is padding after the IP packet.
         let _ = unsafe { bpf_xdp_adjust_tail(ctx.ctx, -excess) };
     }
-    xdp_action::XDP_TX
 }
 
 /// Sends the packet up with a note for `tc_ingress`. Up the stack as it is, it would be dropped as a martian: its source
@@ -210,5 +234,18 @@ fn tc_egress(ctx: TcContext) -> i32 {
     match datapath::egress(&mut Buffer::leaving(&ctx), &Maps::new(ctx.as_ptr()), now) {
         Leaving::Withheld => TC_ACT_SHOT,
         Leaving::Goes | Leaving::Turned => TC_ACT_OK,
+    }
+}
+
+/// What the host sends to itself: replies of backends here to clients that they know by the VIP leave for those.
+#[classifier]
+fn tc_loopback(ctx: TcContext) -> i32 {
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_jiffies64() };
+    match datapath::loopback(&mut Buffer::leaving(&ctx), &Maps::new(ctx.as_ptr()), now) {
+        // SAFETY: a plain helper call.
+        Verdict::Kernel(interface) => unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 },
+        Verdict::Drop => TC_ACT_SHOT,
+        _ => TC_ACT_OK,
     }
 }

@@ -20,7 +20,7 @@ use lb_common::{
     datapath::{Draft, Family, Route, Tables, local::Locals, selection::Asker},
     flow::{Flow, Hop, Key},
     maglev::SLOTS,
-    shared::Tally,
+    shared::{Allowance, Tally},
     table::{Existing, Hashing, Set, Sets},
     wire::Tags,
 };
@@ -82,6 +82,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn turn(&self, service: ServiceId) -> Option<&Tally> {
         maps::TURNS.get(service.0 / BANKS)
+    }
+
+    #[inline(always)]
+    fn allowance(&self) -> Option<&Allowance> {
+        maps::ALLOWANCE.get(0)
     }
 
     #[inline(always)]
@@ -151,8 +156,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn another(&self, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
-        BackendId(functions::another(service.0, than.0, seed) as u32)
+    fn another(&self, service: ServiceId, than: BackendId, seed: u32, shunned: u8) -> BackendId {
+        BackendId(functions::another(service.0, than.0, seed, shunned.into()) as u32)
     }
 
     #[inline(always)]

@@ -1,4 +1,5 @@
-//! Both appliances of deployment C at work: each runs an xvip, and they hold the VIPs of both families among themselves.
+//! Both appliances of deployment C at work: each runs an xvip, and they hold the VIPs of both families among themselves. In direct server
+//! return the masters run one too.
 
 use std::{collections::BTreeMap, fs, net::IpAddr, time::Duration};
 
@@ -13,7 +14,7 @@ use crate::{
     client::Load,
     lab::Host,
     site::quick,
-    topology::{Deployment, Topology},
+    topology::{Deployment, Node, Topology},
     xvip::Xvip,
 };
 
@@ -37,28 +38,38 @@ pub struct Setup {
     pub dataplane: &'static str,
     /// Whether they tell each other of their connections.
     pub synced: bool,
+    /// Whether they send packets on as they are, and the masters turn them.
+    pub direct: bool,
 }
 
 /// What runs ends before the hosts do.
 #[derive(Debug)]
 pub struct Pair {
     pub daemons: BTreeMap<&'static str, Xvip>,
+    /// The masters' own daemons, where packets are sent on as they are.
+    pub turning: BTreeMap<String, Xvip>,
     pub apiservers: BTreeMap<String, Apiserver>,
     pub deployment: Deployment,
     setup: Setup,
 }
 
-impl Default for Setup {
+impl Setup {
     /// The VIPs move together.
+    pub const USUAL: Self =
+        Self { instance: |_| "sync_group = \"both\"\n".to_owned(), dataplane: "", synced: false, direct: false };
+}
+
+impl Default for Setup {
     fn default() -> Self {
-        Self { instance: |_| "sync_group = \"both\"\n".to_owned(), dataplane: "", synced: false }
+        Self::USUAL
     }
 }
 
 impl Pair {
     /// The VIPs are at A when this returns, and where connections are shared, both know each other.
     pub fn up(name: &str, setup: Setup) -> Result<Self> {
-        let mut pair = Self::of(Topology::C.build(name)?, setup)?;
+        let runs_xvip = |node: &Node| node.runs_xvip || (setup.direct && node.runs_apiserver);
+        let mut pair = Self::of(Topology::C.build_where(name, runs_xvip)?, setup)?;
         for node in NODES {
             pair.start(node)?;
         }
@@ -76,7 +87,14 @@ impl Pair {
         for master in deployment.nodes().iter().filter(|node| node.runs_apiserver) {
             apiservers.insert(master.name.clone(), deployment.start_apiserver(&master.name)?);
         }
-        Ok(Self { daemons: BTreeMap::new(), apiservers, deployment, setup })
+        let mut pair = Self { daemons: BTreeMap::new(), turning: BTreeMap::new(), apiservers, deployment, setup };
+        if setup.direct {
+            for master in pair.apiservers.keys() {
+                let configuration = pair.servers(master, "elsewhere = true\n")?;
+                pair.turning.insert(master.clone(), Xvip::start_with(&pair.deployment, master, &configuration)?);
+            }
+        }
+        Ok(pair)
     }
 
     /// The whole file of a node, with quick checks.
@@ -88,10 +106,19 @@ impl Pair {
                 "\n[[vrrp]]\nname = \"vip{vrid}\"\ninterface = \"eth0\"\nvrid = {vrid}\npriority = {priority}\naddresses = [\"{vip}\"]\n{more}"
             )
         };
-        let dataplane = format!("[dataplane]\n{}", self.setup.dataplane);
-        let servers = quick(&self.deployment.xvip_config(node)?).replace("[dataplane]\n", &dataplane);
         let sync = if self.setup.synced { self.sync(node)? } else { String::new() };
-        Ok(servers + &VIPS.map(section).concat() + &sync)
+        Ok(self.servers(node, "")? + &VIPS.map(section).concat() + &sync)
+    }
+
+    /// What is not the pair's alone, with lines more in each virtual server.
+    fn servers(&self, node: &str, more: &str) -> Result<String> {
+        let Setup { dataplane, direct, .. } = self.setup;
+        let mode = if direct { "mode = \"dsr\"\n" } else { "" };
+        let section = "[[virtual_server]]\n";
+        let text = quick(&self.deployment.xvip_config(node)?)
+            .replace("[dataplane]\n", &format!("[dataplane]\n{dataplane}"))
+            .replace(section, &format!("{section}{mode}{more}"));
+        Ok(text)
     }
 
     fn sync(&self, node: &str) -> Result<String> {

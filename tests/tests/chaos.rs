@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_tests::{
-    bench::continuity::{self, Event},
+    bench::continuity::{self, Event, Mode},
     chaos::{self, campaign},
 };
 
@@ -12,21 +12,27 @@ const STRAYS: u64 = 5;
 
 #[test]
 fn streams_outlive_restarts_upgrades_reloads_and_failovers() {
-    let options = continuity::Options { streams: 60, pace: Duration::from_millis(100), restarts: 2, failovers: 1 };
+    let (pace, modes) = (Duration::from_millis(100), Mode::ALL.to_vec());
+    let options = continuity::Options { streams: 60, pace, restarts: 2, failovers: 1, modes };
     let report = continuity::continuity(&options).unwrap();
     println!("{report}");
-    for (event, rounds) in [
-        (Event::Restart, 2),
-        (Event::Upgrade, 4),
-        (Event::Reload, 4),
-        (Event::Kill, 1),
-        (Event::LinkLoss, 1),
-        (Event::Return, 2),
+    for (mode, event, rounds) in [
+        (Mode::Nat, Event::Restart, 2),
+        (Mode::Nat, Event::Upgrade, 4),
+        (Mode::Nat, Event::Reload, 4),
+        (Mode::Nat, Event::Kill, 1),
+        (Mode::Nat, Event::LinkLoss, 1),
+        (Mode::Nat, Event::Return, 1),
+        (Mode::Nat, Event::Heal, 1),
+        (Mode::Dsr, Event::Kill, 1),
+        (Mode::Dsr, Event::LinkLoss, 1),
+        (Mode::Dsr, Event::Return, 1),
+        (Mode::Dsr, Event::Heal, 1),
     ] {
-        assert_eq!(report.line(event).map(|line| (line.rounds, line.lost)), Some((rounds, 0)), "{report}");
+        assert_eq!(report.line(mode, event).map(|line| (line.rounds, line.lost)), Some((rounds, 0)), "{report}");
     }
     for event in [Event::Restart, Event::Upgrade, Event::Reload] {
-        let line = report.line(event).unwrap();
+        let line = report.line(Mode::Nat, event).unwrap();
         assert!(line.retransmitted - line.spurious <= STRAYS, "{report}");
     }
 }

@@ -11,13 +11,13 @@ use lb_common::{
         self, Access, Backend, BackendId, Balance, Counter, Fence, Holds, Lease, Policy, Port, ServiceId, ServiceKey,
         Turned,
     },
-    address::{V4, V6},
     datapath::{self, Leaving, Route, Verdict},
     flow::Hop,
     host::{Memory, received},
     wire::{self, Tags},
 };
 use lb_tests::packets::{
+    NOTE,
     discovery::{Question, answer},
     frames::{ACK, Error, Extra, FIN, PSH, RST, SYN, Segment},
     load,
@@ -40,7 +40,7 @@ const NOW: u64 = 1_000;
 const LEAST_LEAVING: usize = 64;
 
 /// Where a note to the kernel says which neighbour a packet goes to.
-const NEIGHBOUR: Range<usize> = 8..28;
+const NEIGHBOUR: Range<usize> = 8..NOTE;
 
 /// `XDP_DROP` and `XDP_PASS`.
 const DROP: u32 = 1;
@@ -227,7 +227,7 @@ impl Twins {
     /// Runs a frame on both sides. `None` if the clock moved where that matters, so that they may be out of step.
     fn run(&mut self, sent: &Sent) -> anyhow::Result<Option<Run>> {
         let now = self.dataplane.ticks()?;
-        let opened = self.opened();
+        let (opened, expired) = (self.opened(), self.memory.counter(Counter::Expired));
         let mut bytes = sent.bytes.clone();
         let (host, kernel) = if sent.leaves {
             let left = datapath::egress(&mut bytes[..], &self.memory, now);
@@ -241,9 +241,10 @@ impl Twins {
             }
             (carried_out(verdict, bytes), kernel)
         };
-        // Where the frame goes on, both sides show the port that they have chosen.
+        // Where the frame goes on, both sides show the port that they have chosen. And by the clock, so many senders are told.
         let chosen = sent.contended && host.action == DROP && self.opened() != opened;
-        if (chosen || host != kernel) && self.dataplane.ticks()? != now {
+        let told = self.memory.counter(Counter::Expired) != expired;
+        if (chosen || told || host != kernel) && self.dataplane.ticks()? != now {
             return Ok(None);
         }
         ensure!(
@@ -280,16 +281,16 @@ impl Twins {
 
 /// What holds whatever comes. What became of the frame, in words.
 fn judge(sent: &Sent, run: &Run) -> anyhow::Result<&'static str> {
-    let noted = run.frame.len() == sent.bytes.len() + NEIGHBOUR.end && run.frame.starts_with(b"xvip");
-    let after = if noted { &run.frame[NEIGHBOUR.end..] } else { &run.frame[..] };
+    let noted = run.frame.len() == sent.bytes.len() + NOTE && run.frame.starts_with(b"xvip");
+    let after = if noted { &run.frame[NOTE..] } else { &run.frame[..] };
     let changed = after != sent.bytes;
     let dropped = !sent.leaves && run.action == DROP;
     if !sent.leaves && !is_for_vip(&sent.bytes) {
         ensure!(!changed && !noted, "what is not for a VIP was changed");
         ensure!(run.action == PASS || dropped && asks_for_vip(&sent.bytes), "what is not for a VIP did not pass");
     }
-    // Of segments only whole ones are sent on. An ICMP error goes on with the length that it came with, and what leaves is this host's own.
-    let stays_malformed = sums_up(&sent.bytes).is_none() && (sent.leaves || !is_segment(&sent.bytes));
+    // Only what is whole is sent on. What leaves is this host's own.
+    let stays_malformed = sent.leaves && sums_up(&sent.bytes).is_none();
     if changed && !dropped && !stays_malformed && is_ip(after) {
         let right = sums_up(after).context("what is sent on is malformed")?;
         // A checksum that was wrong stays wrong: the receiver is to see it. Of an answer, that of the segment is made anew.
@@ -328,14 +329,6 @@ fn asks_for_vip(frame: &[u8]) -> bool {
         wire::ARP => rest.get(24..28) == Some(&Family::Ipv4.mapped(VIP)[12..]),
         wire::IPV6 => rest.get(40) == Some(&135) && rest.get(48..64) == Some(&Family::Ipv6.mapped(VIP)[..]),
         _ => false,
-    }
-}
-
-fn is_segment(frame: &[u8]) -> bool {
-    let Ok(link) = wire::link(frame) else { return false };
-    match link.ether_type {
-        wire::IPV4 => wire::segment::<V4, [u8]>(frame, link.at).is_ok(),
-        _ => wire::segment::<V6, [u8]>(frame, link.at).is_ok(),
     }
 }
 

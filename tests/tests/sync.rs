@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_tests::{
-    client::{EchoReport, Failure},
+    client::{EchoReport, Episode, Failure, Stage},
     pair::{A, B, LIMIT, NODES, Pair, Setup},
     topology::Topology,
     wait,
@@ -26,7 +26,7 @@ const STREAMS: u32 = 30;
 /// What a stream waits at most for one answer: the takeover, and a retransmission or two.
 const LONGEST: Duration = Duration::from_secs(4);
 
-const SETUP: Setup = Setup { instance: |_| "sync_group = \"both\"\n".to_owned(), dataplane: "", synced: true };
+const SETUP: Setup = Setup { synced: true, ..Setup::USUAL };
 
 fn wait_for_taken(xvip: &Xvip, connections: u32) {
     let all = |status: &Status| status.sync.as_ref().is_some_and(|sync| sync.taken >= u64::from(connections));
@@ -112,6 +112,71 @@ fn streams_outlive_a_killed_master() {
         let_run();
         assert_carries_all(pair.xvip(B));
     });
+}
+
+/// By turns in one family and by the fewest connections in the other: a client's address says nothing of its backend.
+fn taking_turns(pair: &Pair, node: &str) -> String {
+    let balanced = |text: String, family: &str, balance: &str| {
+        let name = format!("-{family}\"\n");
+        assert!(text.contains(&name), "{text}");
+        text.replace(&name, &format!("{name}balance = \"{balance}\"\n"))
+    };
+    let text = pair.configuration(node).unwrap();
+    balanced(balanced(text, "ipv4", "round-robin"), "ipv6", "least-connections")
+}
+
+/// The connections that streams began with.
+fn first_episodes(episodes: &[Episode]) -> Vec<&Episode> {
+    let firsts = |number| episodes.iter().find(|episode| episode.stream == number);
+    (0..2 * STREAMS as usize).map(|number| firsts(number).expect("every stream was answered")).collect()
+}
+
+#[test]
+fn where_backends_take_turns_what_was_told_goes_on_and_nothing_else_is_left_hanging() {
+    let mut pair = Pair::of(Topology::C.build("turns").unwrap(), SETUP).unwrap();
+    for node in NODES {
+        let text = taking_turns(&pair, node);
+        pair.start_as(node, &text).unwrap();
+    }
+    pair.wait_for(A, Role::Master).unwrap();
+    pair.wait_for(B, Role::Backup).unwrap();
+    pair.wait_for_peers().unwrap();
+    let begin = || {
+        let streams = pair.deployment.streams(2 * STREAMS, Duration::from_millis(100)).unwrap();
+        streams.wait_for_lines(5, LIMIT).unwrap();
+        streams
+    };
+    let told = begin();
+    wait_for_taken(pair.xvip(B), 2 * STREAMS);
+    let b_address = pair.deployment.node(B).unwrap().v4;
+    pair.host(A).ip(&format!("route add blackhole {b_address}")).unwrap();
+    let taken = || pair.xvip(B).status().unwrap().sync.map(|sync| sync.taken);
+    let before = taken();
+    let untold = begin();
+    assert_eq!(taken(), before, "what began since then is not known there");
+
+    pair.xvip(A).process().kill();
+    pair.wait_for(B, Role::Master).unwrap();
+    for streams in [&told, &untold] {
+        streams.wait_for_lines(5, LIMIT).unwrap();
+    }
+    let [told, untold] = [told, untold].map(|streams| streams.finish().unwrap());
+    assert_eq!(told.len(), 2 * STREAMS as usize, "none began again");
+    for stream in &told {
+        assert!(stream.end.is_none() && stream.longest() < LONGEST, "{stream:?}\n{}", pair.xvip(B).log());
+    }
+    // By its client's address a third of them has the backend again that it had.
+    let mut cut = 0;
+    for stream in first_episodes(&untold) {
+        assert!(stream.longest() < LONGEST, "{stream:?}\n{}", pair.xvip(B).log());
+        if let Some(end) = &stream.end {
+            assert!(matches!(end.failure, Failure::Reset(Stage::Answer) | Failure::Closed(Stage::Answer)), "{end:?}");
+            cut += 1;
+        }
+    }
+    println!("{cut} of {} streams that nobody was told of were cut", 2 * STREAMS);
+    assert!(cut > STREAMS / 3, "{}", pair.xvip(B).log());
+    pair.deployment.lab.assert_checksums_clean();
 }
 
 /// Clients of one address each that wait for what a backend says; whether that is the one that is to go.

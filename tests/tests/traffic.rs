@@ -87,8 +87,10 @@ fn a_flood_of_syns_costs_nobody_a_connection() {
     for line in report.0 {
         assert_eq!((line.established, line.lost), (200, 0), "{line:?}");
         assert!(line.came >= 50 && line.share() >= 0.95, "{line:?}");
-        // The pressure is seen, and it falls on the half-open alone.
         assert!(line.sent > 10_000 && line.met > line.sent / 4, "{line:?}");
+        // What is let through is what the rate allows, and what seems to come again.
+        assert!(line.admitted as f64 <= 10_000.0 * (line.seconds + 3.0) + line.met as f64 / 20.0, "{line:?}");
+        // The pressure is seen, and it falls on the half-open alone.
         assert!(line.half_open > 1_000 && line.evicted_half_open > 0 && line.evicted_others == 0, "{line:?}");
     }
 }
@@ -213,6 +215,27 @@ fn clients_that_use_the_same_port_are_kept_apart() {
         let own = peers.iter().filter(|peer| peer.contains(":40000\"")).count();
         assert_eq!(own, 3, "one of each backend keeps the client's port: {peers:#?}");
     }
+    site.deployment.lab.assert_checksums_clean();
+}
+
+/// As `traceroute -T` asks: a SYN with a hop more each time.
+#[test]
+fn a_client_hears_where_its_hops_end() {
+    let site = site("hops");
+    for v6 in [false, true] {
+        let target = Topology::C.endpoint(v6);
+        let connect = |hops: u32| {
+            let kind = (Domain::for_address(target), Type::STREAM);
+            let socket = site.deployment.client_host().socket(kind.0, kind.1, None).unwrap();
+            if v6 { socket.set_unicast_hops_v6(hops) } else { socket.set_ttl_v4(hops) }.unwrap();
+            socket.connect_timeout(&target.into(), Duration::from_secs(10))
+        };
+        let told = connect(1).unwrap_err();
+        assert_eq!(told.raw_os_error(), Some(libc::EHOSTUNREACH), "{told}");
+        connect(2).unwrap();
+    }
+    let counters = site.xvip.status().unwrap().counters;
+    assert!(counters.drops.get("expired") >= Some(&2), "{counters:?}");
     site.deployment.lab.assert_checksums_clean();
 }
 
@@ -414,12 +437,16 @@ fn with_every_backend_down_clients_are_refused_at_once() {
         let slowest = report.outcomes.iter().map(|outcome| outcome.latency).max().unwrap();
         assert!(slowest < Duration::from_millis(200), "{slowest:?}");
     }
-    // They refuse by themselves now, and whoever is refused by one tries the next.
+    // They refuse by themselves now, and no client waits for another one to be better.
     let open = serving(&quick(&site.deployment.xvip_config(HOLDER).unwrap()), "all_down = \"open\"");
     site.xvip.reload(&open).unwrap();
     assert!(site.xvip.status().unwrap().virtual_servers.iter().all(|server| server.open));
-    let report = site.load(false, Load::sequential(1)).unwrap();
-    assert_eq!(report.good(), 0, "{report}");
+    for v6 in [false, true] {
+        let report = site.load(v6, Load::sequential(10)).unwrap();
+        assert_eq!(report.failures().get(&Failure::Refused(Stage::Connect)), Some(&10), "{report}");
+        let quickest = report.outcomes.iter().map(|outcome| outcome.latency).min().unwrap();
+        assert!(quickest < Duration::from_millis(200), "{quickest:?}, and a client repeats its SYN after a second");
+    }
     let event = |status: &Status, name: &str| status.counters.events[name];
     let sent_on = |status: &Status| event(status, "connected") > 0;
     let status = site.xvip.wait_for("a connection to be sent on", Duration::from_secs(5), sent_on).unwrap();

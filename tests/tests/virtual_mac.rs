@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 /// The VIPs of deployment C with the MAC addresses of virtual routers 51 and 52 (RFC 9568 §7.3).
 const VIPS: [(&str, &str); 2] = [("192.168.2.100", "00:00:5e:00:01:33"), ("fd00:2::100", "00:00:5e:00:02:34")];
 
-const SETUP: Setup = Setup { instance: |_| "virtual_mac = true\n".to_owned(), dataplane: "", synced: false };
+const SETUP: Setup = Setup { instance: |_| "virtual_mac = true\n".to_owned(), ..Setup::USUAL };
 
 fn of(name: &str) -> Pair {
     Pair::of(Topology::C.build(name).unwrap(), SETUP).unwrap()

@@ -48,7 +48,7 @@ counters! {
     Stray = "stray",
     /// Replies of backends to connections that are not known here, dropped: their client's next packet makes the entry again.
     Orphan = "orphan",
-    /// Packets whose time to live ended here, dropped.
+    /// Packets whose time to live ended here, dropped. Who sent a segment is told, but not too often.
     Expired = "expired",
     /// Connections dropped because no source port was free towards their backend.
     NoPort = "no_port",

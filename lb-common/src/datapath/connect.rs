@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::{
-    Draft, Family, Refused, Stop, admission, fence, passive,
+    Arrival, Draft, Family, Refused, Stop, admission, fence, passive,
     selection::{self, Asker, Kind},
 };
 use crate::{
@@ -66,11 +66,7 @@ where
     let key = &arrival.segment.key;
     *asked = ServiceKey::new(key.destination.mapped(), key.destination_port);
     let Some(service) = tables.service(asked) else {
-        fence::carries(tables, arrival)?;
-        // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
-        *asked = ServiceKey::new(key.source.mapped(), key.source_port);
-        let reply = tables.service(asked);
-        return Err(if reply.is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) });
+        return Err(stranger(tables, arrival, asked));
     };
     *chosen = tables.turned(key, *sender);
     let turns = 1 - is_zero(u64::from(chosen.0 ^ BackendId::NONE.0));
@@ -110,6 +106,22 @@ where
     let itself = is_zero(arrives.source.difference(&key.source).into());
     *kept = Role::forward(backend.has(Backend::LOCAL), direct, itself);
     Ok(())
+}
+
+/// What becomes of a segment that no virtual server asks for. There is room for what is looked up.
+#[inline(always)]
+pub(super) fn stranger<A, T>(tables: &T, arrival: &Arrival<A>, asked: &mut ServiceKey) -> Stop
+where
+    A: Address,
+    T: Family<A>,
+{
+    if let Err(stop) = fence::carries(tables, arrival) {
+        return stop;
+    }
+    // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
+    let key = &arrival.segment.key;
+    *asked = ServiceKey::new(key.source.mapped(), key.source_port);
+    if tables.service(asked).is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) }
 }
 
 /// Finds a source port under which the backend's replies can be told from all others', and inserts their half.

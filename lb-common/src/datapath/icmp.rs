@@ -9,7 +9,7 @@
 //! ```
 //! In both cases the error takes the way of its sender's own packets, and what it quotes becomes the key of the other half.
 
-use super::{Draft, Family, Route, Stop, Verdict, Way, direct, send};
+use super::{Draft, Family, Route, Stop, Verdict, Way, direct, inherited, send};
 use crate::{
     abi::{Counter, Port, Settings},
     address::{Address, V4, V6},
@@ -17,7 +17,7 @@ use crate::{
     flow::{Flow, Key},
     frame::Frame,
     shared,
-    wire::{self, Checksum, Icmp, Link, Quote, QuotedTcp, Tcp},
+    wire::{self, Checksum, Icmp, Link, NotTcp, Quote, QuotedTcp, Tcp},
 };
 
 /// Decides about an ICMP message to a VIP, which [`super::ingress`] has left to this. Errors about connections that are known here
@@ -48,8 +48,15 @@ where
     let Some(mut sheet) = tables.draft() else {
         return Verdict::Pass;
     };
-    let Ok(Some(quote)) = wire::quote::<A, F>(frame, &mut link, &mut sheet.arrives, now) else {
-        return Verdict::Pass;
+    let quote = match wire::quote::<A, F>(frame, &mut link, &mut sheet.arrives, now) {
+        Ok(quote) => quote,
+        Err(reason) => {
+            // Left to the host, as a malformed segment is: it discards both by the same lengths.
+            if reason == NotTcp::Malformed {
+                tables.count(Counter::Malformed);
+            }
+            return Verdict::Pass;
+        }
     };
     let from = Port { interface, tags: link.tags };
     let generation = settings.generation();
@@ -69,7 +76,10 @@ where
             return direct::along::<A, _, _>(frame, tables, quote.network, interface, &flow.hop, way);
         }
         rewrite(frame, &quote, arrives, flow)?;
-        if flow.role.is_local() { Ok(Verdict::Pass) } else { send::leave(frame, tables, interface, &flow.hop, way) }
+        if flow.role.is_local() {
+            return Ok(inherited::up(flow.role));
+        }
+        send::leave(frame, tables, interface, &flow.hop, way)
     });
     match sent {
         Ok(verdict) => {

@@ -6,15 +6,19 @@
 //!                                        \- route or health changed -> look up again | reset
 //!                       unknown          -- no such service ---------> pass, untouched
 //!                                        -- SYN, or a segment ------> choose a backend, rewrite, send
+//!            to a VIP, with no hop left -----------------------------> tell the sender
 //!            ARP or neighbour discovery for a VIP, its lease over ---> drop
 //!  egress:   from a backend on this host, known connection ----------> the source becomes the VIP again
+//!  loopback: from a backend on this host to a VIP, inherited --------> source and destination become VIP and client, send
 //! ```
 
 mod admission;
 mod connect;
 mod direct;
+mod expired;
 mod fence;
 mod icmp;
+mod inherited;
 pub mod local;
 mod passive;
 mod renew;
@@ -26,8 +30,10 @@ mod virtual_mac;
 use core::ops::DerefMut;
 
 pub use direct::turned;
+pub use expired::{Room, expired, time_exceeded};
 pub use fence::overdue;
 pub use icmp::icmp;
+pub use inherited::{LOOPBACK, loopback};
 pub use passive::another;
 use selection::Asker;
 pub use virtual_mac::accepts;
@@ -40,7 +46,7 @@ use crate::{
     conntrack::{Phase, Sender},
     flow::{Flow, Hop, Key, News, Role},
     frame::Frame,
-    shared::{self, Tally},
+    shared::{self, Allowance, Tally},
     table::{self, Existing, Inserted, NoTable, Sets},
     wire::{self, Flags, Link, NotTcp, Segment},
 };
@@ -57,7 +63,7 @@ pub enum Verdict {
     Redirect(u32),
     /// Back to its sender, cut to that many bytes.
     Answer(usize),
-    /// Rewritten; out of that interface by the kernel, which resolves the neighbour.
+    /// Rewritten; out of that interface by the kernel, which resolves the neighbour. By [`LOOPBACK`], up the stack.
     Kernel(u32),
     /// As it was but for its hops; out of that interface by the kernel, to the neighbour that was asked for last, which it resolves.
     Neighbour(u32),
@@ -74,10 +80,12 @@ pub enum Part {
     /// [`settle`]: a segment whose entry is to be made, brought up to date or ended. It stands in the draft.
     Settle4 = 1,
     Settle6 = 2,
+    /// [`expired()`]: a segment to a VIP that has no hop left.
+    Expired = 3,
 }
 
 impl Part {
-    pub const ALL: [Self; 3] = [Self::Icmp, Self::Settle4, Self::Settle6];
+    pub const ALL: [Self; 4] = [Self::Icmp, Self::Settle4, Self::Settle6, Self::Expired];
 
     /// The one of that family.
     #[inline(always)]
@@ -117,6 +125,8 @@ pub trait Tables {
     fn policy(&self, service: ServiceId) -> Option<Policy>;
     /// Turns that a virtual server's backends have had.
     fn turn(&self, service: ServiceId) -> Option<&Tally>;
+    /// Errors of this node's own that may be sent yet.
+    fn allowance(&self) -> Option<&Allowance>;
     /// New connections of a virtual server in the last second.
     fn inflow(&self, service: ServiceId) -> Option<&Inflow>;
     /// The line of the sieve at a place: of as many as there are, whichever that hash leads to.
@@ -137,8 +147,8 @@ pub trait Tables {
     fn suspect(&self, id: BackendId, now: u64);
     /// See [`another`]; [`BackendId::NONE`] if there is none.
     #[inline(always)]
-    fn another(&self, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
-        another(self, service, than, seed)
+    fn another(&self, service: ServiceId, than: BackendId, seed: u32, shunned: u8) -> BackendId {
+        another(self, service, than, seed, shunned)
     }
     /// Nanoseconds of `CLOCK_BOOTTIME`. Dear: for the few packets that depend on a lease.
     fn uptime(&self) -> u64;
@@ -204,8 +214,9 @@ pub trait Family<A: Address>: Tables + Sets<A> {
 
 /// A frame on its way out of the host, whose checksums the hardware may yet have to finish.
 pub trait Outgoing: Frame {
-    /// Writes the entry's addresses and ports over the segment's and keeps its checksums right. Whether that succeeded.
-    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>) -> bool;
+    /// Writes the entry's addresses and ports over the segment's and keeps its checksums right. Whether that succeeded. `keeps_receiver` says
+    /// that the destination's address is the same.
+    fn turn<A: Address>(&mut self, segment: &Segment<A>, flow: &Flow<A>, keeps_receiver: bool) -> bool;
 
     /// Writes the MAC address `new` over `old` at an even distance from the start, and keeps the checksum at that place right, if it is in
     /// one. Whether that succeeded.
@@ -306,6 +317,14 @@ impl Stop {
     const fn reset(counter: Counter) -> Self {
         Self { counter, act: Act::Reset }
     }
+
+    /// Of what is not answered.
+    const fn verdict(self) -> Verdict {
+        match self.act {
+            Act::Pass => Verdict::Pass,
+            Act::Drop | Act::Reset => Verdict::Drop,
+        }
+    }
 }
 
 /// Decides about a frame that arrived by `interface`, rewriting it in place. `now` is in kernel ticks.
@@ -364,6 +383,9 @@ where
             return Verdict::Pass;
         }
     };
+    if segment.hops <= 1 {
+        return Verdict::HandedOn(Part::Expired);
+    }
     segment.forget_ways(&mut from.tags, now);
     let arrival = Arrival { generation: settings.generation(), segment, from, now, bytes: frame.len() };
     carry(frame, tables, &arrival).unwrap_or_else(|stop| {
@@ -604,7 +626,7 @@ where
             }
             let arrival = Arrival { segment, bytes: frame.len(), now, ..Arrival::default() };
             note(tables, flow, &arrival);
-            frame.turn(&segment, flow).into()
+            frame.turn(&segment, flow, true).into()
         }
         _ => Leaving::Goes,
     }

@@ -3,7 +3,8 @@
 //! ```text
 //!   SYN, repeated, no answer yet -------> the daemon is told; each second repetition goes to another backend
 //!   RST in answer to a SYN: another backend takes connections --> told, dropped; the client repeats its SYN, which goes there
-//!                           none does ------------------------> told, the client gets the RST
+//!                           none does, or only failing ones do,
+//!                           or that SYN was its fourth ---------> told, the client gets the RST
 //! ```
 //! A backend whose answers do not pass here must not be judged so: its connections have no half for them.
 
@@ -21,9 +22,19 @@ use crate::{
 /// Slots that are looked at for another backend. Where two share a table evenly, one time in 256 none is found.
 const TRIES: u32 = 8;
 
-/// A backend in the virtual server's table that is not that one, drawn by `seed`; [`BackendId::NONE`] if none was found.
+/// From here on a client has waited for seconds, and the checks have found nothing: its SYNs are refused as its backends refuse them.
+const SILENT_REFUSALS: u32 = 4;
+
+/// A backend in the virtual server's table that is not that one, drawn by `seed`; [`BackendId::NONE`] if none was found, or it has a flag
+/// that is `shunned`.
 #[inline(always)]
-pub fn another<T: Tables + ?Sized>(tables: &T, service: ServiceId, than: BackendId, seed: u32) -> BackendId {
+pub fn another<T: Tables + ?Sized>(
+    tables: &T,
+    service: ServiceId,
+    than: BackendId,
+    seed: u32,
+    shunned: u8,
+) -> BackendId {
     let mut found = BackendId::NONE.0;
     for attempt in 0..TRIES {
         // One after the other: made all at once, the hashes would take more stack than there is.
@@ -31,7 +42,10 @@ pub fn another<T: Tables + ?Sized>(tables: &T, service: ServiceId, than: Backend
         let drawn = tables.slot(service, maglev::slot(hash)).unwrap_or(than).0;
         found = either(is_zero(u64::from(drawn ^ than.0)), found.into(), drawn.into()) as u32;
     }
-    BackendId(found)
+    match tables.backend(BackendId(found)) {
+        Some(backend) if backend.is(shunned) => BackendId::NONE,
+        _ => BackendId(found),
+    }
 }
 
 /// The backend for a SYN: `wanted`, unless `before`, the client's half of what its SYNs have led to so far, says otherwise.
@@ -62,7 +76,7 @@ where
         tried
     } else {
         let seed = source_hash(&arrival.segment.key.source).wrapping_add(sent);
-        match tables.another(service, tried, seed) {
+        match tables.another(service, tried, seed, 0) {
             BackendId::NONE => wanted,
             other => other,
         }
@@ -94,8 +108,11 @@ where
         return false;
     }
     let vip = ServiceKey::new(flow.other.destination.mapped(), flow.other.destination_port);
-    let other = tables.service(&vip).map_or(BackendId::NONE, |service| tables.another(service, refuses, 0));
-    if other == BackendId::NONE {
+    let another = |service| tables.another(service, refuses, 0, Backend::FAILING);
+    if tables.service(&vip).map_or(BackendId::NONE, another) == BackendId::NONE {
+        return false;
+    }
+    if tables.flow(&flow.other).is_some_and(|client| client.packets() >= SILENT_REFUSALS) {
         return false;
     }
     flow.set_phase(Phase::Refused);

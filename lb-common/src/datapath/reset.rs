@@ -1,5 +1,7 @@
 //! Answering a segment with a reset, made out of the segment itself (RFC 9293 §3.10.7.1).
 
+use network_types::ip::IpProto;
+
 use super::Verdict;
 use crate::{
     address::Address,
@@ -27,7 +29,7 @@ where
         return Verdict::Drop;
     };
     A::answer(header, header_length, length);
-    let pseudo = A::pseudo_sum(header, length);
+    let pseudo = A::pseudo_sum(header, IpProto::Tcp as u8, length);
     let Ok(tcp) = frame.get_mut::<Tcp>(segment.transport) else {
         return Verdict::Drop;
     };

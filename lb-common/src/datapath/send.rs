@@ -1,6 +1,6 @@
 //! Rewriting a packet as its entry says, and the verdict that sends it.
 
-use super::{Arrival, Stop, Tables, Verdict, Way, direct};
+use super::{Arrival, Stop, Tables, Verdict, Way, direct, inherited};
 use crate::{
     abi::Counter,
     address::Address,
@@ -30,9 +30,6 @@ where
     F: Frame + ?Sized,
     T: Tables,
 {
-    if arrival.segment.hops <= 1 {
-        return Err(Stop::drop(Counter::Expired));
-    }
     if flow.role.is_direct() {
         return direct::along::<A, _, _>(
             frame,
@@ -51,7 +48,7 @@ where
     tcp.checksum = checksum::adjust(tcp.checksum, flow.segment_delta);
 
     if flow.role.is_local() {
-        return Ok(Verdict::Pass);
+        return Ok(inherited::up(flow.role));
     }
     leave(frame, tables, arrival.from.interface, &flow.hop, way)
 }

@@ -12,7 +12,7 @@ use aya::{
     },
     sys::SyscallError,
 };
-use lb_common::abi::names;
+use lb_common::{abi::names, datapath::LOOPBACK};
 
 use super::{
     ApplyError, Dataplane, HookError, PinError, Stage,
@@ -49,6 +49,8 @@ pub enum AttachError {
         "interface {interface} does not take program {program}: {source}. Another tool may have a qdisc there; tc qdisc show dev {interface} tells."
     )]
     Classifier { interface: String, program: &'static str, source: ProgramError },
+    #[error("interface lo is among dataplane.interfaces")]
+    Loopback,
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]
@@ -157,8 +159,8 @@ impl Dataplane {
     }
 
     /// Puts these programs in the place of a former daemon's, each by one update of its link, and removes what nobody needs any more. To be
-    /// called when the tables are complete.
-    pub fn take_over(&mut self) -> Result<(), AttachError> {
+    /// called when the tables are complete. With `inherits`, the loopback interface gets its program; see [`Self::inherits()`] for whether it did.
+    pub fn take_over(&mut self, inherits: bool) -> Result<(), AttachError> {
         if let Some(pins) = &self.pins {
             // First the maps: if this process ends here, the next one reads a generation that is not behind the one in use.
             pins.publish()?;
@@ -172,6 +174,11 @@ impl Dataplane {
                 self.attached.insert(index, attachment);
                 replaced?;
             }
+        }
+        if inherits && let Err(error) = self.attach_loopback() {
+            log::warn!(
+                "connections that other nodes have carried to a backend on this host cannot go on here: {error}"
+            );
         }
         if let Some(pins) = &self.pins {
             let links = pins.links();
@@ -251,6 +258,22 @@ impl Dataplane {
             self.attach_classifier(attachment, index, program, point, place)?;
         }
         self.attach_xdp(attachment, index, wanted)
+    }
+
+    fn attach_loopback(&mut self) -> Result<(), AttachError> {
+        if self.is_attached(LOOPBACK) {
+            return Err(AttachError::Loopback);
+        }
+        let mut attachment = Attachment {
+            name: "lo".to_owned(),
+            mode: Mode::Generic,
+            former: false,
+            filters: Vec::new(),
+            links: Vec::new(),
+        };
+        self.attach_classifier(&mut attachment, LOOPBACK, names::TC_LOOPBACK, TcAttachType::Egress, Place::Egress)?;
+        self.attached.insert(LOOPBACK, attachment);
+        Ok(())
     }
 
     fn clear(&self, index: u32) -> Result<(), PinError> {

@@ -2,10 +2,12 @@
 //!
 //! What was taken in is a *copy* until a packet of it passes here: it has counted none. Copies are not told on.
 
+mod copies;
+
 use std::{
     collections::BTreeSet,
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     ptr,
     sync::Arc,
     time::Duration,
@@ -16,10 +18,12 @@ use lb_common::{
     abi::{BackendId, names},
     address::{Address, V4, V6},
     conntrack::Phase,
-    flow::{Flow, Key, News, Role},
-    table::{Existing, Inserted, Set, Sets as _, advance},
+    flow::News,
+    table::Set,
 };
 
+pub(super) use self::copies::connection;
+use self::copies::{Ticks, client_key};
 use super::{Dataplane, LoadError, flows::Flows, run::Ticker};
 
 /// A copy that is told again sooner after it was written is not written again. It is told about every 70 s, and written before it counts as
@@ -42,6 +46,13 @@ pub struct Connection {
     pub idle: Duration,
     /// The last number that the client acknowledged, as on the wire; 0 if none is known.
     pub acknowledged: [u8; 4],
+}
+
+impl Connection {
+    /// Whether its backend knows the client by the VIP.
+    pub fn is_seen_by_vip(&self) -> bool {
+        !self.is_direct && self.seen.ip() == self.vip.ip()
+    }
 }
 
 /// What became of a connection that another node told of.
@@ -103,11 +114,11 @@ impl Mirror {
         (to < first + second).then_some(to)
     }
 
-    /// Takes in what another node has told, for the backend with that number.
-    pub fn take(&self, connection: &Connection, backend: BackendId) -> Taken {
+    /// Takes in what another node has told, for the backend with that number; `is_here` says whether that is on this host.
+    pub fn take(&self, connection: &Connection, backend: BackendId, is_here: bool) -> Taken {
         match connection.client {
-            SocketAddr::V4(_) => self.take_as(&self.flows4, connection, backend),
-            SocketAddr::V6(_) => self.take_as(&self.flows6, connection, backend),
+            SocketAddr::V4(_) => self.take_as(&self.flows4, connection, backend, is_here),
+            SocketAddr::V6(_) => self.take_as(&self.flows6, connection, backend, is_here),
         }
     }
 
@@ -118,83 +129,18 @@ impl Mirror {
     }
 
     fn tell<A: Address>(&self, sets: &[Set<A>], each: &mut impl FnMut(Connection)) {
-        let now = self.ticker.now() as u32;
-        for (_, slot) in sets.iter().flat_map(Set::entries) {
-            let (key, flow) = (slot.key(), slot.flow());
-            if flow.role.from_client() && flow.phase() == Phase::Established && !flow.is_copy() {
-                let idle = self.ticker.time(flow.idle(now));
-                each(connection((key, &flow.other), flow.role, flow.phase(), idle, flow.acknowledged()));
-            }
-        }
+        copies::tell(sets, self.ticker.now() as u32, |ticks| self.ticker.time(ticks), each);
     }
 
-    fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId) -> Taken {
-        let Connection { client, vip, backend: server, seen, is_direct, phase, idle, acknowledged } = told;
-        let key: Key<A> = key(*client, *vip);
-        let other = self::key(*server, *seen);
-        let now = self.ticker.now();
-        let known = flows.peek(&key);
-        if *is_direct && *phase != Phase::Established && known.as_ref().is_some_and(|flow| flow.role.is_direct()) {
-            // What the client sends yet goes there as before; made anew by that, it would count as open.
-            let mut leader = Flow::default();
-            leader.start(&key, &other, Role::DIRECT, backend, Phase::Closed, now);
-            advance(&flows.near(), &key, &other, &leader);
-            return Taken::Out;
-        }
-        let seen_here = |flow: &Flow<A>| u64::from(flow.idle(now as u32));
-        if known.as_ref().is_some_and(|flow| !flow.is_copy() && seen_here(flow) <= self.ticker.count(*idle)) {
-            return Taken::Known;
-        }
-        let near = flows.near();
-        if *phase != Phase::Established {
-            let Some(flow) = known else { return Taken::Known };
-            near.remove_at(&flow.other, now as u32);
-            near.remove_at(&key, now as u32);
-            return Taken::Out;
-        }
-        let is_told_again = |flow: &Flow<A>| {
-            flow.is_copy()
-                && flow.other == other
-                && flow.backend() == backend
-                && flow.acknowledged() == *acknowledged
-                && seen_here(flow) < self.ticker.count(FRESH)
-        };
-        if known.as_ref().is_some_and(is_told_again) {
-            return Taken::Known;
-        }
-        let half = |key: &Key<A>, other: &Key<A>, role| {
-            let mut flow = Flow::default();
-            flow.start(key, other, role, backend, *phase, now);
-            flow.set_acknowledged(*acknowledged);
-            flow
-        };
-        let insert = |key, flow: &Flow<A>, existing| match Inserted::from_raw(near.insert_as(key, flow, existing)) {
-            Inserted::Exists | Inserted::Full => false,
-            Inserted::Free | Inserted::HalfOpen | Inserted::Closing | Inserted::Idle => true,
-        };
-        if *is_direct {
-            // Where it is carried and where it is turned, both tell of it.
-            if known.is_some_and(|flow| !flow.is_copy() && flow.role.is_direct() && flow.other == other) {
-                return Taken::Known;
-            }
-            let alone = insert(&key, &half(&key, &other, Role::DIRECT), Existing::Replaced);
-            return if alone { Taken::In } else { Taken::Refused };
-        }
-        let whole = insert(&other, &half(&other, &key, Role::REPLY), Existing::Kept)
-            && insert(&key, &half(&key, &other, Role::FORWARD), Existing::Replaced);
-        if whole { Taken::In } else { Taken::Refused }
+    fn take_as<A: Address>(&self, flows: &Flows<A>, told: &Connection, backend: BackendId, is_here: bool) -> Taken {
+        let Self { ticker, .. } = self;
+        let ticks = Ticks { now: ticker.now(), idle: ticker.count(told.idle), fresh: ticker.count(FRESH) };
+        copies::take(&flows.near(), flows.peek(&client_key(told)), told, (backend, is_here), &ticks)
     }
 
     fn own_as<A: Address>(&self, flows: &Flows<A>, vips: &BTreeSet<IpAddr>) {
         let now = self.ticker.now();
-        flows.walk(0..flows.len(), |sets| {
-            for (_, slot) in sets.iter().flat_map(Set::entries) {
-                let (key, flow) = (slot.key(), slot.flow());
-                if flow.role.from_client() && flow.is_copy() && vips.contains(&canonical(key.destination)) {
-                    flow.touch(now, 0, flow.acknowledged());
-                }
-            }
-        });
+        flows.walk(0..flows.len(), |sets| copies::own(sets, vips, now));
     }
 }
 
@@ -207,42 +153,4 @@ fn decoded<A: Address>(item: &[u8]) -> Option<Connection> {
     // SAFETY: as long as the value, whose every bit pattern is valid.
     let news = unsafe { ptr::read_unaligned(item.as_ptr().cast::<News<A>>()) };
     Some(connection((&news.key, &news.other), news.role, news.phase(), Duration::ZERO, news.acknowledged))
-}
-
-pub(super) fn connection<A: Address>(
-    (key, other): (&Key<A>, &Key<A>),
-    role: Role,
-    phase: Phase,
-    idle: Duration,
-    acknowledged: [u8; 4],
-) -> Connection {
-    let socket = |address: A, port| SocketAddr::new(canonical(address), u16::from_be_bytes(port));
-    // Under which port a backend's node shows it the client is that node's own affair.
-    let is_direct = role.is_direct() || role.is_turned();
-    let seen =
-        if is_direct { *key } else { Key { source: other.destination, source_port: other.destination_port, ..*key } };
-    Connection {
-        client: socket(key.source, key.source_port),
-        vip: socket(key.destination, key.destination_port),
-        backend: socket(other.source, other.source_port),
-        seen: socket(seen.source, seen.source_port),
-        is_direct,
-        phase,
-        idle,
-        acknowledged,
-    }
-}
-
-fn canonical<A: Address>(address: A) -> IpAddr {
-    Ipv6Addr::from(address.mapped()).to_canonical()
-}
-
-fn key<A: Address>(source: SocketAddr, destination: SocketAddr) -> Key<A> {
-    let address = |ip| A::from_mapped(&super::fence::mapped(ip));
-    Key {
-        source: address(source.ip()),
-        destination: address(destination.ip()),
-        source_port: source.port().to_be_bytes(),
-        destination_port: destination.port().to_be_bytes(),
-    }
 }

@@ -36,7 +36,7 @@ use lb_common::{
         Access, BANKS, Backend, BackendId, Counter, Policy, Port, Range, ServiceId, ServiceKey, Settings, Traffic,
         names,
     },
-    datapath::Part,
+    datapath::{LOOPBACK, Part},
     maglev::SLOTS,
     table::{self, Hashing, SECRET_WORDS},
 };
@@ -192,10 +192,10 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT)?;
         xdp(&mut ebpf).load().map_err(|source| LoadError::Program { name: names::XDP_INGRESS, source })?;
-        for name in [names::XDP_ICMP, names::XDP_SETTLE4, names::XDP_SETTLE6, names::XDP_CLOCK] {
+        for name in [names::XDP_ICMP, names::XDP_EXPIRED, names::XDP_SETTLE4, names::XDP_SETTLE6, names::XDP_CLOCK] {
             program::<Xdp>(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
-        for name in [names::TC_INGRESS, names::TC_EGRESS] {
+        for name in [names::TC_INGRESS, names::TC_EGRESS, names::TC_LOOPBACK] {
             classifier(&mut ebpf, name).load().map_err(|source| LoadError::Program { name, source })?;
         }
         local::load(&mut ebpf)?;
@@ -225,6 +225,11 @@ impl Dataplane {
     /// Whether these programs handle packets, and not a former daemon's or none.
     pub fn is_carrying(&self) -> bool {
         self.stage != Stage::Preparing
+    }
+
+    /// Whether connections that other nodes have carried to a backend on this host can go on here.
+    pub fn inherits(&self) -> bool {
+        self.attached.contains_key(&LOOPBACK)
     }
 
     /// Whether connections of this host's own processes are seen.
@@ -317,6 +322,7 @@ fn hand_on(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
             Part::Icmp => names::XDP_ICMP,
             Part::Settle4 => names::XDP_SETTLE4,
             Part::Settle6 => names::XDP_SETTLE6,
+            Part::Expired => names::XDP_EXPIRED,
         };
         let program = program::<Xdp>(ebpf, name);
         let program = program.fd().map_err(|source| LoadError::Program { name, source })?;

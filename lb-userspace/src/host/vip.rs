@@ -169,10 +169,9 @@ pub async fn remove_left(handle: &Handle, vips: &BTreeSet<IpAddr>) -> Result<Vec
 /// A label is IPv4's only.
 pub(crate) fn address_message(index: u32, net: IpNet, label: Option<&str>, mark: u8) -> AddressMessage {
     let address = net.addr();
-    let mut flags = AddressFlags::Nodad;
-    if net.prefix_len() == net.max_prefix_len() {
-        flags |= AddressFlags::Noprefixroute;
-    }
+    // Even of a single IPv6 address the kernel makes a route to the prefix, in the table of the routes by which it went to the address before. By that,
+    // sockets that have kept such a route ask again (`fib6_check`); of the local table's they would not hear.
+    let flags = AddressFlags::Nodad;
     let mut message = AddressMessage::default();
     message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.index = index;

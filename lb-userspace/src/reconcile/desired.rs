@@ -132,12 +132,10 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         let taking = taking(server, &candidates, &stand_ins, !inputs.unknown.contains(&index));
         for (endpoint, state, direct, candidate) in &all {
             let down = *state == State::Down && server.on_down == OnDown::Reset && !taking.open;
-            desired.add(
-                inputs,
-                endpoint,
-                candidate.member.id,
-                flag(Backend::DOWN, down) | flag(Backend::DIRECT, *direct),
-            );
+            let failing = *state != State::Up && taking.open;
+            let flags = [(Backend::DOWN, down), (Backend::FAILING, failing), (Backend::DIRECT, *direct)];
+            let flags = flags.into_iter().fold(0, |all, (one, is_set)| all | flag(one, is_set));
+            desired.add(inputs, endpoint, candidate.member.id, flags);
         }
         desired.tables.insert(number, taking.table(server));
         desired.policies.insert(number, taking.policy(server));

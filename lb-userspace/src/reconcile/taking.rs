@@ -166,6 +166,9 @@ mod tests {
             assert_eq!((chosen(&refused, 0), refused.open.len()), (BTreeSet::from([BackendId::NONE.0]), 0));
             assert_eq!(chosen(&taken, 0), BTreeSet::from([0, 1]), "as though they were up: {gone:?}");
             assert_eq!((down(&refused), down(&taken)), (4, 0), "their connections are left alone");
+            let failing = taken.backends.values().map(|backend| backend.is(Backend::FAILING)).collect::<Vec<_>>();
+            assert_eq!(failing, gone.map(|state| state != State::Up), "what they refuse is refused: {gone:?}");
+            assert!(refused.backends.values().all(|backend| !backend.is(Backend::FAILING)));
             assert_eq!(taken.open, BTreeSet::from([ServiceId(0)]));
         }
         for alive in

@@ -4,7 +4,10 @@ use std::{fs::File, path::PathBuf};
 
 use anyhow::Context as _;
 
-use super::{Node, placement::carried};
+use super::{
+    Node,
+    placement::{LOOPBACK, carried},
+};
 use crate::{
     config::model::{Cgroup, Config, XdpMode},
     dataplane::Mode,
@@ -44,6 +47,24 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Where nodes tell each other of connections, the data plane asks for the way of packets that begin on this host, too. Whether it will hear:
+    /// otherwise connections that another node has carried to a backend here are cut as this node takes over.
+    pub(super) fn forward_on_loopback(&mut self, config: &Config) -> bool {
+        if config.sync.is_none() || config.dataplane.interfaces.is_empty() {
+            return false;
+        }
+        match Forwarding::enable([LOOPBACK], families(config)) {
+            Ok(forwarding) => {
+                self.forwarding.push(forwarding);
+                true
+            }
+            Err(error) => {
+                log::warn!("connections to a backend on this host are cut when it takes over: {error}");
+                false
+            }
+        }
     }
 
     /// Puts the hooks on the cgroup, so that this node's own processes need no VIP.

@@ -266,7 +266,8 @@ impl Node {
         self.arrive(&held);
         if let Some(sync) = &self.sync {
             let servers = &self.config.virtual_servers;
-            let backends = syncing::backends(servers, &self.numbers, &self.host_addresses(), &held);
+            let (local, inherits) = (self.host_addresses(), self.dataplane.inherits());
+            let backends = syncing::backends(servers, &self.numbers, &local, inherits, &held);
             sync.follow(Backends { turns: self.turns(), ..backends });
         }
         let status = view::status(view::Sources {

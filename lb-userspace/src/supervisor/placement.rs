@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Shown as the interface of a virtual server on a loopback address.
-const LOOPBACK: &str = "lo";
+pub(super) const LOOPBACK: &str = "lo";
 
 /// The interface that each virtual server's VIP is put on.
 pub(crate) fn carriers(config: &Config, host: &Interfaces) -> anyhow::Result<Vec<String>> {

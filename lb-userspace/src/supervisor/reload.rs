@@ -148,6 +148,7 @@ impl Node {
         let carriers = carriers(&then, &self.host)?;
         if families(&then) != families(&self.config) {
             self.forwarding.push(Forwarding::enable(carried(&then, &self.host), families(&then))?);
+            self.forward_on_loopback(&then);
         }
         self.numbers.follow(&self.config.virtual_servers, &then.virtual_servers, self.begun.elapsed())?;
         let before = mem::replace(&mut self.config, then);

@@ -163,7 +163,8 @@ impl Node {
         self.attach()?;
         self.attach_hooks()?;
         self.await_health().await?;
-        self.dataplane.take_over()?;
+        let inherits = self.forward_on_loopback(&Arc::clone(&self.config));
+        self.dataplane.take_over(inherits)?;
         self.sync = syncing::start(self.config.sync.as_ref(), &mut self.dataplane, ended)?;
         self.hold().await?;
         self.vrrp.settle().await;

@@ -16,7 +16,7 @@ use crate::{
     },
     dataplane::{Connection, Dataplane},
     reconcile::{Endpoint, Numbers},
-    sync::{Backends, Key, Options, Sync, View},
+    sync::{Backends, Key, Known, Options, Sync, View},
 };
 
 /// Starts it, where it is configured. `over` are connections that this daemon has ended.
@@ -34,31 +34,36 @@ pub(super) fn start(
     Ok(Some(Sync::start(options, mirror, over)?))
 }
 
-/// Backends by what all nodes know them by, in the numbering of the tables; `local` are this host's own addresses, where no connection
-/// of another node can go on. VIPs by whether they are `held`.
+/// Backends by what all nodes know them by, in the numbering of the tables; `local` are this host's own addresses, whose backends are left out
+/// unless this node `inherits` their connections. VIPs by whether they are `held`.
 pub(super) fn backends(
     servers: &[VirtualServer],
     numbers: &Numbers,
     local: &BTreeSet<IpAddr>,
+    inherits: bool,
     held: &[bool],
 ) -> Backends {
     let mut backends = Backends::default();
-    for (server, held) in servers.iter().zip(held) {
-        let vip = SocketAddr::new(server.address, server.port);
-        for backend in server.backends.iter().filter(|backend| !local.contains(&backend.address)) {
-            let id = numbers.backend(&Endpoint::of(server, backend));
-            backends.known.extend(id.map(|id| ((vip, SocketAddr::new(backend.address, backend.port)), id)));
+    let mut know = |vip: SocketAddr, backend: SocketAddr, id| {
+        let is_here = local.contains(&backend.ip());
+        if inherits || !is_here {
+            backends.known.insert((vip, backend), Known { id, is_here });
         }
-        if *held {
-            backends.held.insert(server.address);
+    };
+    for server in servers {
+        let vip = SocketAddr::new(server.address, server.port);
+        for backend in &server.backends {
+            if let Some(id) = numbers.backend(&Endpoint::of(server, backend)) {
+                know(vip, SocketAddr::new(backend.address, backend.port), id);
+            }
         }
     }
     // Their connections go on here, and so they should on the other nodes.
-    for (endpoint, removed) in numbers.removed().filter(|(endpoint, _)| !local.contains(&endpoint.address())) {
+    for (endpoint, removed) in numbers.removed().filter(|(_, removed)| !removed.over) {
         let vip = SocketAddr::new(endpoint.vip(), u16::from_be_bytes(endpoint.service().port()));
-        let address = SocketAddr::new(endpoint.address(), endpoint.port());
-        backends.known.extend((!removed.over).then_some(((vip, address), removed.id)));
+        know(vip, SocketAddr::new(endpoint.address(), endpoint.port()), removed.id);
     }
+    backends.held = servers.iter().zip(held).filter_map(|(server, held)| held.then_some(server.address)).collect();
     backends
 }
 
@@ -89,24 +94,28 @@ mod tests {
     use crate::config::parse;
 
     #[test]
-    fn backends_have_the_numbers_of_the_tables_and_this_hosts_own_are_left_out() {
+    fn backends_have_the_numbers_of_the_tables_and_this_hosts_own_are_told_from_the_others() {
         let text = config::example();
         let config = parse(&text, "example").expect("the example");
         let servers = &config.virtual_servers;
         let mut given = Numbers::default();
         given.follow(&[], servers, Duration::ZERO).expect("few enough");
-        let all = backends(servers, &given, &BTreeSet::new(), &[true]);
+        let all = backends(servers, &given, &BTreeSet::new(), false, &[true]);
         let own = servers[0].backends[1].address;
-        let others = backends(servers, &given, &BTreeSet::from([own]), &[false]);
-        let numbers = |backends: &Backends| backends.known.values().map(|id| id.0).collect::<Vec<_>>();
+        let [others, inherited] =
+            [false, true].map(|inherits| backends(servers, &given, &BTreeSet::from([own]), inherits, &[false]));
+        let numbers = |backends: &Backends| backends.known.values().map(|known| known.id.0).collect::<Vec<_>>();
+        let here = |backends: &Backends| backends.known.values().map(|known| known.is_here).collect::<Vec<_>>();
         assert_eq!((numbers(&all), numbers(&others)), (vec![0, 1, 2], vec![0, 2]));
+        assert_eq!((numbers(&inherited), here(&inherited)), (vec![0, 1, 2], vec![false, true, false]));
+        assert_eq!((here(&all), here(&others)), (vec![false; 3], vec![false; 2]));
         let mut fewer = servers.clone();
         fewer[0].backends.pop();
         given.follow(servers, &fewer, Duration::ZERO).expect("few enough");
-        let drains = backends(&fewer, &given, &BTreeSet::new(), &[true]);
+        let drains = backends(&fewer, &given, &BTreeSet::new(), false, &[true]);
         assert_eq!(drains.known, all.known, "one that was removed has connections yet");
         given.expire(Duration::MAX);
-        assert_eq!(numbers(&backends(&fewer, &given, &BTreeSet::new(), &[true])), [0, 1]);
+        assert_eq!(numbers(&backends(&fewer, &given, &BTreeSet::new(), false, &[true])), [0, 1]);
         assert_eq!((all.held.len(), others.held.len()), (1, 0));
     }
 }

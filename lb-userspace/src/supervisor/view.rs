@@ -243,6 +243,6 @@ mod tests {
         let sorted = counters(&counts, 100);
         assert_eq!(sorted.events.len() + sorted.drops.len(), Counter::ALL.len());
         let verdicts: Vec<(&str, u64)> = sorted.verdicts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        assert_eq!(verdicts, [("drop", 12), ("forward", 100), ("pass", 4), ("reset", 2)]);
+        assert_eq!(verdicts, [("drop", 13), ("forward", 100), ("pass", 4), ("reset", 3)]);
     }
 }

@@ -13,4 +13,4 @@ mod thread;
 
 pub use datagram::{Key, Session};
 pub use peer::Refused;
-pub use thread::{Backends, Options, PeerView, StartError, Sync, View};
+pub use thread::{Backends, Known, Options, PeerView, StartError, Sync, View};

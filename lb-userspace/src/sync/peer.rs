@@ -421,6 +421,35 @@ mod tests {
         }
     }
 
+    /// On which it depends whether packets are sent on to it as they are.
+    #[test]
+    fn what_a_peer_turns_is_known_at_once_and_for_as_long_as_it_is_there() {
+        let turned = |last: u8| -> Turned { ((A, 16443).into(), (IpAddr::from([10, 0, 0, last]), 6443).into()) };
+        let known = |wire: &Wire| wire.a.turns(wire.now).copied().collect::<Vec<_>>();
+        let mut wire = Wire::connected();
+        assert_eq!(known(&wire), []);
+        for (now, these) in [(1, vec![turned(11), turned(12)]), (2, vec![turned(12)]), (3, vec![])] {
+            wire.pass(HELLO * now);
+            wire.b.turn(wire.now, &these.iter().copied().collect());
+            wire.pass(PAUSE + Duration::from_millis(20));
+            assert_eq!(known(&wire), these, "it waits for no hello that is due anyway");
+            let before = wire.to_a.len();
+            wire.b.turn(wire.now, &these.iter().copied().collect());
+            wire.pass(PAUSE + Duration::from_millis(20));
+            assert_eq!(wire.to_a.len(), before, "and says nothing where nothing changes");
+        }
+        wire.b.turn(wire.now, &BTreeSet::from([turned(13)]));
+        wire.pass(PAUSE * 2);
+        wire.now += LOST;
+        assert_eq!(known(&wire), [], "who is silent turns nothing");
+        wire.pass(HELLO * 2);
+        assert_eq!(known(&wire), [turned(13)]);
+        // It starts again and has not said yet what it turns.
+        wire.b = Peer::new(key(), B, A, session(5), wire.now);
+        wire.pass(HELLO * 2);
+        assert_eq!(known(&wire), []);
+    }
+
     #[test]
     fn silence_ends_the_conversation_and_a_word_resumes_it() {
         let mut wire = Wire::connected();

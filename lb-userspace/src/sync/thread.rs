@@ -53,13 +53,20 @@ pub struct Options {
 /// What the thread needs to know of this node; it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
-    /// Those that can take a connection over, by virtual server and address: not the ones on this host, which would have to see the client
-    /// at an address of their own.
-    pub known: BTreeMap<(SocketAddr, SocketAddr), BackendId>,
+    /// By virtual server and address.
+    pub known: BTreeMap<(SocketAddr, SocketAddr), Known>,
     /// VIPs that this node holds.
     pub held: BTreeSet<IpAddr>,
     /// What it turns for nodes that send packets on as they are.
     pub turns: BTreeSet<Turned>,
+}
+
+/// A backend whose connections can go on here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub id: BackendId,
+    /// Whether it is on this host. Then those go on that it knows by the VIP: of the others it knows already, or they pass the holder by.
+    pub is_here: bool,
 }
 
 /// What the thread could not start with.
@@ -322,11 +329,12 @@ impl Speaker {
     }
 
     fn take(&mut self, connection: &Connection) {
-        let Some(backend) = self.backends.known.get(&(connection.vip, connection.backend)) else {
+        let known = self.backends.known.get(&(connection.vip, connection.backend));
+        let Some(Known { id, is_here }) = known.filter(|known| !known.is_here || connection.is_seen_by_vip()) else {
             self.view.foreign += 1;
             return;
         };
-        match self.mirror.take(connection, *backend) {
+        match self.mirror.take(connection, *id, *is_here) {
             Taken::In => self.view.taken += 1,
             Taken::Out => self.view.ended += 1,
             Taken::Refused => self.view.refused += 1,

@@ -19,7 +19,10 @@ use serde::Serialize;
 use super::inside::Inside;
 use crate::{
     lab::Host,
-    packets::frames::{ACK, Extra, SYN, Segment},
+    packets::{
+        NOTE,
+        frames::{ACK, Extra, SYN, Segment},
+    },
     site::{Site, quick},
     topology::{CLIENT, Deployment, Topology},
     xvip::Xvip,
@@ -174,7 +177,7 @@ impl Maker {
         let syn = self.segment(client, vip, SYN);
         let out = self.here.receive(&syn.bytes()).with_context(|| format!("SYN {number}"))?;
         // A note for the kernel may stand before the frame.
-        let frame = if out.starts_with(b"xvip") { &out[8..] } else { &out[..] };
+        let frame = if out.starts_with(b"xvip") { out.get(NOTE..).unwrap_or_default() } else { &out[..] };
         // Where a client's port is taken at its backend, a few others are tried: sometimes none of them is free.
         if frame.len() < 38 || frame[26..30] != VIP.0 || frame[30..34] == VIP.0 {
             return Ok(None);

@@ -5,7 +5,8 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Result;
 use clap::{Args, Parser};
 use lb_tests::bench::{
-    self, adoption, continuity,
+    self, adoption,
+    continuity::{self, Mode},
     failover::{Event, Options, Profile, System},
     flood, sync,
 };
@@ -71,9 +72,12 @@ struct Continuity {
     /// Restarts; twice as many upgrades and reloads
     #[arg(long, default_value_t = 10)]
     restarts: usize,
-    /// By kill and by link loss each
+    /// By kill and by link loss each, in each mode
     #[arg(long, default_value_t = 20)]
     failovers: usize,
+    /// Failovers only in these [default: nat,dsr]
+    #[arg(long, value_delimiter = ',')]
+    modes: Vec<Mode>,
 }
 
 #[derive(Args, Debug)]
@@ -110,8 +114,9 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Arguments::Failover(arguments) => failover(arguments),
-        Arguments::Continuity(Continuity { json, streams, restarts, failovers }) => {
-            let options = continuity::Options { streams, pace: Duration::from_millis(100), restarts, failovers };
+        Arguments::Continuity(Continuity { json, streams, restarts, failovers, modes }) => {
+            let (pace, modes) = (Duration::from_millis(100), or_all(modes, &Mode::ALL));
+            let options = continuity::Options { streams, pace, restarts, failovers, modes };
             let report = continuity::continuity(&options)?;
             print(json, &report, report.json()?);
             Ok(if report.is_reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -3,9 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    Icmpv4Type, Icmpv6Type, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions,
-    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, SingleVlanHeader, TcpHeader,
-    VlanHeader, VlanId, VlanPcp, icmpv4::DestUnreachableHeader, ip_number,
+    Icmpv4Type, Icmpv6Type, IpDscp, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options,
+    Ipv6Extensions, Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, PacketBuilderStep,
+    SingleVlanHeader, TcpHeader, VlanHeader, VlanId, VlanPcp,
+    icmpv4::{self, DestUnreachableHeader},
+    icmpv6, ip_number,
 };
 
 pub const FIN: u8 = 0x01;
@@ -86,6 +88,26 @@ impl Error {
     }
 }
 
+/// Everything up to the IP header; destination and source come first, then outer and inner VLAN.
+fn packet(macs: [[u8; 6]; 2], tags: &[u16], ip: IpHeaders) -> PacketBuilderStep<IpHeaders> {
+    let ethernet = PacketBuilder::ethernet2(macs[1], macs[0]);
+    let tag = |id: u16| SingleVlanHeader {
+        pcp: VlanPcp::ZERO,
+        drop_eligible_indicator: false,
+        vlan_id: VlanId::try_new(id).expect("12 bits"),
+        ether_type: 0.into(),
+    };
+    match *tags {
+        [] => ethernet.ip(ip),
+        [one] => ethernet.vlan(VlanHeader::Single(tag(one))).ip(ip),
+        [outer, inner, ..] => {
+            let outer = VlanId::try_new(outer).expect("12 bits");
+            let inner = VlanId::try_new(inner).expect("12 bits");
+            ethernet.double_vlan(outer, inner).ip(ip)
+        }
+    }
+}
+
 impl Segment {
     fn tcp_len(&self) -> usize {
         20 + self.options.len() + self.payload.len()
@@ -94,24 +116,45 @@ impl Segment {
     /// # Panics
     /// When the segment mixes families or is longer than a packet can be.
     pub fn bytes(&self) -> Vec<u8> {
-        let ethernet = PacketBuilder::ethernet2(self.macs[1], self.macs[0]);
-        let tag = |id: u16| SingleVlanHeader {
-            pcp: VlanPcp::ZERO,
-            drop_eligible_indicator: false,
-            vlan_id: VlanId::try_new(id).expect("12 bits"),
-            ether_type: 0.into(),
-        };
-        let packet = match self.tags[..] {
-            [] => ethernet.ip(self.ip()),
-            [one] => ethernet.vlan(VlanHeader::Single(tag(one))).ip(self.ip()),
-            [outer, inner, ..] => {
-                let outer = VlanId::try_new(outer).expect("12 bits");
-                let inner = VlanId::try_new(inner).expect("12 bits");
-                ethernet.double_vlan(outer, inner).ip(self.ip())
-            }
-        };
         let mut bytes = Vec::new();
+        let packet = packet(self.macs, &self.tags, self.ip());
         let written = packet.tcp_header(self.tcp()).write_to_vec(&mut bytes, &self.payload);
+        written.expect("a packet of lawful length");
+        bytes
+    }
+
+    /// What its sender hears when its hops were used up where it was sent to, which quotes as much of it as may be.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn time_exceeded(&self) -> Vec<u8> {
+        let [to, from] = self.macs;
+        let about = Self { tags: Vec::new(), ..self.clone() }.bytes();
+        let quoted = |most: usize| &about[14..about.len().min(14 + most)];
+        let mut bytes = Vec::new();
+        let written = match (self.from, self.to) {
+            (SocketAddr::V4(client), SocketAddr::V4(vip)) => {
+                let (client, vip) = (client.ip().octets(), vip.ip().octets());
+                let mut header = Ipv4Header::new(0, 64, ip_number::ICMP, vip, client).expect("a short payload");
+                header.dscp = IpDscp::try_new(48).expect("six bits");
+                let packet = packet([from, to], &self.tags, IpHeaders::Ipv4(header, Ipv4Extensions::default()));
+                let kind = Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit);
+                packet.icmpv4(kind).write_to_vec(&mut bytes, quoted(576 - 28))
+            }
+            (SocketAddr::V6(client), SocketAddr::V6(vip)) => {
+                let header = Ipv6Header {
+                    next_header: ip_number::IPV6_ICMP,
+                    hop_limit: 64,
+                    source: vip.ip().octets(),
+                    destination: client.ip().octets(),
+                    ..Ipv6Header::default()
+                };
+                let packet = packet([from, to], &self.tags, IpHeaders::Ipv6(header, Ipv6Extensions::default()));
+                let kind = Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded);
+                packet.icmpv6(kind).write_to_vec(&mut bytes, quoted(1280 - 48))
+            }
+            _ => panic!("{} and {} are not of one family", self.from, self.to),
+        };
         written.expect("a packet of lawful length");
         bytes
     }

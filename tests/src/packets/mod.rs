@@ -15,6 +15,9 @@ use lb_userspace::dataplane::{Change, Dataplane, Options, Run};
 use stage::{Family, Landlord, Stage, Tenure};
 use table::{Program, Scene, Script, Step, TABLE};
 
+/// Bytes of a note to the kernel in front of a frame, which begins with `xvip`: that, the interface, and which neighbour of which family.
+pub const NOTE: usize = 4 + 4 + 4 + 16;
+
 /// What one run of the table found.
 #[derive(Debug)]
 pub struct Summary {
@@ -100,10 +103,14 @@ impl Theatre {
             self.landlord.grant(family, tenure)?;
         }
         let before = self.dataplane.counters()?;
-        let Run { action, frame } = match step.program {
+        let Run { action, mut frame } = match step.program {
             Program::Ingress => self.dataplane.ingress(&step.frame)?,
             Program::Egress => self.dataplane.egress(&step.frame)?,
         };
+        for place in &step.open {
+            let known = step.out.get(place.clone()).context("a place beyond the end")?;
+            frame.get_mut(place.clone()).context("it ends before that")?.copy_from_slice(known);
+        }
         let after = self.dataplane.counters()?;
         anyhow::ensure!(action == step.action, "action {action} instead of {}", step.action);
         if frame != step.out {

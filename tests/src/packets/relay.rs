@@ -1,10 +1,13 @@
 //! One daemon after another over the same pins: the programs stay on their interface in between, and connections go on.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
-use lb_common::abi::Counter;
+use lb_common::{abi::Counter, datapath::LOOPBACK};
 use lb_userspace::{
     dataplane::{Dataplane, Options},
     host::{self, Handle, qdisc},
@@ -40,10 +43,14 @@ async fn relay(stage: Stage, pins: PathBuf) -> anyhow::Result<()> {
     attach(&handle, &mut first).await?;
     first.apply(&stage.tables())?;
     first.apply(&[settings(generation)])?;
-    first.take_over()?;
+    first.take_over(true)?;
     ensure!(first.ingress(&segment(SYN))?.action == REDIRECT, "the SYN is not sent on");
-    ensure!(programs(&handle).await? == (Some(first.ingress_id()?), filters(&first)), "the first is not there");
-    let left = (Some(first.ingress_id()?), filters(&first));
+    ensure!(
+        programs(&handle).await? == (Some(first.ingress_id()?), filters(&first, stage.near)),
+        "the first is not there"
+    );
+    let left = (Some(first.ingress_id()?), filters(&first, stage.near));
+    let first_inherits = first.inherits();
     first.keep();
     ensure!(programs(&handle).await? == left, "it has not stayed");
 
@@ -53,7 +60,7 @@ async fn relay(stage: Stage, pins: PathBuf) -> anyhow::Result<()> {
     ensure!(programs(&handle).await? == left, "the first is gone before the second has tables");
     second.apply(&stage.tables())?;
     second.apply(&[settings(generation + 1)])?;
-    second.take_over()?;
+    second.take_over(true)?;
     ensure!(programs(&handle).await? == (Some(second.ingress_id()?), left.1), "the second is not in its place");
     ensure!(second.ingress(&segment(ACK))?.action == REDIRECT, "the ACK is not sent on");
     let counters = second.counters()?;
@@ -61,8 +68,12 @@ async fn relay(stage: Stage, pins: PathBuf) -> anyhow::Result<()> {
         (counters[&Counter::Connected], counters[&Counter::Rebuilt]) == (1, 0),
         "the connection was lost: {counters:?}"
     );
+    ensure!(first_inherits && second.inherits(), "the loopback interface has no program");
     let qdiscs = second.qdiscs();
-    ensure!(qdiscs.contains(&stage.near) == (left.1 > 0), "qdiscs of {qdiscs:?}");
+    ensure!(
+        qdiscs == if left.1 > 0 { BTreeSet::from([LOOPBACK, stage.near]) } else { BTreeSet::new() },
+        "qdiscs of {qdiscs:?}"
+    );
     drop(second);
     for interface in qdiscs {
         ensure!(qdisc::remove_unused(&handle, interface).await?, "the qdisc is still there");
@@ -79,9 +90,9 @@ async fn attach(handle: &Handle, dataplane: &mut Dataplane) -> anyhow::Result<()
     Ok(())
 }
 
-/// What a data plane needs of classifiers that have no link: one in each direction, before Linux 6.6.
-fn filters(dataplane: &Dataplane) -> usize {
-    2 * dataplane.qdiscs().len()
+/// What a data plane needs of classifiers that have no link on that interface: one in each direction, before Linux 6.6.
+fn filters(dataplane: &Dataplane, interface: u32) -> usize {
+    2 * usize::from(dataplane.qdiscs().contains(&interface))
 }
 
 /// The XDP program on the interface, and how many classifiers without a link.

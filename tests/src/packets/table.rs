@@ -7,6 +7,8 @@ mod passive;
 mod policies;
 mod virtual_mac;
 
+use std::ops::Range;
+
 use lb_common::{
     abi::{Backend, Counter, Port},
     wire::Tags,
@@ -67,6 +69,8 @@ pub(super) struct Step {
     pub(super) frame: Vec<u8>,
     pub(super) action: u32,
     pub(super) out: Vec<u8>,
+    /// Places in it of which nothing is known beforehand.
+    pub(super) open: Vec<Range<usize>>,
     /// What is counted, in the order of the counters.
     pub(super) counters: Vec<Counter>,
 }
@@ -113,8 +117,10 @@ pub(super) const TABLE: &[(&str, Case)] = &[
     ("a router before the client", icmp::too_big_for_the_client),
     ("a reply of a backend on this host is too big", icmp::too_big_from_here),
     ("an error about nobody's connection", icmp::stranger),
+    ("an error whose lengths contradict each other", icmp::malformed),
     ("a backend refuses, and another takes the connection", passive::refused),
     ("the only backend refuses", passive::refused_by_all),
+    ("a backend refuses, and the other one is failing", passive::refused_by_failing),
     ("a backend leaves a SYN unanswered", passive::unanswered),
     ("a backend on this host refuses", passive::refused_here),
     ("the last hop", expired),
@@ -140,8 +146,15 @@ impl Script {
             frame,
             action,
             out,
+            open: Vec::new(),
             counters,
         });
+        self
+    }
+
+    /// What the last step makes of these places is not looked at.
+    fn but(mut self, places: impl IntoIterator<Item = Range<usize>>) -> Self {
+        self.steps.last_mut().expect("a step").open.extend(places);
         self
     }
 
@@ -300,12 +313,14 @@ fn rebuilt(scene: &Scene) -> Script {
 /// The second client's port is chosen by the clock, so only the replies to the first are known beforehand.
 fn collision(scene: &Scene) -> Script {
     let first = scene.asks(REMOTE, SYN);
-    let second = Segment { from: scene.family.socket(CLIENTS[1], scene.client_port), hops: 1, ..first.clone() };
+    let second = Segment { from: scene.family.socket(CLIENTS[1], scene.client_port), ..first.clone() };
     let reply = scene.answers(REMOTE, SYN | ACK);
-    let out = scene.sent_on(REMOTE, &first, NEAR_MAC).bytes();
+    let out = |segment| scene.sent_on(REMOTE, segment, NEAR_MAC).bytes();
+    let tcp = if scene.family == Family::Ipv4 { 14 + 20 } else { 14 + 40 };
     Script::default()
-        .then("the first", first.bytes(), REDIRECT, out, &[Counter::Connected])
-        .then("the second", second.bytes(), DROP, second.bytes(), &[Counter::Connected, Counter::Expired])
+        .then("the first", first.bytes(), REDIRECT, out(&first), &[Counter::Connected])
+        .then("the second", second.bytes(), REDIRECT, out(&second), &[Counter::Connected])
+        .but([tcp..tcp + 2, tcp + 16..tcp + 18])
         .then("the first one's reply", reply.bytes(), REDIRECT, scene.sent_back(REMOTE, &reply).bytes(), &[])
 }
 
@@ -456,16 +471,28 @@ fn local(scene: &Scene) -> Script {
 }
 
 fn expired(scene: &Scene) -> Script {
-    let frame = Segment { hops: 1, ..scene.asks(REMOTE, SYN) }.bytes();
-    let enough = Segment { hops: 2, ..scene.asks(REMOTE, SYN) };
+    let last = |segment: &Segment| Segment { hops: 1, ..segment.clone() };
+    let told = |script: Script, what, segment: &Segment| {
+        script.then(what, segment.bytes(), TRANSMIT, segment.time_exceeded(), &[Counter::Expired])
+    };
+    let syn = scene.asks(REMOTE, SYN);
+    let script = told(Script::default(), "one hop", &last(&syn));
+    let enough = Segment { hops: 2, ..syn.clone() };
     let out = scene.sent_on(REMOTE, &enough, NEAR_MAC).bytes();
-    Script::default().then("one hop", frame.clone(), DROP, frame, &[Counter::Connected, Counter::Expired]).then(
-        "two",
-        enough.bytes(),
-        REDIRECT,
-        out,
-        &[Counter::Connected, Counter::Unanswered],
-    )
+    // Nothing was made of the first.
+    let mut script = script.then("two", enough.bytes(), REDIRECT, out, &[Counter::Connected]);
+    for extra in [Extra::None, Extra::Options] {
+        for tags in [vec![], vec![7], vec![7, 8]] {
+            for length in [0, 1, 2, 3, 1_400] {
+                let payload = (0..length).map(|byte| byte as u8).collect();
+                let data = Segment { extra, tags: tags.clone(), payload, ..last(&scene.asks(REMOTE, ACK | PSH)) };
+                script = told(script, "data", &data);
+            }
+        }
+    }
+    let script = told(script, "the reply", &last(&scene.answers(REMOTE, SYN | ACK)));
+    let elsewhere = Segment { to: scene.family.socket(VIP, 22), ..last(&syn) }.bytes();
+    script.then("another port", elsewhere.clone(), PASS, elsewhere, &[Counter::NoService])
 }
 
 fn fragment(scene: &Scene) -> Script {

@@ -63,7 +63,7 @@ where
                         payload: payload.clone(),
                         extra: extra.to_vec(),
                         tags: tags.clone(),
-                        hops: 1,
+                        hops: 2,
                         ..asks(flags)
                     };
                     let answer = if flags.any(ACK) {

@@ -7,6 +7,7 @@ both!(
     a_router_before_the_client_is_heard_by_the_backend,
     a_backend_on_this_host_hears_of_its_replies,
     only_eight_bytes_are_quoted_and_that_is_enough,
+    what_is_quoted_is_inside_the_message,
     what_is_cached_of_the_way_may_be_out_of_date,
     what_is_not_an_error_about_a_connection_is_the_hosts,
     the_last_hop_ends_it,
@@ -126,6 +127,35 @@ where
     assert_eq!(world.ingress(&frame).0, Verdict::Transmit);
     let cut = frame[..frame.len() - 1].to_vec();
     assert_eq!(world.ingress(&cut), (Verdict::Pass, cut.clone()), "seven are not");
+    assert_eq!(world.memory.counter(Counter::Malformed), 1);
+}
+
+fn what_is_quoted_is_inside_the_message<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = World::<A>::remote();
+    let whole = error(&sent_on(&established(&world)), 20).bytes();
+    let is_v4 = A::ETHER_TYPE == wire::IPV4;
+    let at = if is_v4 { 16 } else { 18 };
+    let length = u16::from_be_bytes([whole[at], whole[at + 1]]);
+    let claims = |length: u16| {
+        let mut frame = whole.clone();
+        frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        frame
+    };
+    // That it was whole once, and quoted before it was cut, is what the quoted header's own length says.
+    assert_eq!(world.ingress(&claims(length - 12)).0, Verdict::Transmit, "the rest is no part of it");
+    let mut malformed = std::vec![claims(length + 1), claims(length - 13), claims(8), claims(0)];
+    if is_v4 {
+        let mut options = whole.clone();
+        options[14 + 20 + 8] = 0x4f;
+        malformed.push(options);
+    }
+    for (number, frame) in (1..).zip(malformed) {
+        assert_eq!(world.ingress(&frame), (Verdict::Pass, frame.clone()), "number {number}");
+        assert_eq!(world.memory.counter(Counter::Malformed), number);
+    }
 }
 
 fn what_is_cached_of_the_way_may_be_out_of_date<A: Net>()

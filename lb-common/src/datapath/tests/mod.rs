@@ -3,8 +3,10 @@
 mod access;
 mod connections;
 mod endings;
+mod expired;
 mod fence;
 mod icmp_errors;
+mod inherited;
 mod leaving;
 mod passive;
 mod random;

@@ -7,6 +7,8 @@ both!(
     a_refusal_is_kept_from_the_client_whose_next_syn_goes_elsewhere,
     a_refusal_goes_through_where_nobody_else_is,
     a_refusal_by_all_finds_the_one_that_does_not_refuse,
+    a_refusal_goes_through_where_the_others_are_failing_too,
+    the_fourth_refusal_goes_through,
     a_repeated_syn_is_told_and_the_second_repetition_goes_elsewhere,
     a_backend_that_has_answered_is_not_suspected,
     a_late_answer_of_the_backend_before_is_not_shown_to_the_client,
@@ -108,13 +110,45 @@ where
     let mut last = tried(&world);
     let mut asked = std::vec![last];
     while last != 13 {
-        assert!(asked.len() < 12, "{asked:?}");
+        assert!(asked.len() < 4, "{asked:?}");
         world.dropped(&from(last, RST.with(ACK)), Counter::Refused);
         let next = tried(&world);
         assert_ne!(next, last);
         last = next;
         asked.push(next);
     }
+}
+
+fn a_refusal_goes_through_where_the_others_are_failing_too<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let mut world = pair::<A>();
+    let failing = Backend::new(A::host(12).mapped(), BACKEND_PORT.to_be_bytes(), Backend::FAILING);
+    world.memory.backends.insert(SPARE, failing);
+    assert_eq!(tried(&world), BACKEND);
+    let refusal = from::<A>(BACKEND, RST.with(ACK));
+    world.expect(&refusal, Verdict::Transmit, &sent_back(&refusal));
+    assert_eq!(world.memory.counter(Counter::Refused), 0);
+    // A SYN without an answer is another matter.
+    assert_eq!([(); 3].map(|()| tried(&world)), [BACKEND, BACKEND, 12]);
+}
+
+fn the_fourth_refusal_goes_through<A: Net>()
+where
+    Memory: Family<A>,
+{
+    let world = pair::<A>();
+    for _ in 0..3 {
+        let tried = tried(&world);
+        world.dropped(&from(tried, RST.with(ACK)), Counter::Refused);
+    }
+    let refusal = from::<A>(tried(&world), RST.with(ACK));
+    world.expect(&refusal, Verdict::Transmit, &sent_back(&refusal));
+    assert_eq!(world.phases(&asks(SYN)), (Phase::Closed, Phase::Closed));
+    // Who comes anew has another three.
+    let again = tried(&world);
+    world.dropped(&from(again, RST.with(ACK)), Counter::Refused);
 }
 
 fn a_repeated_syn_is_told_and_the_second_repetition_goes_elsewhere<A: Net>()

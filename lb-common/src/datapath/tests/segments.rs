@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// A family, and the hosts of the tests in it.
-pub(super) trait Net: Address {
+pub(super) trait Net: Address + 'static {
     const ETHER_TYPE: [u8; 2];
     /// A header between Ethernet and TCP that is looked through: IPv4 options, or an IPv6 extension.
     const EXTRA: &'static [u8];
@@ -19,6 +19,10 @@ pub(super) trait Net: Address {
     const TOO_BIG: (u8, u8);
     const ECHO: u8;
     fn host(last: u8) -> Self;
+    /// Sources that are not one host.
+    const NOBODY: &'static [Self];
+    /// Makes the IP header in front of an ICMP message that of one of this node's own.
+    fn as_our_own(header: &mut [u8]);
     /// The IP header in front of an ICMP message.
     fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
     fn header(segment: &Segment<Self>, payload: usize) -> Vec<u8>;
@@ -31,6 +35,14 @@ impl Net for V4 {
     const EXTRA: &'static [u8] = &[0x94, 0x04, 0, 0, 1, 1, 1, 0];
     const TOO_BIG: (u8, u8) = (3, 4);
     const ECHO: u8 = 8;
+
+    const NOBODY: &'static [Self] = &[Self([0; 4]), Self([127, 0, 0, 1]), Self([224, 0, 0, 18]), Self([255; 4])];
+
+    fn as_our_own(header: &mut [u8]) {
+        (header[1], header[4], header[5], header[10], header[11]) = (0xc0, 0, 0, 0, 0);
+        let checksum = (!fold(sum(&header[..20]))).to_ne_bytes();
+        header[10..12].copy_from_slice(&checksum);
+    }
 
     fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
         let mut header = Self::header(segment, payload);
@@ -81,6 +93,14 @@ impl Net for V6 {
     const EXTRA: &'static [u8] = &[6, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     const TOO_BIG: (u8, u8) = (2, 0);
     const ECHO: u8 = 128;
+
+    const NOBODY: &'static [Self] = &[
+        Self([0; 16]),
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        Self([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+    ];
+
+    fn as_our_own(_header: &mut [u8]) {}
 
     fn icmp_header(segment: &Segment<Self>, payload: usize) -> Vec<u8> {
         let mut header = Self::header(segment, payload);
@@ -215,6 +235,20 @@ impl<A: Net> Error<A> {
         frame.extend(message);
         frame
     }
+}
+
+/// Whether the frame is an ICMP message whose checksum is right, and that of the IPv4 header in front.
+pub(super) fn sums_up<A: Net>(frame: &[u8]) -> bool {
+    let at = wire::link(frame).expect("a frame").at;
+    let (header, message) = frame[at..].split_at(size_of::<A::Header>());
+    if header[if A::ETHER_TYPE == wire::IPV4 { 9 } else { 6 }] != A::ICMP {
+        return false;
+    }
+    if A::ETHER_TYPE == wire::IPV4 {
+        return fold(sum(header)) == 0xffff && fold(sum(message)) == 0xffff;
+    }
+    let length = (message.len() as u32).to_be_bytes();
+    fold(sum(&header[8..40]) + sum(&length) + sum(&[0, 58]) + sum(message)) == 0xffff
 }
 
 fn ethernet(macs: &[[u8; 6]; 2], tags: &[u16], ether_type: [u8; 2]) -> Vec<u8> {

@@ -7,7 +7,6 @@ both!(
     options_and_extensions_are_carried,
     tags_are_carried_where_they_are_the_same,
     tags_that_differ_are_the_kernels,
-    the_last_hop_ends_here,
     fragments_are_the_hosts,
     lengths_that_contradict_each_other_are_the_hosts,
     trailing_bytes_are_carried,
@@ -95,20 +94,6 @@ where
     world.expect(&tagged, Verdict::Redirect(OUTER), &sent_on(&tagged));
     let plain = Segment { tags: std::vec![], ..asks(ACK) };
     world.expect(&plain, Verdict::Kernel(OUTER), &Segment { macs: plain.macs, ..sent_on(&plain) });
-}
-
-fn the_last_hop_ends_here<A: Net>()
-where
-    Memory: Family<A>,
-{
-    for world in [World::<A>::remote(), World::local()] {
-        for hops in [0, 1] {
-            world.dropped(&Segment { hops, ..asks(SYN) }, Counter::Expired);
-        }
-    }
-    let world = World::<A>::remote();
-    let syn = Segment { hops: 2, ..asks(SYN) };
-    world.expect(&syn, Verdict::Redirect(OUTER), &sent_on(&syn));
 }
 
 fn fragments_are_the_hosts<A: Net>()

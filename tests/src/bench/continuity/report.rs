@@ -6,24 +6,25 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    Event, Options,
+    Event, Mode, Options,
     scene::{Sample, Samples},
 };
 use crate::bench::rank;
 use crate::bench::report::json_lines;
 
-/// What became of the streams, by event.
+/// What became of the streams, by mode and event.
 #[derive(Debug)]
 pub struct Report {
     streams: u32,
     pub lines: Vec<Line>,
-    /// By what event and why streams were lost, and how many.
+    /// In what mode, by what event and why streams were lost, and how many.
     pub losses: BTreeMap<String, usize>,
 }
 
-/// One event.
+/// One event in one mode.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Line {
+    pub mode: &'static str,
     pub event: &'static str,
     pub rounds: usize,
     pub streams: u32,
@@ -49,11 +50,11 @@ struct Target {
 
 impl Report {
     pub(super) fn new(options: &Options, samples: Samples) -> Self {
-        let lines = samples.iter().map(|(event, sample)| Line::new(*event, options, sample)).collect();
+        let lines = samples.iter().map(|(what, sample)| Line::new(*what, options, sample)).collect();
         let mut losses = BTreeMap::new();
-        for (event, sample) in samples {
+        for ((mode, event), sample) in samples {
             for failure in sample.lost {
-                *losses.entry(format!("{}: {failure}", event.name())).or_default() += 1;
+                *losses.entry(format!("{} in {}: {failure}", event.name(), mode.name())).or_default() += 1;
             }
         }
         Self { streams: options.streams, lines, losses }
@@ -69,18 +70,19 @@ impl Report {
         self.lines.iter().all(|line| line.is_reached() != Some(false))
     }
 
-    pub fn line(&self, event: Event) -> Option<&Line> {
-        self.lines.iter().find(|line| line.event == event.name())
+    pub fn line(&self, mode: Mode, event: Event) -> Option<&Line> {
+        self.lines.iter().find(|line| (line.mode, line.event) == (mode.name(), event.name()))
     }
 }
 
 impl Line {
-    fn new(event: Event, options: &Options, sample: &Sample) -> Self {
+    fn new((mode, event): (Mode, Event), options: &Options, sample: &Sample) -> Self {
         let mut gaps = sample.gaps.clone();
         gaps.sort();
         let all = (sample.rounds * options.streams as usize).max(1);
         let survived = all.saturating_sub(sample.lost.len());
         Self {
+            mode: mode.name(),
             event: event.name(),
             rounds: sample.rounds,
             streams: options.streams,
@@ -92,7 +94,7 @@ impl Line {
             gap_max_ms: rank(&gaps, 100),
             retransmitted: sample.retransmitted,
             spurious: sample.spurious,
-            target: target(event),
+            target: target(mode, event),
         }
     }
 
@@ -103,14 +105,15 @@ impl Line {
     }
 }
 
-fn target(event: Event) -> Option<Target> {
+fn target(mode: Mode, event: Event) -> Option<Target> {
+    let survived_percent = if mode == Mode::Dsr { 100.0 } else { 99.9 };
     Some(match event {
         Event::Quiet => return None,
         // However long the former holder was away, nobody notices that it has been.
-        Event::Return => Target { survived_percent: 99.9, gap: None },
+        Event::Return | Event::Heal => Target { survived_percent, gap: None },
         Event::Restart | Event::Upgrade | Event::Reload => Target { survived_percent: 100.0, gap: None },
         // 400 ms until another node answers; TCP tries again after 200, 600 and 1400 ms.
-        Event::Kill | Event::LinkLoss => Target { survived_percent: 99.9, gap: Some(Duration::from_millis(800)) },
+        Event::Kill | Event::LinkLoss => Target { survived_percent, gap: Some(Duration::from_millis(800)) },
     })
 }
 
@@ -119,11 +122,15 @@ impl fmt::Display for Report {
         writeln!(f, "{} streams, gaps in milliseconds\n", self.streams)?;
         writeln!(
             f,
-            "{:<10} {:>6} {:>5} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8}",
-            "event", "rounds", "lost", "alive %", "min", "median", "p99", "max", "again", "spurious"
+            "{:<4} {:<10} {:>6} {:>5} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8}",
+            "mode", "event", "rounds", "lost", "alive %", "min", "median", "p99", "max", "again", "spurious"
         )?;
         for line in &self.lines {
-            write!(f, "{:<10} {:>6} {:>5} {:>8.3}", line.event, line.rounds, line.lost, line.survived_percent)?;
+            write!(
+                f,
+                "{:<4} {:<10} {:>6} {:>5} {:>8.3}",
+                line.mode, line.event, line.rounds, line.lost, line.survived_percent
+            )?;
             for gap in [line.gap_min_ms, line.gap_median_ms, line.gap_p99_ms, line.gap_max_ms] {
                 write!(f, " {:>8}", gap.map_or("-".to_owned(), |gap| format!("{gap:.1}")))?;
             }
@@ -144,8 +151,9 @@ mod tests {
     use super::*;
     use crate::client::{Failure, Stage};
 
-    fn report(lost: usize, longest: u64) -> Report {
-        let options = Options { streams: 500, pace: Duration::from_millis(100), restarts: 0, failovers: 2 };
+    fn report(mode: Mode, lost: usize, longest: u64) -> Report {
+        let pace = Duration::from_millis(100);
+        let options = Options { streams: 500, pace, restarts: 0, failovers: 2, modes: vec![mode] };
         let sample = Sample {
             rounds: 2,
             gaps: [3, longest, 5].map(Duration::from_millis).to_vec(),
@@ -153,21 +161,27 @@ mod tests {
             retransmitted: 7,
             spurious: 4,
         };
-        Report::new(&options, Samples::from([(Event::Kill, sample)]))
+        Report::new(&options, Samples::from([((mode, Event::Kill), sample)]))
     }
 
     #[test]
     fn a_line_is_what_programs_expect() {
         assert_eq!(
-            report(1, 640).json().unwrap(),
-            r#"{"event":"kill","rounds":2,"streams":500,"lost":1,"survived_percent":99.9,"gap_min_ms":3.0,"gap_median_ms":5.0,"gap_p99_ms":640.0,"gap_max_ms":640.0,"retransmitted":7,"spurious":4}"#
+            report(Mode::Nat, 1, 640).json().unwrap(),
+            r#"{"mode":"nat","event":"kill","rounds":2,"streams":500,"lost":1,"survived_percent":99.9,"gap_min_ms":3.0,"gap_median_ms":5.0,"gap_p99_ms":640.0,"gap_max_ms":640.0,"retransmitted":7,"spurious":4}"#
         );
     }
 
     #[test]
     fn both_survivors_and_gaps_count() {
-        for (lost, longest, reached) in [(1, 800, true), (2, 640, false), (0, 801, false)] {
-            let report = report(lost, longest);
+        for (mode, lost, longest, reached) in [
+            (Mode::Nat, 1, 800, true),
+            (Mode::Nat, 2, 640, false),
+            (Mode::Nat, 0, 801, false),
+            (Mode::Dsr, 0, 800, true),
+            (Mode::Dsr, 1, 640, false),
+        ] {
+            let report = report(mode, lost, longest);
             assert_eq!(report.is_reached(), reached, "{report}");
             assert!(report.to_string().contains(if reached { "reached" } else { "missed" }), "{report}");
         }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use lb_userspace::admin::vrrp::State;
 use nix::sys::signal::Signal;
 
-use super::{Event, Options};
+use super::{Event, Mode, Options};
 use crate::{
     client::{Episode, Failure, Streams},
     edition::{self, Attached},
@@ -25,8 +25,8 @@ const AFTER: u64 = 5;
 /// As many as pass during a restart.
 const QUIET: u64 = 10;
 
-/// What was noted, by event.
-pub(super) type Samples = BTreeMap<Event, Sample>;
+/// What was noted, by mode and event.
+pub(super) type Samples = BTreeMap<(Mode, Event), Sample>;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sample {
@@ -97,15 +97,16 @@ pub(super) fn appliance(options: &Options, samples: &mut Samples) -> Result<()> 
             stage.play(Event::Reload, |_| next.as_ref().context("a daemon runs")?.reload(&text))?;
         }
     }
-    stage.finish(samples)
+    stage.finish(Mode::Nat, samples)
 }
 
 /// Both appliances hold the VIPs and share their connections; the holder is lost.
-pub(super) fn pair(options: &Options, samples: &mut Samples) -> Result<()> {
-    let mut pair = Pair::up("continuity2", Setup { synced: true, ..Setup::default() })?;
+pub(super) fn pair(options: &Options, mode: Mode, samples: &mut Samples) -> Result<()> {
+    let setup = Setup { synced: true, direct: mode == Mode::Dsr, ..Setup::USUAL };
+    let mut pair = Pair::up(&format!("continuity-{}", mode.name()), setup)?;
     let mut stage = Stage::begin(&pair.deployment, options)?;
     for _ in 0..options.failovers {
-        for event in [Event::Kill, Event::LinkLoss] {
+        for (event, back) in [(Event::Kill, Event::Return), (Event::LinkLoss, Event::Heal)] {
             pair.wait_for_peers()?;
             stage.streams.wait_for_lines(2 * AFTER, LIMIT)?;
             stage.play(event, |_| {
@@ -116,7 +117,7 @@ pub(super) fn pair(options: &Options, samples: &mut Samples) -> Result<()> {
                 pair.wait_for(B, State::Master)?;
                 Ok(())
             })?;
-            stage.play(Event::Return, |_| {
+            stage.play(back, |_| {
                 match event {
                     Event::Kill => pair.start(A)?,
                     _ => pair.host(A).plug()?,
@@ -127,7 +128,7 @@ pub(super) fn pair(options: &Options, samples: &mut Samples) -> Result<()> {
             })?;
         }
     }
-    stage.finish(samples)
+    stage.finish(mode, samples)
 }
 
 impl Stage {
@@ -163,19 +164,27 @@ impl Stage {
         Ok(sum)
     }
 
-    fn finish(self, samples: &mut Samples) -> Result<()> {
+    fn finish(self, mode: Mode, samples: &mut Samples) -> Result<()> {
         let episodes = self.streams.finish()?;
         for (epoch, (event, retransmissions)) in self.events {
-            let sample = samples.entry(event).or_default();
+            let sample = samples.entry((mode, event)).or_default();
             sample.rounds += 1;
             sample.retransmitted += retransmissions.all;
             sample.spurious += retransmissions.spurious;
             sample.gaps.extend(gaps(&episodes, epoch).into_values());
-            let ends = episodes.iter().filter_map(|episode| episode.end.as_ref());
-            sample.lost.extend(ends.filter(|end| end.epoch == epoch).map(|end| end.failure.clone()));
+            let lost = episodes.iter().filter_map(lost_in).filter(|(lost, _)| *lost == epoch);
+            sample.lost.extend(lost.map(|(_, failure)| failure.clone()));
         }
         Ok(())
     }
+}
+
+/// In which epoch a stream was lost, if it was: silence began with what broke it, and anything else is the answer to what has just happened.
+fn lost_in(episode: &Episode) -> Option<(usize, &Failure)> {
+    let end = episode.end.as_ref()?;
+    let last = episode.gaps.len().saturating_sub(1);
+    let epoch = if matches!(end.failure, Failure::Timeout(_)) { end.epoch } else { last };
+    Some((epoch, &end.failure))
 }
 
 /// The longest wait of each stream in an epoch, over all of its connections.

@@ -98,3 +98,22 @@ pub(super) fn stranger(scene: &Scene) -> Script {
     let frame = too_big(scene, &sent, 8).bytes();
     Script::default().then("too big", frame.clone(), PASS, frame, &[Counter::IcmpStranger])
 }
+
+/// What the host's own kernel discards by the same lengths is left to it.
+pub(super) fn malformed(scene: &Scene) -> Script {
+    let syn = scene.asks(REMOTE, SYN);
+    let sent = scene.sent_on(REMOTE, &syn, NEAR_MAC);
+    let error = too_big(scene, &sent, 20).bytes();
+    // Where the length of the IP packet stands, and what of it the header has no part in.
+    let at = if scene.family == Family::Ipv4 { 16 } else { 18 };
+    let length = u16::from_be_bytes([error[at], error[at + 1]]);
+    let mut script = Script::default().then("SYN", syn.bytes(), REDIRECT, sent.bytes(), &[Counter::Connected]);
+    for (what, length) in [("longer than the frame", length + 1), ("seven bytes of TCP", length - 13)] {
+        let mut frame = error.clone();
+        frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        script = script.then(what, frame.clone(), PASS, frame, &[Counter::Malformed]);
+    }
+    let mut cut = error;
+    cut.truncate(cut.len() - 13);
+    script.then("cut", cut.clone(), PASS, cut, &[Counter::Malformed])
+}

@@ -1,6 +1,9 @@
 //! Backends that refuse a SYN or leave it unanswered, and where the client's next SYN goes.
 
-use lb_common::abi::Counter::{Connected, NoService, Refused, Retried, Unanswered};
+use lb_common::abi::{
+    Backend,
+    Counter::{Connected, NoService, Refused, Retried, Unanswered},
+};
 
 use super::{CLIENT, DROP, OK, PASS, REDIRECT, SHOT, Scene, Script};
 use crate::packets::{
@@ -33,6 +36,18 @@ pub(super) fn refused_by_all(scene: &Scene) -> Script {
     Script::default()
         .then("SYN", syn.bytes(), REDIRECT, on.clone(), &[Connected])
         .then("RST", refusal.bytes(), REDIRECT, scene.sent_back(REMOTE, &refusal).bytes(), &[])
+        .then("SYN again", syn.bytes(), REDIRECT, on, &[Connected])
+}
+
+/// As while all checks fail and all take connections all the same: the other would refuse, too.
+pub(super) fn refused_by_failing(scene: &Scene) -> Script {
+    let syn = scene.asks(PAIR, SYN);
+    let refusal = scene.answers(PAIR, RST | ACK);
+    let on = scene.sent_on(PAIR, &syn, NEAR_MAC).bytes();
+    Script::default()
+        .then("SYN", syn.bytes(), REDIRECT, on.clone(), &[Connected])
+        .then("RST", refusal.bytes(), REDIRECT, scene.sent_back(PAIR, &refusal).bytes(), &[])
+        .after([SPARE.backend(scene.family, Backend::FAILING)])
         .then("SYN again", syn.bytes(), REDIRECT, on, &[Connected])
 }
 
