@@ -255,8 +255,8 @@ struct Board {
 }
 
 impl Board {
-    fn others_answer(&self) -> bool {
-        silence::others_answer(&self.reports.borrow(), &self.key, is_own)
+    fn heard(&self) -> Option<std::time::Instant> {
+        silence::heard(&self.reports.borrow(), &self.key, is_own)
     }
 
     fn has_no_witness(&self) -> bool {
@@ -298,15 +298,15 @@ async fn run(mut probe: impl Checks, check: Check, mut board: Board, signals: Ar
         }
         let start = Instant::now();
         soonest = start + schedule::hurry(&check);
-        let others_answer = board.others_answer();
-        let decides = counter.next_dead_decides() || board.report.is_in_doubt() && others_answer;
+        let heard = board.heard();
+        let decides = counter.next_dead_decides() || board.report.is_in_doubt() && heard.is_some();
         let silence = schedule::silence(&check, decides || counter.is_hurried());
         let result = select! {
             result = probe.check(silence) => result,
             // It may have been silent for long, and be so for longer.
             () = suspected(suspicion, &mut counter) => continue,
         };
-        record(&mut counter, &mut board, result, (start, others_answer));
+        record(&mut counter, &mut board, result, (start, heard));
         let roll = fastrand::f64() * 2.0 - 1.0;
         let usual = start + schedule::wait(&check, counter.is_failing(), roll);
         due = if counter.is_hurried() { soonest } else { usual };
@@ -325,12 +325,12 @@ async fn suspected(suspicion: &Notify, counter: &mut Counter) {
     }
 }
 
-/// Takes in a check: when it began, and whether other backends are known to have answered by then since this one does not.
+/// Takes in a check: when it began, and since when another backend was known by then to answer while this one does not.
 fn record(
     counter: &mut Counter,
     board: &mut Board,
     result: Result<String, Failure>,
-    (begun, others_answer): (Instant, bool),
+    (begun, heard): (Instant, Option<std::time::Instant>),
 ) {
     let latency = begun.elapsed();
     let (outcome, mut text) = match result {
@@ -341,7 +341,8 @@ fn record(
     let state = outcome.map_or(before, |outcome| counter.record(outcome));
     let mut evidence = board.report.evidence;
     if let Some(outcome) = outcome {
-        evidence.record(outcome, begun.into_std(), || others_answer || board.has_no_witness());
+        let times = (begun.into_std(), Instant::now().into_std());
+        evidence.record(outcome, times, heard, || board.has_no_witness());
     }
     let is_in_doubt = state == State::Down && !evidence.is_enough();
     if is_in_doubt && outcome == Some(Outcome::Silent) {

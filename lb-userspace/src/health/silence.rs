@@ -5,14 +5,18 @@
 //!   another         o                      o  one that is answered
 //! ```
 //! Once another backend of the same virtual server has answered a check that began within the silence, this node is heard and hears. What begins
-//! after that and is left without an answer as well, as the second check here, shows that the backend is silent by itself. With the third one it
-//! is down, and its connections are lost.
+//! after that and is left without an answer as well, as the second check here, shows that the backend is silent by itself, if it ends long enough
+//! after the other one's answer: back on the network, a node may have to ask for a neighbour's link-layer address once more. With the third one
+//! the backend is down, and its connections are lost.
 //!
 //! Where all have fallen silent together and none has refused anything, it is more likely this node than all of them. New connections find nobody, and
 //! those that are there are left alone until one of them answers. It says by itself what has become of its own, and by that the
 //! others are judged.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
     State,
@@ -20,31 +24,41 @@ use super::{
     counter::Outcome,
 };
 
-/// What speaks for and against the death of a backend. The times are those at which checks began.
+/// The kernel asks for a neighbour once a second (RFC 4861, 10: RETRANS_TIMER; for ARP too), and what is sent meanwhile waits for the answer.
+const RESOLVED: Duration = Duration::from_millis(1100);
+
+/// What speaks for and against the death of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
-    /// The latest to which something came back.
-    answered: Option<Instant>,
+    /// When the latest check began and ended to which something came back.
+    answered: Option<(Instant, Instant)>,
     /// TCP was refused since it was accepted last.
     refused: bool,
-    /// The first of those in a row to which nothing came back.
+    /// When the first one began of those in a row to which nothing came back.
     silent: Option<Instant>,
+    /// Another backend was the first to answer since.
+    heard: Option<Instant>,
     /// That is not for want of a way.
     alone: bool,
 }
 
 impl Evidence {
-    /// Takes in a check that began at `begun`. `alone` says that nobody but the backend is to blame for its silence.
-    pub(super) fn record(&mut self, outcome: Outcome, begun: Instant, alone: impl FnOnce() -> bool) {
-        match outcome {
-            Outcome::Silent => {
-                self.alone = self.alone || alone();
-                self.silent.get_or_insert(begun);
-            }
-            answer => {
-                *self = Self { answered: Some(begun), refused: answer == Outcome::Dead, silent: None, alone: false };
-            }
+    /// Takes in a check, from its beginning to its end. Another backend was `heard` by the time it began, or `nobody` can tell.
+    pub(super) fn record(
+        &mut self,
+        outcome: Outcome,
+        (begun, ended): (Instant, Instant),
+        heard: Option<Instant>,
+        nobody: impl FnOnce() -> bool,
+    ) {
+        if outcome != Outcome::Silent {
+            *self = Self { answered: Some((begun, ended)), refused: outcome == Outcome::Dead, ..Self::default() };
+            return;
         }
+        self.silent.get_or_insert(begun);
+        self.heard = self.heard.or(heard);
+        let resolved = self.heard.is_some_and(|heard| ended.duration_since(heard) >= RESOLVED);
+        self.alone = self.alone || resolved || nobody();
     }
 
     /// It is the backend that is dead, if it is down.
@@ -53,16 +67,17 @@ impl Evidence {
     }
 
     fn has_answered_after(&self, moment: Instant) -> bool {
-        self.answered.is_some_and(|answered| answered > moment)
+        self.answered.is_some_and(|(begun, _)| begun > moment)
     }
 }
 
-/// Whether this node reaches another backend since this one is silent. `is_own` says which addresses are this host's, which it reaches in any case.
-pub(super) fn others_answer(all: &Reports, key: &BackendKey, is_own: impl Fn(IpAddr) -> bool) -> bool {
-    let since = all.get(key).and_then(|report| report.evidence.silent);
-    since.is_some_and(|since| {
-        others(all, key).any(|(key, other)| other.evidence.has_answered_after(since) && !is_own(key.address.ip()))
-    })
+/// Since when this node is known to reach another backend while this one is silent. `is_own` says which addresses are this host's, which it
+/// reaches in any case.
+pub(super) fn heard(all: &Reports, key: &BackendKey, is_own: impl Fn(IpAddr) -> bool) -> Option<Instant> {
+    let since = all.get(key)?.evidence.silent?;
+    let heard =
+        others(all, key).filter(|(key, other)| other.evidence.has_answered_after(since) && !is_own(key.address.ip()));
+    heard.filter_map(|(_, other)| Some(other.evidence.answered?.1)).min()
 }
 
 /// Whether there is nobody who could tell. Whoever was silent by himself before cannot.
@@ -81,7 +96,7 @@ pub(super) fn to_ask<'a>(all: &'a Reports, is_own: &impl Fn(IpAddr) -> bool) -> 
         let Some(since) = report.evidence.silent else { continue };
         let knows = |other: &Report| other.evidence.silent.is_some() || other.evidence.has_answered_after(since);
         asked.extend(others(all, key).filter(|(_, other)| !knows(other)).map(|(key, _)| key));
-        if report.state == State::Down && others_answer(all, key, is_own) {
+        if report.state == State::Down && heard(all, key, is_own).is_some() {
             asked.push(key);
         }
     }
@@ -120,12 +135,17 @@ mod tests {
 
         /// The outcome of a check of a backend that began at a moment, as the checker would take it in.
         fn check(&mut self, last: u8, outcome: Outcome, at: u64) {
+            self.long_check(last, outcome, at, 0);
+        }
+
+        fn long_check(&mut self, last: u8, outcome: Outcome, at: u64, took: u64) {
             let key = key("api", last);
-            let alone = others_answer(&self.all, &key, is_own) || has_no_witness(&self.all, &key, is_own);
+            let (heard, nobody) = (heard(&self.all, &key, is_own), has_no_witness(&self.all, &key, is_own));
             let begun = self.start + Duration::from_millis(at);
+            let ended = begun + Duration::from_millis(took);
             let all: &mut BTreeMap<_, _> = Arc::make_mut(&mut self.all);
             let report = all.entry(key).or_insert_with(Report::unknown);
-            report.evidence.record(outcome, begun, || alone);
+            report.evidence.record(outcome, (begun, ended), heard, || nobody);
             report.state = if outcome == Healthy { State::Up } else { State::Down };
         }
 
@@ -169,9 +189,12 @@ mod tests {
         assert_eq!(scene.asked(), [2, 3], "that check began before the silence did");
         scene.check(2, Healthy, 110);
         assert_eq!((scene.dead(), scene.asked()), (vec![], vec![1, 3]));
-        scene.check(1, Silent, 120);
+        scene.long_check(1, Silent, 120, 1000);
+        scene.check(2, Healthy, 1150);
+        assert!(scene.dead().is_empty(), "a neighbour may have to be asked for once more");
+        scene.long_check(1, Silent, 1180, 30);
         assert_eq!((scene.dead(), scene.asked()), (vec![1], vec![]));
-        scene.check(1, Healthy, 300);
+        scene.check(1, Healthy, 3000);
         assert!(scene.dead().is_empty());
     }
 
@@ -183,7 +206,7 @@ mod tests {
             let mut scene = well(&[1, 2, 9]);
             scene.check(1, Silent, 100);
             scene.check(other, outcome, 110);
-            scene.check(1, Silent, 120);
+            scene.check(1, Silent, 2000);
             assert_eq!(scene.dead(), dead, "{other}: {outcome:?}");
         }
         let mut scene = well(&[1, 2, 9]);
@@ -202,6 +225,8 @@ mod tests {
         assert_eq!((scene.dead(), scene.asked()), (vec![], vec![1, 3]), "the others are asked at once");
         scene.check(1, Healthy, 10_010);
         scene.check(3, Silent, 10_010);
+        assert!(scene.dead().is_empty());
+        scene.check(3, Silent, 11_100);
         assert_eq!(scene.dead(), [3]);
     }
 
@@ -225,8 +250,8 @@ mod tests {
         let mut scene = well(&[1, 2]);
         scene.check(1, Silent, 100);
         scene.check(2, Healthy, 110);
-        scene.check(1, Silent, 120);
-        scene.check(2, Silent, 130);
+        scene.check(1, Silent, 2000);
+        scene.check(2, Silent, 2010);
         assert_eq!(scene.dead(), [1, 2], "who was dead before cannot tell");
     }
 
@@ -235,9 +260,10 @@ mod tests {
         let mut scene = well(&[1, 2]);
         scene.check(1, Silent, 100);
         let mut elsewhere = Report::unknown();
-        elsewhere.evidence.record(Healthy, scene.start + Duration::from_millis(110), || unreachable!());
+        let at = scene.start + Duration::from_millis(110);
+        elsewhere.evidence.record(Healthy, (at, at), None, || unreachable!());
         Arc::make_mut(&mut scene.all).insert(key("other", 3), elsewhere);
-        scene.check(1, Silent, 120);
+        scene.check(1, Silent, 2000);
         assert!(scene.dead().is_empty());
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
+    net::IpAddr,
     path::PathBuf,
     thread,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -53,7 +54,8 @@ const DATAPLANE: &str = "max_connections = 16384\ntimeouts.closing = \"1s\"\ntim
 pub(super) struct Stage {
     streams: Streams,
     requests: Requests,
-    prober: Prober,
+    /// One of each family.
+    probers: [Prober; 2],
     pair: Pair,
     played: Vec<Played>,
     sizes: Sizes,
@@ -82,14 +84,16 @@ impl Stage {
         }
         let before = leaks::traces(&pair)?;
         NODES.into_iter().try_for_each(|node| pair.start(node))?;
-        let prober = Prober::start(pair.host(PROBER), pair.deployment.node(PROBER)?.v4, pair.deployment.vip())?;
+        let [four, six] = pair.deployment.node(PROBER)?.addresses();
+        let probe = |own: IpAddr, v6| Prober::start(pair.host(PROBER), own, pair.deployment.topology.endpoint(v6).ip());
+        let probers = [probe(four, false)?, probe(six, true)?];
         let streams = pair.deployment.streams(options.streams, PACE)?;
         let requests = Requests::start(&pair.deployment, options.streams)?;
         let (played, sizes) = (Vec::new(), Sizes::default());
         let mut stage =
-            Self { streams, requests, prober, pair, played, sizes, before, slowest: Duration::ZERO, broken: None };
+            Self { streams, requests, probers, pair, played, sizes, before, slowest: Duration::ZERO, broken: None };
         stage.settle()?;
-        stage.prober.forget();
+        stage.probers.iter().for_each(Prober::forget);
         Ok(stage)
     }
 
@@ -211,17 +215,19 @@ impl Stage {
 
     /// Ends everything in order, and judges.
     pub(super) fn finish(self, options: &Options) -> Result<Report> {
-        let Self { streams, requests, prober, mut pair, played, sizes, before, slowest, broken } = self;
+        let Self { streams, requests, probers, mut pair, played, sizes, before, slowest, broken } = self;
         let end = Moment::now();
         let outcomes = requests.finish()?;
         let episodes = streams.finish()?;
-        let claims = prober.since(UNIX_EPOCH);
-        drop(prober);
+        let claims = probers.map(|prober| prober.since(UNIX_EPOCH));
 
         let mut violations: Vec<String> = broken.iter().cloned().collect();
         violations.extend(judge::streams(&episodes, &played));
         violations.extend(judge::requests(&outcomes, &played));
-        violations.extend(judge::holders(&claims, &played, end.wall));
+        for (claims, family) in claims.iter().zip(["IPv4", "IPv6"]) {
+            let found = judge::holders(claims, &played, end.wall);
+            violations.extend(found.into_iter().map(|violation| format!("{family}: {violation}")));
+        }
         violations.extend(sizes.grown());
         violations.extend(pair.deployment.lab.checksum_errors()?);
         // A node that a broken step has left in whatever state says nothing about leaks.

@@ -1,19 +1,21 @@
-//! Asks the segment a thousand times a second who has the VIP, and notes which MAC addresses answer. It asks with frames of its own,
+//! Asks the segment a thousand times a second, by ARP or neighbour discovery, who has the VIP, and notes which MAC addresses answer. It asks with frames of its own,
 //! so that no neighbour table is between the question and the answer, and from a host of its own, whose table nobody measures.
 
 use std::{
     collections::BTreeSet,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use etherparse::PacketBuilder;
 
 use super::pace::{Pair, between};
 use crate::lab::{Host, Mac};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// A question or two may go unanswered for reasons of the machine's.
 const SILENCE: Duration = Duration::from_millis(50);
 const HANDOVER: Duration = Duration::from_millis(20);
@@ -24,7 +26,7 @@ const BROADCAST: Mac = [0xff; 6];
 pub struct Claim {
     pub at: SystemTime,
     pub mac: Mac,
-    /// Unasked: a gratuitous ARP.
+    /// Unasked: a gratuitous ARP, or an unsolicited advertisement.
     pub announced: bool,
 }
 
@@ -35,16 +37,21 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Asks from a host's `eth0` until it is dropped.
-    pub fn start(host: &Host, own: Ipv4Addr, vip: Ipv4Addr) -> Result<Self> {
-        let link = Arc::new(host.link("eth0", ETHERTYPE_ARP)?);
+    /// Asks from a host's `eth0` until it is dropped. Both addresses are of one family.
+    pub fn start(host: &Host, own: impl Into<IpAddr>, vip: impl Into<IpAddr>) -> Result<Self> {
+        let (own, vip) = (own.into(), vip.into());
+        let link = Arc::new(host.link("eth0", if vip.is_ipv4() { ETHERTYPE_ARP } else { ETHERTYPE_IPV6 })?);
         let claims: Arc<Mutex<Vec<Claim>>> = Arc::default();
         let (asking, noted) = (Arc::clone(&link), Arc::clone(&claims));
-        let question = question(link.mac(), own, vip);
+        let question = match (own, vip) {
+            (IpAddr::V4(own), IpAddr::V4(vip)) => question(link.mac(), own, vip),
+            (IpAddr::V6(own), IpAddr::V6(vip)) => solicitation(link.mac(), own, vip)?,
+            _ => bail!("{own} cannot ask for {vip}"),
+        };
         let mut frame = [0; 128];
         let hear = move || {
             if let Some((length, at)) = link.receive(&mut frame)?
-                && let Some((mac, announced)) = claim(&frame[..length], vip)
+                && let Some((mac, announced)) = said(&frame[..length], vip)
             {
                 lock(&noted).push(Claim { at, mac, announced });
             }
@@ -117,6 +124,32 @@ fn question(mac: Mac, own: Ipv4Addr, vip: Ipv4Addr) -> Vec<u8> {
     [&BROADCAST[..], &mac, &ETHERTYPE_ARP.to_be_bytes(), &HEADER, &mac, &own.octets(), &[0; 6], &vip.octets()].concat()
 }
 
+/// RFC 4861, 4.3: a neighbour solicitation with the asker's link-layer address, to the group of those who may have the VIP.
+fn solicitation(mac: Mac, own: Ipv6Addr, vip: Ipv6Addr) -> Result<Vec<u8>> {
+    let [.., a, b, c] = vip.octets();
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    let builder = PacketBuilder::ethernet2(mac, [0x33, 0x33, 0xff, a, b, c]).ipv6(own.octets(), group.octets(), 255);
+    let mut frame = Vec::new();
+    builder.icmpv6_raw(135, 0, [0; 4]).write(&mut frame, &[&vip.octets()[..], &[1, 1], &mac].concat())?;
+    Ok(frame)
+}
+
+/// Who says in a frame that the VIP is his, and whether unasked.
+fn said(frame: &[u8], vip: IpAddr) -> Option<(Mac, bool)> {
+    match vip {
+        IpAddr::V4(vip) => claim(frame, vip),
+        IpAddr::V6(vip) => advertisement(frame, vip),
+    }
+}
+
+/// The same of a neighbour advertisement, whose sender names himself in its only option (RFC 4861, 4.4).
+fn advertisement(frame: &[u8], vip: Ipv6Addr) -> Option<(Mac, bool)> {
+    let (ip, icmp) = frame.get(14..)?.split_at_checked(40)?;
+    let is_it = ip[6] == 58 && icmp.first() == Some(&136) && icmp.get(8..24)? == vip.octets();
+    let mac = icmp.get(24..32)?.strip_prefix(&[2, 1])?.try_into().ok()?;
+    is_it.then_some((mac, icmp[4] & 0x40 == 0))
+}
+
 /// The sender of an ARP frame whose sender address is the VIP, and whether it was not an answer.
 fn claim(frame: &[u8], vip: Ipv4Addr) -> Option<(Mac, bool)> {
     let arp = frame.get(14..42)?;
@@ -145,6 +178,21 @@ mod tests {
         assert_eq!(claim(&frame, VIP), Some(([2; 6], false)));
         assert_eq!(claim(&question([2; 6], OWN, VIP), VIP), None);
         assert_eq!(claim(&frame[..41], VIP), None);
+    }
+
+    #[test]
+    fn advertisements_are_read_by_target_option_and_flag() {
+        let [vip, own]: [Ipv6Addr; 2] = ["fd00:2::100", "fd00:2::21"].map(|text| text.parse().unwrap());
+        let asked = solicitation([2; 6], own, vip).unwrap();
+        assert_eq!((asked.len(), &asked[..6], asked[54]), (86, &[0x33, 0x33, 0xff, 0, 1, 0][..], 135));
+        assert_eq!(said(&asked, vip.into()), None, "a question is no answer");
+        let mut told = asked;
+        (told[54], told[78]) = (136, 2);
+        assert_eq!(said(&told, vip.into()), Some(([2; 6], true)));
+        told[58] = 0x40;
+        assert_eq!(said(&told, vip.into()), Some(([2; 6], false)));
+        assert_eq!(said(&told, own.into()), None);
+        assert_eq!(said(&told[..85], vip.into()), None);
     }
 
     #[test]

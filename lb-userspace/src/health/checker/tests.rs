@@ -276,7 +276,7 @@ fn check_that_could_not_be_made_changes_nothing_but_the_text() {
     let (mut board, reports) = board();
     let one = NonZeroU32::MIN;
     let mut counter = Counter::new(one, one);
-    let now = (Instant::now(), false);
+    let now = (Instant::now(), None);
     record(&mut counter, &mut board, Ok("HTTP 200".into()), now);
     let before = board.report.clone();
     assert_eq!((before.state, before.checks), (State::Up, 1));
@@ -299,17 +299,31 @@ struct Network {
 struct Reached {
     network: Arc<Network>,
     address: SocketAddr,
+    /// Since when the kernel asks for the neighbour, once a second.
+    asks: Option<Instant>,
 }
 
 impl Checks for Reached {
     async fn check(&mut self, silence: Duration) -> Result<String, Failure> {
         let now = Instant::now();
-        let is_cut = self.network.cut.lock().unwrap().is_some_and(|(from, to)| (from..to).contains(&now));
-        if is_cut || *self.network.dead.lock().unwrap() == Some(self.address) {
+        let cut = *self.network.cut.lock().unwrap();
+        let is_dead = *self.network.dead.lock().unwrap() == Some(self.address);
+        let mut answer = Duration::from_millis(3);
+        if let Some((from, to)) = cut {
+            if (from..to).contains(&now) {
+                self.asks.get_or_insert(now);
+            }
+            if let Some(asks) = self.asks {
+                let found = asks + Duration::from_secs((to - asks).as_secs_f64().ceil() as u64);
+                answer += found.saturating_duration_since(now);
+            }
+        }
+        if is_dead || answer >= silence {
             sleep(silence).await;
             return Err(Failure::silent(Reason::Silent { address: self.address, after: silence }));
         }
-        sleep(Duration::from_millis(3)).await;
+        sleep(answer).await;
+        self.asks = None;
         Ok("HTTP 200".into())
     }
 }
@@ -334,7 +348,8 @@ impl Checked {
         for address in addresses {
             let board = Board { key: key(address), report: unknown(), reports: sender.clone() };
             let told = signals.entry(key(address)).or_insert_with(Arc::<Signals>::default).clone();
-            tasks.spawn(run(Reached { network: network.clone(), address }, check.clone(), board, told));
+            let reached = Reached { network: network.clone(), address, asks: None };
+            tasks.spawn(run(reached, check.clone(), board, told));
         }
         let lost = Arc::new(Mutex::new(BTreeMap::new()));
         let (noted, mut changes) = (lost.clone(), reports.clone());
@@ -379,8 +394,8 @@ async fn a_host_that_dies_among_others_is_lost_within_the_promise() {
             *checked.network.dead.lock().unwrap() = Some(dead);
             sleep(check.interval * (check.fall.get() + 2) + Duration::from_secs(2)).await;
             let lost = checked.lost.lock().unwrap().clone();
-            // With fewer than three checks, one more may be needed to know whose fault it is.
-            let more = if check.fall.get() < 3 { Duration::from_millis(620) } else { Duration::ZERO };
+            // With fewer than three checks, two more may be needed to know whose fault it is.
+            let more = if check.fall.get() < 3 { Duration::from_millis(1300) } else { Duration::ZERO };
             let promise = check.interval * check.fall.get() + Duration::from_secs(1) + more;
             assert_eq!(lost.keys().collect::<Vec<_>>(), [&dead]);
             assert!(lost[&dead] - died <= promise, "{:?}: {check:?}", lost[&dead] - died);
