@@ -11,67 +11,24 @@ use crate::{
     wire::Tags,
 };
 
+mod access;
 mod balancing;
 mod counter;
 mod filter;
+mod lease;
+pub mod names;
+#[cfg(feature = "user")]
+mod pod;
 mod rate;
+mod service;
 
+pub use access::{Access, Range, Source};
 pub use balancing::{Balance, Load, Policy};
 pub use counter::Counter;
 pub use filter::Filter;
+pub use lease::{Fence, Lease};
 pub use rate::{Excess, Inflow, LINES, Sieve};
-
-/// Names of programs and maps, spelled once. The kernel keeps 15 characters of them.
-pub mod names {
-    pub const XDP_INGRESS: &str = "xdp_ingress";
-    pub const XDP_ICMP: &str = "xdp_icmp";
-    pub const XDP_EXPIRED: &str = "xdp_expired";
-    pub const XDP_SETTLE4: &str = "xdp_settle4";
-    pub const XDP_SETTLE6: &str = "xdp_settle6";
-    pub const XDP_CLOCK: &str = "xdp_clock";
-    pub const TC_INGRESS: &str = "tc_ingress";
-    pub const TC_EGRESS: &str = "tc_egress";
-    pub const TC_LOOPBACK: &str = "tc_loopback";
-    pub const CONNECT4: &str = "connect4";
-    pub const CONNECT6: &str = "connect6";
-    pub const GETPEERNAME4: &str = "getpeername4";
-    pub const GETPEERNAME6: &str = "getpeername6";
-    pub const SOCK_RELEASE: &str = "sock_release";
-    /// Constants that the loader sets: the daemon's network namespace, whether the kernel lets a hook choose its error, and its ticks in a second.
-    pub const HOME: &str = "HOME";
-    pub const CHOOSES_ERRORS: &str = "CHOOSES_ERRORS";
-    pub const TICKS_PER_SECOND: &str = "TICKS_PER_SECOND";
-    pub const SETTINGS: &str = "SETTINGS";
-    pub const FLOWS4: &str = "FLOWS4";
-    pub const FLOWS6: &str = "FLOWS6";
-    pub const SERVICES: &str = "SERVICES";
-    pub const TABLES: &str = "TABLES";
-    pub const BACKENDS: &str = "BACKENDS";
-    pub const POLICIES: &str = "POLICIES";
-    pub const TURNS: &str = "TURNS";
-    pub const LOADS: &str = "LOADS";
-    pub const TRAFFIC: &str = "TRAFFIC";
-    pub const PORTS: &str = "PORTS";
-    pub const COUNTERS: &str = "COUNTERS";
-    pub const PROGRAMS: &str = "PROGRAMS";
-    pub const LEASES: &str = "LEASES";
-    pub const FENCE: &str = "FENCE";
-    pub const LOCALS: &str = "LOCALS";
-    pub const HASHING: &str = "HASHING";
-    /// Nobody's but the daemon's: packets do without it.
-    pub const NEWS: &str = "NEWS";
-    pub const RANGES: &str = "RANGES";
-    /// As `NEWS`.
-    pub const SUSPICIONS: &str = "SUSPICIONS";
-    pub const MAPS: [&str; 18] = [
-        SETTINGS, HASHING, FLOWS4, FLOWS6, SERVICES, RANGES, TABLES, POLICIES, TURNS, BACKENDS, LOADS, TRAFFIC, PORTS,
-        COUNTERS, PROGRAMS, LEASES, FENCE, LOCALS,
-    ];
-    /// The tables of connections, which mean something only together.
-    pub const FLOWS: &[&str] = &[HASHING, FLOWS4, FLOWS6];
-    /// What a new daemon takes over from the one before it, each group as a whole or not at all.
-    pub const KEPT: [&[&str]; 6] = [FLOWS, &[TRAFFIC], &[COUNTERS], &[LEASES], &[FENCE], &[LOCALS]];
-}
+pub use service::{Holds, ServiceId, ServiceKey, Turned};
 
 /// Version of what the maps in [`names::KEPT`] mean. Raise it when that changes while the sizes of keys and values stay.
 pub const LAYOUT: u32 = 2;
@@ -110,198 +67,6 @@ pub struct BackendId(pub u32);
 impl BackendId {
     /// No backend: an empty slot of a selection table.
     pub const NONE: Self = Self(u32::MAX);
-}
-
-/// Number of a selection table. The daemon numbers virtual servers, each with one table; in the maps each has two banks, of which
-/// one is in use and the other is filled next, and this is the number of the bank in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
-pub struct ServiceId(pub u32);
-
-impl ServiceId {
-    /// Stands under the address and port of a backend: what comes from there is a reply.
-    pub const BACKEND: Self = Self(u32::MAX);
-}
-
-/// What stands under [`ServiceKey::turned`], in the place of a selection table: the backend on this host that is meant by what other nodes
-/// send here, and when this node chooses among all backends instead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Turned(u32);
-
-/// When a node holds the VIP of a virtual server whose packets it turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Holds {
-    Always,
-    /// While the VIP has a lease that runs.
-    Leased,
-    Never,
-}
-
-impl Turned {
-    const LEASED: u32 = 1 << 30;
-    const NEVER: u32 = 1 << 31;
-
-    pub const fn new(backend: BackendId, holds: Holds) -> Self {
-        Self(match holds {
-            Holds::Always => backend.0,
-            Holds::Leased => backend.0 | Self::LEASED,
-            Holds::Never => backend.0 | Self::NEVER,
-        })
-    }
-
-    /// As it stands in the map.
-    pub const fn stored(self) -> ServiceId {
-        ServiceId(self.0)
-    }
-
-    #[inline(always)]
-    pub const fn of(stored: ServiceId) -> Self {
-        Self(stored.0)
-    }
-
-    #[inline(always)]
-    pub const fn backend(self) -> BackendId {
-        BackendId(self.0 & !(Self::LEASED | Self::NEVER))
-    }
-
-    #[inline(always)]
-    pub const fn holds(self) -> Holds {
-        if self.0 & Self::NEVER != 0 {
-            Holds::Never
-        } else if self.0 & Self::LEASED != 0 {
-            Holds::Leased
-        } else {
-            Holds::Always
-        }
-    }
-}
-
-/// Which address and port a virtual server answers on, or a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct ServiceKey {
-    /// IPv4 as `::ffff:a.b.c.d`.
-    address: [u8; 16],
-    port: [u8; 2],
-    scope: [u8; 2],
-}
-
-impl ServiceKey {
-    #[inline(always)]
-    pub const fn new(address: [u8; 16], port: [u8; 2]) -> Self {
-        Self { address, port, scope: [0; 2] }
-    }
-
-    /// A virtual server that only sockets of this host may use. Packets are never looked up under it, so that nobody reaches a
-    /// loopback address from outside.
-    #[inline(always)]
-    pub const fn on_host(address: [u8; 16], port: [u8; 2]) -> Self {
-        Self { address, port, scope: [1, 0] }
-    }
-
-    /// Where [`Turned`] stands for the virtual server with this key.
-    #[inline(always)]
-    #[must_use]
-    pub const fn turned(self) -> Self {
-        Self { scope: [2, 0], ..self }
-    }
-
-    /// Stands there if other nodes with that MAC address send here what they have chosen this host's backend for.
-    #[inline(always)]
-    pub const fn forwarder(mac: [u8; 6]) -> Self {
-        let [a, b, c, d, e, f] = mac;
-        Self { address: [a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], port: [0; 2], scope: [3, 0] }
-    }
-
-    pub const fn address(&self) -> [u8; 16] {
-        self.address
-    }
-
-    pub const fn port(&self) -> [u8; 2] {
-        self.port
-    }
-
-    /// Whether only sockets of this host may use it.
-    pub const fn is_on_host(&self) -> bool {
-        self.scope[0] == 1
-    }
-
-    /// Whether it leads to a selection table, unless it is a backend's.
-    pub const fn has_table(&self) -> bool {
-        self.scope[0] < 2
-    }
-}
-
-/// Who asks for a virtual server, or a range of them: the data of a key in a trie of prefixes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct Source {
-    /// The virtual server's number, as the daemon counts.
-    service: u32,
-    /// IPv4 as `::ffff:a.b.c.d`.
-    address: [u8; 16],
-}
-
-impl Source {
-    /// Bits of a key whose every bit counts.
-    pub const BITS: u32 = 8 * size_of::<Self>() as u32;
-    /// Those of the virtual server alone.
-    pub const SERVICE_BITS: u32 = u32::BITS;
-
-    #[inline(always)]
-    pub const fn new(service: ServiceId, address: [u8; 16]) -> Self {
-        Self { service: service.0, address }
-    }
-}
-
-/// A prefix of [`Source`]: a virtual server and, unless it is about everybody, a range of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Range {
-    bits: u32,
-    source: Source,
-}
-
-impl Range {
-    /// Everybody who asks for the virtual server and is in no other range.
-    pub const fn everybody(service: ServiceId) -> Self {
-        Self { bits: Source::SERVICE_BITS, source: Source::new(service, [0; 16]) }
-    }
-
-    /// Addresses that have the first `length` bits of this one; the others are zero. Bits of an IPv4 address are counted from its own
-    /// first one.
-    pub fn new<A: Address>(service: ServiceId, network: A, length: u32) -> Self {
-        let skipped = u8::BITS * (16 - size_of::<A>() as u32);
-        Self { bits: Source::SERVICE_BITS + skipped + length, source: Source::new(service, network.mapped()) }
-    }
-
-    pub const fn bits(&self) -> u32 {
-        self.bits
-    }
-
-    pub const fn source(&self) -> Source {
-        self.source
-    }
-
-    /// Whether a source is in it.
-    pub fn holds(&self, source: &Source) -> bool {
-        let differing = u128::from_be_bytes(self.source.address) ^ u128::from_be_bytes(source.address);
-        self.source.service == source.service && differing.leading_zeros() + Source::SERVICE_BITS >= self.bits
-    }
-}
-
-/// Whether a range of sources may use a virtual server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-pub struct Access(u32);
-
-impl Access {
-    pub const ALLOWED: Self = Self(0);
-    pub const DENIED: Self = Self(1);
-
-    #[inline(always)]
-    pub const fn is_denied(self) -> bool {
-        self.0 == Self::DENIED.0
-    }
 }
 
 /// One backend of one virtual server.
@@ -473,85 +238,6 @@ impl Settings {
     }
 }
 
-/// How long this node may speak for a VIP, in nanoseconds of `CLOCK_BOOTTIME`. A VIP without a lease is this node's for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Lease {
-    claimed_until: u64,
-    carried_until: u64,
-    /// All zero where the VIP is at the MAC of its interface.
-    mac: [u8; 6],
-    _reserved: [u8; 2],
-}
-
-impl Lease {
-    /// Until when the node answers who asks for the VIP's MAC address, and until when it carries the VIP's traffic.
-    pub const fn new(claimed_until: u64, carried_until: u64) -> Self {
-        Self { claimed_until, carried_until, mac: [0; 6], _reserved: [0; 2] }
-    }
-
-    /// The VIP is at that virtual MAC, whatever the interface's own is.
-    #[must_use]
-    pub const fn at(self, mac: [u8; 6]) -> Self {
-        Self { mac, ..self }
-    }
-
-    /// Where the lease of a virtual MAC itself stands: under a group address of no scope, which is nobody's VIP.
-    #[inline(always)]
-    pub const fn key_of(mac: [u8; 6]) -> [u8; 16] {
-        let [a, b, c, d, e, f] = mac;
-        [0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f]
-    }
-
-    /// The virtual MAC whose lease stands under a key.
-    pub fn mac_under(key: &[u8; 16]) -> Option<[u8; 6]> {
-        let mac = *key.last_chunk()?;
-        (Self::key_of(mac) == *key).then_some(mac)
-    }
-
-    /// The virtual MAC that the VIP is at.
-    #[inline(always)]
-    pub fn mac(&self) -> Option<[u8; 6]> {
-        Some(self.mac).filter(|mac| *mac != [0; 6])
-    }
-
-    #[inline(always)]
-    pub const fn claimed_until(&self) -> u64 {
-        self.claimed_until
-    }
-
-    #[inline(always)]
-    pub const fn carried_until(&self) -> u64 {
-        self.carried_until
-    }
-}
-
-/// The kernel tick until which this node carries VIPs without a look at their leases.
-///
-/// Kept as the distance to the end of all ticks. So an empty map says "for ever", and an addition and a shift tell which side a tick
-/// is on: from a comparison the verifier would learn about the time, and follow all that comes after once for each outcome.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Fence(u64);
-
-impl Fence {
-    /// More than the clock ever shows.
-    const END: u64 = 1 << 63;
-
-    /// Where there are no leases.
-    pub const NONE: Self = Self(0);
-
-    /// After that tick, leases are looked at.
-    pub const fn after(tick: u64) -> Self {
-        Self((Self::END - 1).saturating_sub(tick))
-    }
-
-    #[inline(always)]
-    pub const fn is_behind(self, now: u64) -> bool {
-        self.0.wrapping_add(now) >= Self::END
-    }
-}
-
 /// Spreads a client's address over a selection table.
 #[inline(always)]
 pub fn source_hash<A: Address>(address: &A) -> u32 {
@@ -596,80 +282,10 @@ const _: () = {
     assert!(size_of::<Settings>() == 8 + 3 * 512);
 };
 
-#[cfg(feature = "user")]
-mod pod {
-    use super::{
-        Access, Backend, BackendId, Fence, Hashing, Lease, Local, Policy, Port, ServiceId, ServiceKey, Settings,
-        Source, Traffic,
-    };
-
-    /// SAFETY of all: `repr(C)` or `repr(transparent)` over integers and arrays of them, no implicit padding, every bit
-    /// pattern valid.
-    macro_rules! pod {
-        ($($type:ty),*) => { $(
-            // SAFETY: see above.
-            unsafe impl aya::Pod for $type {}
-        )* };
-    }
-    pod!(
-        Access, BackendId, ServiceId, ServiceKey, Source, Backend, Local, Traffic, Port, Settings, Lease, Fence,
-        Hashing, Policy
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::{V4, V6};
-
-    #[test]
-    fn a_fence_is_behind_whoever_is_past_its_tick() {
-        let fence = Fence::after(4_295_000_000);
-        assert!(!fence.is_behind(4_295_000_000));
-        assert!(fence.is_behind(4_295_000_001));
-        assert!(Fence::after(0).is_behind(1));
-        for never in [Fence::NONE, Fence::after(u64::MAX)] {
-            assert!(!never.is_behind(1 << 62));
-        }
-    }
-
-    #[test]
-    fn kernel_names_are_short_enough() {
-        for name in names::MAPS.iter().chain(&[
-            names::XDP_INGRESS,
-            names::TC_INGRESS,
-            names::TC_EGRESS,
-            names::TC_LOOPBACK,
-            names::GETPEERNAME4,
-            names::SOCK_RELEASE,
-        ]) {
-            assert!(name.len() <= 15, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_range_holds_what_begins_as_it_does() {
-        let source = |service, address| Source::new(ServiceId(service), address);
-        let [a, b] = [V4([10, 1, 255, 255]).mapped(), V4([10, 2, 0, 0]).mapped()];
-        let range = Range::new(ServiceId(3), V4([10, 1, 0, 0]), 16);
-        assert_eq!(
-            (range.holds(&source(3, a)), range.holds(&source(3, b)), range.holds(&source(4, a))),
-            (true, false, false)
-        );
-        assert!(Range::new(ServiceId(3), V4([10, 0, 0, 0]), 14).holds(&source(3, b)));
-        let whole = Range::new(ServiceId(3), V4([0; 4]), 0);
-        assert!(whole.holds(&source(3, b)) && !whole.holds(&source(3, [0xfd; 16])) && !whole.holds(&source(4, b)));
-        let one = Range::new(ServiceId(3), V6([0xfd; 16]), 128);
-        assert_eq!(one.bits(), Source::BITS);
-        assert!(one.holds(&source(3, [0xfd; 16])) && !one.holds(&source(3, [0xfc; 16])));
-        let everybody = Range::everybody(ServiceId(3));
-        assert!(everybody.bits() < whole.bits());
-        assert!(
-            everybody.holds(&source(3, a))
-                && everybody.holds(&source(3, [0xfd; 16]))
-                && !everybody.holds(&source(4, a))
-        );
-    }
+    use crate::address::V4;
 
     #[test]
     fn a_backends_successor_is_not_the_backend() {
