@@ -48,7 +48,7 @@ pub(crate) static DRAFT6: PerCpuArray<Draft<V6>, 1> = PerCpuArray::new();
 pub(crate) static QUESTION: PerCpuArray<[u64; size_of::<bpf_fib_lookup>() / 8], 1> = PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, { 2 * (MAX_SERVICES + MAX_BACKENDS) }> = HashMap::new();
+pub(crate) static SERVICES: HashMap<ServiceKey, ServiceId, { 2 * (2 * MAX_SERVICES + MAX_BACKENDS) }> = HashMap::new();
 
 /// Who may use which virtual server; who is in no range may.
 /// Twice as many, since new ones come before former ones go.

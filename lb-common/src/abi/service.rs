@@ -11,6 +11,8 @@ pub struct ServiceId(pub u32);
 impl ServiceId {
     /// Stands under the address and port of a backend: what comes from there is a reply.
     pub const BACKEND: Self = Self(u32::MAX);
+    /// Stands under [`ServiceKey::vip`].
+    pub const VIP: Self = Self(u32::MAX - 1);
 }
 
 /// What stands under [`ServiceKey::turned`], in the place of a selection table: the backend on this host that is meant by what other nodes
@@ -101,6 +103,12 @@ impl ServiceKey {
     pub const fn forwarder(mac: [u8; 6]) -> Self {
         let [a, b, c, d, e, f] = mac;
         Self { address: [a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], port: [0; 2], scope: [3, 0] }
+    }
+
+    /// Something stands there if packets to that address are looked at: a filter only says "perhaps".
+    #[inline(always)]
+    pub const fn vip(address: [u8; 16]) -> Self {
+        Self { address, port: [0; 2], scope: [4, 0] }
     }
 
     pub const fn address(&self) -> [u8; 16] {

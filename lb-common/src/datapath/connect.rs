@@ -118,9 +118,14 @@ where
     if let Err(stop) = fence::carries(tables, arrival) {
         return stop;
     }
-    // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it.
+    // Up the stack, the reply to a connection whose entry was lost would be answered with a reset, and the connection with it. But what a backend
+    // says to this host itself is the host's, also where the filter cannot tell its address from a VIP.
     let key = &arrival.segment.key;
     *asked = ServiceKey::new(key.source.mapped(), key.source_port);
+    if tables.service(asked).is_none() {
+        return Stop::pass(Counter::NoService);
+    }
+    *asked = ServiceKey::vip(key.destination.mapped());
     if tables.service(asked).is_some() { Stop::drop(Counter::Orphan) } else { Stop::pass(Counter::NoService) }
 }
 

@@ -101,7 +101,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         let Some(number) = inputs.numbers.service(server) else { continue };
         let key = service(server);
         if !key.is_on_host() {
-            mark(&mut desired.vips, server.address);
+            desired.look_at(server.address);
         }
         desired.services.insert(key, number);
         desired.ranges.extend(rules(number, server));
@@ -149,7 +149,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     }
     for (endpoint, removed) in inputs.numbers.removed() {
         if !endpoint.service().is_on_host() {
-            mark(&mut desired.vips, endpoint.vip());
+            desired.look_at(endpoint.vip());
         }
         let keeps = removed.was.as_ref().is_some_and(|server| server.on_down == OnDown::Keep);
         let down = inputs.removed.get(&removed.id) == Some(&State::Down) && !keeps;
@@ -173,6 +173,11 @@ fn rules(service: ServiceId, server: &VirtualServer) -> BTreeMap<Range, Access> 
 }
 
 impl Desired {
+    fn look_at(&mut self, vip: IpAddr) {
+        mark(&mut self.vips, vip);
+        self.services.insert(ServiceKey::vip(mapped(vip)), ServiceId::VIP);
+    }
+
     /// Draining is not down: its connections go on.
     fn add(&mut self, inputs: &Inputs<'_>, endpoint: &Endpoint, id: BackendId, flags: u8) {
         let local = if inputs.local.contains(&endpoint.address()) {
@@ -336,10 +341,12 @@ pub(super) mod tests {
         let desired = with_states(&servers, &[vec![State::Up; 2], vec![State::Up; 2]], &[]);
         assert_eq!(chosen(&desired, 0), BTreeSet::from([0, 1]));
         assert_eq!(chosen(&desired, 1), BTreeSet::from([2, 3]));
-        let served = desired.services.values().filter(|id| **id != ServiceId::BACKEND);
+        let served = desired.services.iter().filter(|(key, id)| key.has_table() && **id != ServiceId::BACKEND);
         assert_eq!(served.count(), 2);
         // Both virtual servers have the same two.
-        assert_eq!(desired.services.len(), 2 + 2);
+        assert_eq!(desired.services.values().filter(|id| **id == ServiceId::BACKEND).count(), 2);
+        let vips = [100, 101].map(|last| ServiceKey::vip(mapped(IpAddr::from([192, 168, 2, last]))));
+        assert!(vips.iter().all(|vip| desired.services.get(vip) == Some(&ServiceId::VIP)));
     }
 
     #[test]

@@ -92,6 +92,7 @@ mod tests {
             Change::Table(..) => "table",
             Change::Policy(..) => "policy",
             Change::Serve(_, ServiceId::BACKEND) => "reply",
+            Change::Serve(_, ServiceId::VIP) => "vip",
             Change::Serve(..) => "serve",
             Change::Withdraw(_) => "withdraw",
             Change::Rule(_, access) if access.is_denied() => "deny",
@@ -118,7 +119,7 @@ mod tests {
                 None,
                 up.clone(),
                 false,
-                vec!["backend", "backend", "table", "policy", "reply", "reply", "serve", "settings"],
+                vec!["backend", "backend", "table", "policy", "reply", "reply", "vip", "serve", "settings"],
             ),
             ("some are allowed", Some(up.clone()), listed.clone(), false, vec!["allow", "deny", "settings"]),
             ("and all again", Some(listed), up.clone(), false, vec!["unrule", "unrule", "settings"]),
@@ -144,14 +145,14 @@ mod tests {
                 Some(up.clone()),
                 with_states(&two, &[vec![Up, Up], vec![Up]], &[]),
                 false,
-                vec!["backend", "table", "policy", "serve", "settings"],
+                vec!["backend", "table", "policy", "vip", "serve", "settings"],
             ),
             (
                 "a server less",
                 Some(with_states(&two, &[vec![Up, Up], vec![Up]], &[])),
                 up,
                 false,
-                vec!["withdraw", "absent", "settings"],
+                vec!["withdraw", "withdraw", "absent", "settings"],
             ),
         ];
         for (name, before, after, moved, expected) in table {

@@ -293,6 +293,7 @@ impl Stage {
             for service in SERVICES {
                 changes.push(if service.port == PAIR.port { PAIR.shared(family) } else { service.alone(family) });
                 changes.push(Change::Serve(service.key(family), service.service(family)));
+                changes.push(Change::Serve(ServiceKey::vip(family.mapped(VIP)), ServiceId::VIP));
             }
         }
         changes

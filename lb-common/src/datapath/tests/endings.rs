@@ -108,6 +108,11 @@ where
     let backend = ServiceKey::new(A::host(BACKEND).mapped(), BACKEND_PORT.to_be_bytes());
     world.memory.services.insert(backend, ServiceId::BACKEND);
     world.dropped(&reply, Counter::Orphan);
+    // What the filter cannot tell from a VIP is this host itself.
+    world.memory.settings.as_mut().expect("a generation").vips = Filter::full();
+    let own = Segment { destination: A::host(LOCAL), ..reply.clone() };
+    assert_eq!(world.ingress(&own.bytes()), (Verdict::Pass, own.bytes()));
+    world.dropped(&reply, Counter::Orphan);
     // The client's next packet makes the entry again, and then the reply finds its way.
     assert_eq!(world.ingress(&asks::<A>(ACK).bytes()).0, Verdict::Redirect(OUTER));
     world.expect(&reply, Verdict::Transmit, &sent_back(&reply));

@@ -80,6 +80,7 @@ where
     fn with(backend: Backend) -> Self {
         let mut memory = Memory::default();
         memory.services.insert(ServiceKey::new(A::host(VIP).mapped(), SERVICE_PORT.to_be_bytes()), ServiceId(3));
+        memory.services.insert(ServiceKey::vip(A::host(VIP).mapped()), ServiceId::VIP);
         memory.tables.insert(ServiceId(3), std::vec![ID; SLOTS as usize]);
         memory.backends.insert(ID, backend);
         let mut world = Self { memory, now: 1_000_000, family: core::marker::PhantomData };
