@@ -31,7 +31,7 @@ pub use rate::{Excess, Inflow, LINES, Sieve};
 pub use service::{Holds, ServiceId, ServiceKey, Turned};
 
 /// Version of what the maps in [`names::KEPT`] mean. Raise it when that changes while the sizes of keys and values stay.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Virtual servers at once.
 pub const MAX_SERVICES: usize = 256;

@@ -5,8 +5,8 @@
 //!                            beyond it, has come a moment ago ------> admitted, if repeated ones are
 //!                                       comes for the first time ---> noted; dropped or refused
 //! ```
-//! A client repeats its SYN after a second (RFC 6298 §2), so beyond the rate it is a second late, and nobody is turned away. What has come is noted in a
-//! sieve of fixed size: nothing that a flood sends can push a client's note out, it can only let some of the flood through.
+//! A client repeats its SYN after a second, and then after two and four (RFC 6298 §2), so beyond the rate it is a second late, or more if its SYNs are lost on the
+//! way. What has come is noted in a sieve of fixed size: nothing that a flood sends can push a client's note out, it can only let some of the flood through.
 
 use super::{Stop, Tables};
 use crate::{
@@ -35,7 +35,7 @@ pub(super) fn admit<T: Tables + ?Sized>(tables: &T, service: ServiceId, seed: u3
     })
 }
 
-/// Whether that SYN has come in the last two seconds; from now on it has.
+/// Whether that SYN has come a moment ago; from now on it has.
 #[inline(always)]
 fn has_come<T: Tables + ?Sized>(tables: &T, service: ServiceId, seed: u32, second: u32, now: u64) -> bool {
     let place = mix(seed ^ mix(service.0));

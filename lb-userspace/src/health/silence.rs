@@ -80,11 +80,12 @@ pub(super) fn heard(all: &Reports, key: &BackendKey, is_own: impl Fn(IpAddr) -> 
     heard.filter_map(|(_, other)| Some(other.evidence.answered?.1)).min()
 }
 
-/// Whether there is nobody who could tell. Whoever was silent by himself before cannot.
+/// Whether there is nobody who could tell. Whoever was silent by himself before cannot; who was not asked yet may.
 pub(super) fn has_no_witness(all: &Reports, key: &BackendKey, is_own: impl Fn(IpAddr) -> bool) -> bool {
     let tells = |(key, other): (&BackendKey, &Report)| {
         let Evidence { answered, silent, alone, .. } = other.evidence;
-        (answered.is_some() || silent.is_some()) && !alone && !is_own(key.address.ip())
+        let may_answer = answered.is_some() || silent.is_some() || other.last_check.is_none();
+        may_answer && !alone && !is_own(key.address.ip())
     };
     is_own(key.address.ip()) || !others(all, key).any(tells)
 }
@@ -196,6 +197,22 @@ mod tests {
         assert_eq!((scene.dead(), scene.asked()), (vec![1], vec![]));
         scene.check(1, Healthy, 3000);
         assert!(scene.dead().is_empty());
+    }
+
+    /// A daemon may begin while its node is cut off, with the connections of the one before.
+    #[test]
+    fn whoever_was_not_checked_yet_may_tell() {
+        let mut scene = Scene::new();
+        let unknown = [1, 2, 3].map(|last| (key("api", last), Report::unknown()));
+        scene.all = Arc::new(unknown.into());
+        for at in [10, 20, 30].into_iter().chain([2010, 2020, 2030]).chain([4010, 4020, 4030]) {
+            scene.check((at / 10 % 10) as u8, Silent, at);
+        }
+        assert!(scene.dead().is_empty());
+        scene.check(1, Healthy, 5000);
+        scene.check(2, Healthy, 5010);
+        scene.check(3, Silent, 6500);
+        assert_eq!(scene.dead(), [3]);
     }
 
     #[test]

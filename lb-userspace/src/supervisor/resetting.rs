@@ -60,8 +60,12 @@ fn run(ender: &Ender, requests: &Receiver<Request>, count: &watch::Sender<u64>, 
         }
         let mut sent: BTreeMap<BackendId, u64> = BTreeMap::new();
         for (vip, ended) in by_vip {
-            if let Err(error) = send(vip, &ended, || ender.may_claim(vip), &mut sent, over) {
+            if let Err(error) = send(vip, &ended, || ender.may_claim(vip), &mut sent) {
                 log::warn!("idle clients of {vip} are not all reset: {error}");
+            }
+            // They are over, whether or not their clients could be told. Where no other node is, nobody listens.
+            for Ended { connection, .. } in ended {
+                let _ = over.send(connection);
             }
         }
         for (backend, number) in &sent {
@@ -74,13 +78,7 @@ fn run(ender: &Ender, requests: &Receiver<Request>, count: &watch::Sender<u64>, 
 }
 
 /// Sends resets burst by burst, as long as this node may. Another one that has taken the VIP goes on with the rest.
-fn send(
-    vip: IpAddr,
-    ended: &[Ended],
-    may: impl Fn() -> bool,
-    sent: &mut BTreeMap<BackendId, u64>,
-    over: &SyncSender<Connection>,
-) -> io::Result<()> {
+fn send(vip: IpAddr, ended: &[Ended], may: impl Fn() -> bool, sent: &mut BTreeMap<BackendId, u64>) -> io::Result<()> {
     let socket = ResetSocket::open(vip)?;
     let mut failed = None;
     for (number, burst) in ended.chunks(BURST).enumerate() {
@@ -90,13 +88,11 @@ fn send(
         if !may() {
             return Err(io::Error::other("another node has taken the VIP"));
         }
-        for Ended { backend, reset, connection } in burst {
+        for Ended { backend, reset, .. } in burst {
             match patiently(|| socket.send(reset)) {
                 Ok(()) => *sent.entry(*backend).or_default() += 1,
                 Err(error) => failed = Some(error),
             }
-            // Where no other node is told, nobody listens.
-            let _ = over.send(*connection);
         }
     }
     failed.map_or(Ok(()), Err)

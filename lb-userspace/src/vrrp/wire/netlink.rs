@@ -27,6 +27,8 @@ use crate::host::unicast;
 const DATAGRAM: usize = 32 * 1024;
 /// Receive buffer for news, in bytes: some thousand messages.
 const NEWS_BUFFER: u32 = 1 << 20;
+/// Metric of the route that is there for a moment.
+const TOUCHING: u32 = 0x7876_6970;
 const NO_WAIT: i32 = libc::MSG_DONTWAIT;
 
 /// Sends requests.
@@ -78,7 +80,9 @@ impl Netlink {
             kind: RouteType::Unicast,
             ..RouteHeader::default()
         };
-        message.attributes = vec![RouteAttribute::Destination(to.into()), RouteAttribute::Oif(index)];
+        // With a metric that nobody else uses, so that no route of somebody's is taken off in its place.
+        let metric = RouteAttribute::Priority(TOUCHING);
+        message.attributes = vec![RouteAttribute::Destination(to.into()), RouteAttribute::Oif(index), metric];
         let made =
             self.request(RouteNetlinkMessage::NewRoute(message.clone()), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, |_| {});
         if unless(made, &[libc::EEXIST])? {
