@@ -34,8 +34,8 @@ const FRAMES: u32 = 100_000;
 const CALM: u32 = 400;
 /// Of how many frames one may come while the clock moves and a source port is chosen by it: more of them, and the test says little.
 const RESYNCED: u32 = 1_600;
-/// Of how many frames one may be decided otherwise in the kernel and, sent again at once, alike. Seen twice in six million frames, both of them direct, with
-/// tags and IPv6, dropped by the kernel; the same seeds did not bring it again, and it is not explained yet. Each is told with what was counted.
+/// Of how many frames one may find no route in the kernel, which had one before and has one after. Seen once in some millions: IPv6 with tags, where the
+/// kernel is not to send; the same seeds do not bring it again, and why its lookup fails is not known. Each is told.
 const MOMENTARY: u32 = 500_000;
 /// Uptime on the host's side, in which leases end just before or just after.
 const NOW: u64 = 1_000;
@@ -66,14 +66,12 @@ fn host_and_kernel_agree() {
     let frames = std::env::var("XVIP_FRAMES").map_or(FRAMES, |frames| frames.parse().expect("a number"));
     let Compared { resyncs, moments, verdicts } = Stage::set(move |stage| compare(stage, Rng::with_seed(seed), frames))
         .unwrap_or_else(|error| panic!("{error:#}"));
-    println!(
-        "{frames} frames, {resyncs} fresh starts because the clock moved, {moments} that were decided otherwise for a moment"
-    );
+    println!("{frames} frames, {resyncs} fresh starts because the clock moved, {moments} without a route for a moment");
     for (verdict, count) in &verdicts {
         println!("{count:>10}  {:>6.2} %  {verdict}", f64::from(*count) * 100.0 / f64::from(frames));
     }
     assert!(resyncs <= frames / RESYNCED, "{resyncs} fresh starts");
-    assert!(moments <= frames.div_ceil(MOMENTARY), "{moments} frames were decided otherwise for a moment");
+    assert!(moments <= frames.div_ceil(MOMENTARY), "{moments} frames found no route for a moment");
     assert_eq!(verdicts.len(), 8, "some verdict was never reached: {verdicts:?}");
 }
 
@@ -124,7 +122,7 @@ enum Outcome {
     Same(Run),
     /// The clock moved where that matters, so that they may be out of step.
     Clock,
-    /// Otherwise, and sent again alike.
+    /// The kernel found no route for the moment.
     Moment(String),
 }
 
@@ -267,8 +265,8 @@ impl Twins {
             kernel.action,
             hex(&kernel.frame)
         );
-        let (host, kernel) = self.both(sent, now)?;
-        ensure!(host == kernel, "{what}");
+        let routeless = self.dataplane.counters()?.get(&Counter::NoRoute).copied().unwrap_or_default();
+        ensure!(kernel.action == DROP && routeless == self.memory.counter(Counter::NoRoute) + 1, "{what}");
         Ok(Outcome::Moment(what))
     }
 
