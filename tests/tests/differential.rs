@@ -34,8 +34,8 @@ const FRAMES: u32 = 100_000;
 const CALM: u32 = 400;
 /// Of how many frames one may come while the clock moves and a source port is chosen by it: more of them, and the test says little.
 const RESYNCED: u32 = 1_600;
-/// Of how many frames one may find no route in the kernel, which had one before and has one after. Seen once in some millions: IPv6 with tags, where the
-/// kernel is not to send; the same seeds do not bring it again, and why its lookup fails is not known. Each is told.
+/// Of how many frames one may find no route in the kernel, which had one before and has one after. Seen once in some millions, each time in IPv6; the same
+/// seeds do not bring it again, and why its lookup fails is not known. Each is told.
 const MOMENTARY: u32 = 500_000;
 /// Uptime on the host's side, in which leases end just before or just after.
 const NOW: u64 = 1_000;
